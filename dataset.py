@@ -1,0 +1,416 @@
+"""Data sets: where they lie, their split files, their images, and the batches made of them.
+
+Letters: N images, T merged tags, D = 300. Section numbers are those of the paper's description in README.md.
+"""
+import collections
+import mmap
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import scipy.sparse
+
+from util import DIMENSIONS, UserError, progress, read_pickle
+
+IMAGE_SIDE = 256  # pixels of a stored image
+CROP_SIDE = 227  # pixels of what the network sees
+CROP_RANGE = IMAGE_SIDE - CROP_SIDE + 1  # a crop starts at 0 … 29 in each axis
+IMAGE_BYTES = IMAGE_SIDE * IMAGE_SIDE * 3
+SHOWN_FAULTS = 10  # of the bad images, so many are named in an error
+
+RELEASE_FOLDERS = {"flickr": "flickr25k", "nuswide": "nus-wide"}
+TAG_LISTS = ("common_tags.txt", "TagList1k.txt")  # MIRFLICKR's and NUS-WIDE's; own data sets use the first
+
+cv2.setNumThreads(1)  # images are decoded side by side, one thread each
+
+
+# ---------------------------------------------------------------- where a data set lies
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set's name and its two folders: split files and images."""
+    name: str
+    splits: Path
+    images: Path
+
+    @property
+    def tag_list(self):
+        """The file that names the raw tag of each column of `train_tag.txt`."""
+        for name in TAG_LISTS:
+            if (self.splits / name).is_file():
+                return self.splits / name
+        raise UserError(f"{self.splits}: no tag list: expected {' or '.join(TAG_LISTS)}")
+
+    @property
+    def tag_embeddings(self):
+        return self.splits / "tags" / "FinalTagEmbs.txt"
+
+    @property
+    def merge_map(self):
+        return self.splits / "tags" / "TagIdMergeMap.pkl"
+
+    def split_files(self, split):
+        """The image list and the 0/1 matrix of split `train`, `database` or `test`."""
+        matrix = "train_tag.txt" if split == "train" else f"{split}_label.txt"
+        return self.splits / f"{split}_img.txt", self.splits / matrix
+
+
+def find_dataset(name, root):
+    """The data set called `name` under `root`. Raises UserError with the known names if there is none."""
+    folder = RELEASE_FOLDERS.get(name, name)
+    splits = root / "data" / folder
+    if "/" in name or name in ("", ".", "..") or not splits.is_dir():
+        known = ", ".join(known_datasets(root)) or "none yet"
+        raise UserError(f"unknown data set {name!r}: there is no folder {splits}; known here: {known}")
+    return Dataset(name, splits, root / "datasets" / folder)
+
+
+def known_datasets(root):
+    """Names of the data sets under `root` that have an image list, sorted."""
+    names = {folder: name for name, folder in RELEASE_FOLDERS.items()}
+    folders = {path.parent.name for path in (root / "data").glob("*/*_img.txt")}
+    return sorted(names.get(folder, folder) for folder in folders)
+
+
+# ---------------------------------------------------------------- split files
+
+def read_lines(path):
+    """The lines of a text file without their ends; empty ones at the end of the file do not count."""
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8 text, found something else ({error})") from error
+
+
+def read_image_list(path):
+    """Image paths relative to the data set's image folder, one a line."""
+    names = [line.strip() for line in read_lines(path)]
+    if not any(names):
+        raise UserError(f"{path}: expected one image path a line, found none")
+    if "" in names:
+        raise UserError(f"{path}: row {names.index('') + 1} is empty, expected an image path")
+    return names
+
+
+def read_tag_names(path):
+    """The raw tag of each column. A line is a tag, or a tag and its count as in MIRFLICKR's list."""
+    lines = [line.split() for line in read_lines(path)]
+    for row, words in enumerate(lines, 1):
+        if not (len(words) == 1 or (len(words) == 2 and words[1].isdecimal())):
+            raise UserError(f"{path}: row {row}: expected a tag, or a tag and its count, found {' '.join(words)!r}")
+    return [words[0] for words in lines]
+
+
+def read_binary_matrix(path):
+    """A 0/1 matrix of whitespace-separated text as scipy CSR, uint8, one row a line.
+
+    Fast where every number is a single digit; other spellings of 0 and 1, such as 1.0, are read too.
+    """
+    try:
+        text = np.fromfile(path, np.uint8)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    if text.size and text[-1] != ord("\n"):
+        text = np.append(text, np.uint8(ord("\n")))
+    digit = (text == ord("0")) | (text == ord("1"))
+    newline = text == ord("\n")
+    plain = digit | newline | (text == ord(" ")) | (text == ord("\t")) | (text == ord("\r"))
+    if not plain.all() or (digit[1:] & digit[:-1]).any():
+        return _read_spelled_matrix(path)
+    ends = np.flatnonzero(newline)  # (lines,)
+    before = np.cumsum(digit, dtype=np.int64)  # digits up to and with each byte
+    widths = np.diff(before[ends], prepend=0)  # (lines,)
+    rows = _count_rows(path, widths)
+    ones = text[digit].reshape(rows, -1) == ord("1")  # (rows, columns)
+    return scipy.sparse.csr_array(ones.view(np.uint8))
+
+
+def _count_rows(path, widths):
+    """How many rows there are, given the numbers on each line; they must be as many on each but empty last ones."""
+    filled = np.flatnonzero(widths)
+    if not len(filled):
+        raise UserError(f"{path}: expected a matrix of 0 and 1, found nothing")
+    widths = widths[:filled[-1] + 1]
+    odd = np.flatnonzero(widths != widths[0])
+    if len(odd):
+        raise UserError(f"{path}: row {odd[0] + 1} has {widths[odd[0]]} numbers, expected {widths[0]} "
+                        "as in row 1")
+    return len(widths)
+
+
+def _read_spelled_matrix(path):
+    rows = []
+    for row, line in enumerate(read_lines(path), 1):
+        values = []
+        for word in line.split():
+            try:
+                value = float(word)
+            except ValueError:
+                value = None
+            if value not in (0, 1):
+                raise UserError(f"{path}: row {row}: expected 0 or 1, found {word!r}")
+            values.append(int(value))
+        rows.append(values)
+    _count_rows(path, np.array([len(values) for values in rows]))
+    return scipy.sparse.csr_array(np.array(rows, np.uint8))
+
+
+def read_tag_embeddings(path):
+    """W, the merged tags' embeddings: float32 (T, 300), every entry finite."""
+    lines = read_lines(path)
+    try:
+        embeddings = np.array([line.split() for line in lines], np.float32)
+    except ValueError:
+        _check_embedding_rows(path, lines)
+        raise
+    if embeddings.ndim != 2 or embeddings.shape[1] != DIMENSIONS:
+        _check_embedding_rows(path, lines)
+        raise UserError(f"{path}: expected rows of {DIMENSIONS} numbers, found none")
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
+    if len(bad):
+        raise UserError(f"{path}: row {bad[0] + 1} holds NaN or infinite numbers, expected {DIMENSIONS} finite ones")
+    return embeddings
+
+
+def _check_embedding_rows(path, lines):
+    for row, line in enumerate(lines, 1):
+        words = line.split()
+        if len(words) != DIMENSIONS:
+            raise UserError(f"{path}: row {row}: expected {DIMENSIONS} numbers, found {len(words)}")
+        for word in words:
+            try:
+                float(word)
+            except ValueError:
+                raise UserError(f"{path}: row {row}: expected a number, found {word!r}") from None
+
+
+def read_merge_map(path, raw_tags):
+    """The raw tag columns of each merged tag, as T lists, in the order of the embeddings' rows.
+
+    That order is the dict's own once key −1 (the dropped tags) is removed. `raw_tags` is the number of columns.
+    """
+    merge_map = read_pickle(path)
+    if not isinstance(merge_map, dict):
+        raise UserError(f"{path}: expected a dict of merged tags, found {type(merge_map).__name__}")
+    groups = []
+    for key, columns in merge_map.items():
+        if key == -1:
+            continue
+        columns = np.asarray(columns if isinstance(columns, list | tuple | np.ndarray) else [columns])
+        if columns.dtype.kind not in "iu" or columns.ndim != 1 or not columns.size:
+            raise UserError(f"{path}: merged tag {key!r}: expected a list of raw tag columns, found {columns!r}")
+        if columns.min() < 0 or columns.max() >= raw_tags:
+            raise UserError(f"{path}: merged tag {key!r} names raw tag column {columns.max()}, expected 0 to "
+                            f"{raw_tags - 1}")
+        groups.append(columns.tolist())
+    return groups
+
+
+def merge_tags(raw, groups):
+    """Merged labels: the logical OR of each group's raw columns. CSR uint8 (N, columns) → CSR uint8 (N, T)."""
+    columns = np.concatenate([np.asarray(group, np.int64) for group in groups])
+    merged = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    belongs = scipy.sparse.csr_array((np.ones(len(columns), np.int32), (columns, merged)),
+                                     shape=(raw.shape[1], len(groups)))
+    labels = raw.astype(np.int32) @ belongs
+    return (labels > 0).astype(np.uint8).sorted_indices()
+
+
+# ---------------------------------------------------------------- splits
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Images with their merged tags. paths: N; tags: CSR uint8 (N, T); embeddings: W, float32 (T, 300)."""
+    paths: list
+    tags: scipy.sparse.csr_array
+    embeddings: np.ndarray
+    skipped: int  # bad images left out
+
+    @property
+    def untagged(self):
+        """How many images have no usable tag; they stay in and add nothing to the embedding loss."""
+        return int((np.diff(self.tags.indptr) == 0).sum())
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """Images with their ground-truth labels. paths: N; labels: uint8 (N, L)."""
+    paths: list
+    labels: np.ndarray
+    skipped: int
+
+
+def load_training(dataset, skip_bad=False):
+    """The training set, every image checked. Raises UserError for whatever does not fit together."""
+    names, raw = _read_split(dataset, "train")
+    embeddings = read_tag_embeddings(dataset.tag_embeddings)
+    groups = read_merge_map(dataset.merge_map, raw.shape[1])
+    if len(groups) != len(embeddings):
+        raise UserError(f"{dataset.merge_map} holds {len(groups)} merged tags, but {dataset.tag_embeddings} "
+                        f"has {len(embeddings)} rows; run tag_processing.py again")
+    tags = merge_tags(raw, groups)  # (N, T)
+    paths, keep = _sound_images(dataset.images, names, skip_bad)
+    tags = tags[keep]
+    if tags.nnz == 0:
+        raise UserError(f"{dataset.split_files('train')[1]}: no image has a usable tag, so there is nothing to learn")
+    return TrainingSet(paths, tags, embeddings, len(names) - len(paths))
+
+
+def load_retrieval(dataset, split, skip_bad=False):
+    """Split `database` or `test` with its labels, every image checked. Raises UserError."""
+    names, labels = _read_split(dataset, split)
+    paths, keep = _sound_images(dataset.images, names, skip_bad)
+    return RetrievalSet(paths, labels[keep].toarray(), len(names) - len(paths))
+
+
+def _read_split(dataset, split):
+    list_file, matrix_file = dataset.split_files(split)
+    names = read_image_list(list_file)
+    matrix = read_binary_matrix(matrix_file)
+    if matrix.shape[0] != len(names):
+        raise UserError(f"{matrix_file} has {matrix.shape[0]} rows, but {list_file} lists {len(names)} images")
+    return names, matrix
+
+
+# ---------------------------------------------------------------- sound images
+
+def _sound_images(folder, names, skip_bad):
+    """Paths of the sound images and their rows. Bad ones are refused by name, or left out if `skip_bad`."""
+    paths = [folder / name for name in names]
+    faults = image_faults(paths)
+    if faults and not skip_bad:
+        shown = "; ".join(f"{paths[row]} (row {row + 1}) {why}" for row, why in list(faults.items())[:SHOWN_FAULTS])
+        more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
+        raise UserError(f"{len(faults)} of {len(paths)} images cannot be used (--skip-bad leaves them out): "
+                        f"{shown}{more}")
+    keep = np.array([row for row in range(len(paths)) if row not in faults], np.int64)
+    if not len(keep):
+        raise UserError(f"{folder}: none of the {len(paths)} listed images can be used")
+    return [paths[row] for row in keep], keep
+
+
+def image_faults(paths):
+    """{row: what is wrong} of the files that are missing, empty, truncated or no image; headers and ends only."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = progress(pool.map(image_fault, paths, chunksize=64), total=len(paths), desc="checking images",
+                         leave=False)
+        return {row: why for row, why in enumerate(found) if why}
+
+
+def image_fault(path):
+    """What is wrong with an image file, or None. JPEG and PNG are not decoded: their structure tells."""
+    try:
+        if os.path.getsize(path) == 0:
+            return "is empty"
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data[:3] == b"\xff\xd8\xff":
+                scan = _jpeg_scan_start(data)
+                return None if scan and data.rfind(b"\xff\xd9", scan) >= 0 else "is truncated"
+            if data[:8] == b"\x89PNG\r\n\x1a\n":
+                return None if data.rfind(b"IEND") >= 0 else "is truncated"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if cv2.imread(str(path)) is not None else "is not an image that OpenCV reads"
+
+
+def _jpeg_scan_start(data):
+    """Offset of the first start-of-scan marker, or None. In a scan FF D9 is always the end, never data."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xFF:  # fill byte
+            at += 1
+        elif data[at + 1] == 0xDA:
+            return at
+        else:
+            at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
+    return None
+
+
+# ---------------------------------------------------------------- images and batches
+
+def read_image(path):
+    """An image as the release reads it: BGR, bilinearly resized, uint8 (256, 256, 3)."""
+    image = cv2.imread(str(path))
+    if image is None:
+        raise UserError(f"{path}: cannot be decoded as an image")
+    return cv2.resize(image, (IMAGE_SIDE, IMAGE_SIDE))
+
+
+class ImageStore:
+    """The N images of a split, decoded on demand in threads and kept up to a budget, each at most once.
+
+    Args:
+        paths: N image files.
+        cache_bytes (int): memory for decoded images of 192 KiB each; the first ones that fit are kept.
+    """
+
+    def __init__(self, paths, cache_bytes=0):
+        self.paths = paths
+        room = min(len(paths), int(cache_bytes) // IMAGE_BYTES)
+        self._cache = np.empty((room, IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
+        self._cached = np.zeros(room, bool)
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+
+    def __len__(self):
+        return len(self.paths)
+
+    def image(self, row):
+        """Image `row`, uint8 (256, 256, 3); not to be written to."""
+        if row >= len(self._cache):
+            return read_image(self.paths[row])
+        if not self._cached[row]:
+            self._cache[row] = read_image(self.paths[row])
+            self._cached[row] = True
+        return self._cache[row]
+
+    def images(self, rows):
+        """The images of `rows`, uint8 (len(rows), 256, 256, 3)."""
+        return np.stack(list(self._pool.map(self.image, rows)))
+
+    def crops(self, rows, offsets, flips):
+        """One 227×227 crop of each image of `rows` after its flip, uint8 (B, 227, 227, 3).
+
+        Args:
+            offsets: int (B, 2), top and left of the crop in the flipped image.
+            flips: bool (B,), whether left and right are exchanged first.
+        """
+        batch = np.empty((len(rows), CROP_SIDE, CROP_SIDE, 3), np.uint8)
+
+        def fill(i):
+            image = self.image(rows[i])
+            if flips[i]:
+                image = image[:, ::-1]
+            top, left = offsets[i]
+            batch[i] = image[top:top + CROP_SIDE, left:left + CROP_SIDE]
+
+        list(self._pool.map(fill, range(len(rows))))
+        return batch
+
+
+def random_crops(store, rows, rng):
+    """A training batch: each image flipped with probability ½, then cropped anywhere. uint8 (B, 227, 227, 3)."""
+    flips = rng.random(len(rows)) < 0.5
+    offsets = rng.integers(0, CROP_RANGE, (len(rows), 2))
+    return store.crops(rows, offsets, flips)
+
+
+def made_ahead(make, keys, ahead=2):
+    """Yield make(key) for each key in order, while up to `ahead` further ones are made in the background."""
+    pool = ThreadPoolExecutor(1)
+    pending = collections.deque()
+    try:
+        for key in keys:
+            pending.append(pool.submit(make, key))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

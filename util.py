@@ -1,0 +1,303 @@
+"""What every program here shares: errors for people, seeds, experiment names, logging and safe files.
+
+No TensorFlow in this file, so that `--help` answers at once.
+"""
+import argparse
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import pickle
+import platform
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent
+DIMENSIONS = 300  # D: length of a word vector, and so of an image embedding
+
+
+# ---------------------------------------------------------------- errors and command lines
+
+class UserError(Exception):
+    """Something the user can put right, told in one sentence. Programs print it and exit with code 2."""
+
+
+def run_program(main):
+    """Run `main()`; bad input and failing files end in one sentence and exit code 2, not in a traceback."""
+    try:
+        main()
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def number(kind, low=-math.inf, high=math.inf):
+    """An argparse type: an int or a float with low <= value <= high."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high and math.isfinite(value)):
+            noun = "a whole number" if kind is int else "a number"
+            span = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"expected {noun} {span}, found {text!r}")
+        return value
+    return parse
+
+
+def gpu_number(text):
+    """An argparse type for GPU: the number of a GPU, or None for the CPU (`-1` or `cpu`)."""
+    if text in ("-1", "cpu"):
+        return None
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected a GPU number such as 0, or -1 or cpu, found {text!r}")
+
+
+def add_shared_options(parser):
+    """The options that every program has."""
+    parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0,
+                        help="drives every random choice; two runs with one seed are alike (default 0)")
+    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
+                        help="folder that holds data/, datasets/, checkpoints/ and logs/ "
+                             "(default: this program's folder)")
+
+
+# ---------------------------------------------------------------- seeds
+
+def stream(seed, purpose, *numbers):
+    """A NumPy generator that depends on nothing but the seed, what it is for, and (say) the step.
+
+    Random choices made this way need no state of their own to be resumed.
+    """
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *numbers])
+
+
+# ---------------------------------------------------------------- experiments
+
+def experiment_name(dataset, loss, codebooks, fixed_margin, margin, gamma, lambda_, notes):
+    """The name that log, checkpoint and h5 of one experiment share, as the release spells it."""
+    def short(value):
+        return str(int(value)) if value == int(value) else str(value)
+    form = f"fixMargin_margin={short(margin)}" if fixed_margin else f"adaMargin_gamma={short(gamma)}"
+    return f"{dataset}_{loss}_nbits={8 * codebooks}_{form}_lambda={float(lambda_)}_{notes}"
+
+
+def open_log(path):
+    """The program's logger: lines with a time stamp, appended to `path` and shown above any progress bar."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = logging.getLogger("wsdhq")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    for handler in (logging.FileHandler(path, encoding="utf-8"), _ConsoleHandler()):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+    return log
+
+
+class _ConsoleHandler(logging.Handler):
+    def emit(self, record):
+        tqdm.write(self.format(record))
+        sys.stdout.flush()
+
+
+def progress(iterable=None, **options):
+    """A tqdm bar where a person watches; nothing in a file or a pipe."""
+    return tqdm(iterable, disable=None, dynamic_ncols=True, **options)
+
+
+def provenance(files):
+    """What a result depends on beside its options: versions, the commit and the SHA-256 of `{name: path}`."""
+    packages = ("tensorflow", "numpy", "scipy", "scikit-learn", "h5py", "opencv-python", "gensim")
+    return {
+        "versions": {"python": platform.python_version(),
+                     **{name: importlib.metadata.version(name) for name in packages}},
+        "git_commit": _git_commit(),
+        "fingerprints": {name: fingerprint(path) for name, path in files.items()},
+    }
+
+
+def _git_commit():
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"],
+                              cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
+
+
+def fingerprint(path):
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- safe files: writing
+
+@contextlib.contextmanager
+def replacing(path):
+    """Give a temporary name beside `path`; when the block ends well, sync it and rename it to `path`.
+
+    Whatever `path` held before stays whole until then, and stays if the block fails.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path):
+    """Have the operating system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path, text):
+    """Replace `path` by `text` (UTF-8)."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path, content):
+    """Replace `path` by `content` as JSON that people can read."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_pickle(path, content):
+    """Replace `path` by a pickle of plain containers, readable since Python 3.4."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        pickle.dump(content, file, protocol=4)
+
+
+def write_weights(path, weights):
+    """Replace `path` by `{layer: [kernel, bias], "C": codebooks}` in the release's `.npy` format.
+
+    A 0-d object array whose pickle is protocol 4 and says `numpy.core`, so NumPy 1.19 reads it too.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        array = np.array(weights, dtype=object)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        _ReleasePickler(file, protocol=4).dump(array)
+
+
+class _ReleasePickler(pickle._Pickler):
+    """Names NumPy's functions as NumPy 1 did; the C pickler has no place to say so."""
+
+    def save_global(self, obj, name=None):
+        module = getattr(obj, "__module__", "")
+        if not module.startswith("numpy._core."):
+            return super().save_global(obj, name)
+        self.save(module.replace("numpy._core.", "numpy.core.", 1))
+        self.save(name or obj.__qualname__)
+        self.write(pickle.STACK_GLOBAL)
+        self.memoize(obj)
+
+
+# ---------------------------------------------------------------- safe files: reading
+
+_ADMITTED = {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
+_ADMITTED |= {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
+              ("collections", "OrderedDict"), ("collections", "defaultdict")}
+_ADMITTED |= {(builtins, name) for builtins in ("builtins", "__builtin__") for name in ("dict", "list", "tuple")}
+
+# what unpickling damaged or hostile bytes can raise
+_PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError,
+                  AttributeError, ImportError, MemoryError, OverflowError)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads NumPy arrays and plain containers; a pickle that names anything else is refused unread."""
+
+    def find_class(self, module, name):
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, and only NumPy arrays and plain "
+                                         f"containers are admitted")
+        return super().find_class(module, name)
+
+
+def read_pickle(path):
+    """The content of a pickle of NumPy arrays and plain containers. Raises UserError for anything else."""
+    with _open(path) as file:
+        return _unpickle(file, path)
+
+
+def read_npy(path):
+    """The array in an `.npy` file; for a 0-d object array, the object in it. Raises UserError."""
+    with _open(path) as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0,
+                           (2, 0): np.lib.format.read_array_header_2_0}[version]
+            shape, _, dtype = read_header(file)
+            if not dtype.hasobject:
+                file.seek(0)
+                return np.lib.format.read_array(file, allow_pickle=False)
+        except (ValueError, KeyError, EOFError) as error:
+            raise UserError(f"{path}: expected a NumPy .npy file, found something else ({error})") from error
+        array = _unpickle(file, path)
+    if not (isinstance(array, np.ndarray) and array.size == math.prod(shape)):
+        raise UserError(f"{path}: expected an array of shape {shape}, found a damaged file")
+    return array.item() if shape == () else array.reshape(shape)
+
+
+def read_weights(path):
+    """The `{layer: [kernel, bias], …}` of an `.npy` file in the release's format. Raises UserError.
+
+    `C`, where there is one, is a single float32 array; every layer is a list of two.
+    """
+    weights = read_npy(path)
+    if not isinstance(weights, dict):
+        raise UserError(f"{path}: expected a dict of layers, found {type(weights).__name__}")
+    clean = {}
+    for name, value in weights.items():
+        arrays = [value] if name == "C" else value
+        if not (isinstance(arrays, list | tuple) and len(arrays) == (1 if name == "C" else 2)):
+            raise UserError(f"{path}: expected [kernel, bias] under {name!r}, found {type(value).__name__}")
+        arrays = [_finite_floats(path, name, array) for array in arrays]
+        clean[name] = arrays[0] if name == "C" else arrays
+    return clean
+
+
+def _finite_floats(path, name, array):
+    if not (isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)):
+        raise UserError(f"{path}: expected an array of floats under {name!r}, found {type(array).__name__}")
+    array = np.asarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"{path}: {name!r} holds NaN or infinite values")
+    return array
+
+
+def _open(path):
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    return open(path, "rb")
+
+
+def _unpickle(file, path):
+    try:
+        return _ArraysOnly(file, encoding="latin1").load()
+    except _PICKLE_ERRORS as error:
+        raise UserError(f"{path}: this pickle was not read: {error or type(error).__name__}") from error
