@@ -1,0 +1,133 @@
+"""The quantizer: M codebooks of K = 256 codewords of length D, in NumPy (sections 6 and 7 of the method).
+
+Letters: N images, D = 300, M codebooks, K = 256. Codebooks are `codebooks`, float32 (M, K, D); files stack
+them as `C`, (M·K, D). Codes are uint8 (N, M): one byte for each codebook. An image's reconstruction is
+q = Σ_m codebooks[m, code_m].
+"""
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+from sklearn.cluster import MiniBatchKMeans
+from threadpoolctl import threadpool_limits
+
+from util import DIMENSIONS
+
+CODEWORDS = 256  # K
+MOST_CODEBOOKS = 8
+SWEEPS = 3  # of ICM over all codebooks
+RIDGE = 0.001  # keeps HᵀH invertible in the closed-form update
+LEAST_SQUARED_NORM = 1e-8  # an updated codeword below it keeps its old value
+
+
+def semantic_factor(tag_embeddings):
+    """L with ‖x Wᵀ‖ = ‖x L‖ for every x: the transposed QR factor of W.
+
+    Distances to all T tags become plain Euclidean ones, so T drops out. (Not Cholesky: WᵀW is singular for T < D.)
+
+    Args:
+        tag_embeddings: W, (T, D).
+    Returns:
+        L, float32 (D, min(T, D)).
+    """
+    return np.linalg.qr(tag_embeddings.astype(np.float64), mode="r").T.astype(np.float32)
+
+
+def random_codebooks(codebooks, rng):
+    """The codebooks before the first update, U(−1, 1): float32 (M, K, D) for M = `codebooks`."""
+    return rng.uniform(-1, 1, (codebooks, CODEWORDS, DIMENSIONS)).astype(np.float32)
+
+
+def initial_codebooks(embeddings, codebooks, rng):
+    """Codebooks from k-means on slices: codebook m knows only columns [m·⌊D/M⌋, (m+1)·⌊D/M⌋) at first.
+
+    With fewer than K images there are as many centres as images; the other codewords keep their values.
+
+    Args:
+        embeddings: float32 (N, D).
+        codebooks: what to keep from, float32 (M, K, D); not written to.
+    Returns:
+        float32 (M, K, D).
+    """
+    width = DIMENSIONS // len(codebooks)
+    centres = min(CODEWORDS, len(embeddings))
+    codebooks = codebooks.copy()
+    for m, codebook in enumerate(codebooks):
+        columns = slice(m * width, (m + 1) * width)
+        kmeans = MiniBatchKMeans(centres, batch_size=100, n_init=3, random_state=int(rng.integers(2**31)))
+        with threadpool_limits(1):  # one thread sums in one order, on any machine
+            kmeans.fit(embeddings[:, columns])
+        codebook[:centres] = 0
+        codebook[:centres, columns] = kmeans.cluster_centers_
+    return codebooks
+
+
+def icm_encode(embeddings, codebooks, factor, orders):
+    """Codes of images by iterated conditional modes from zero; a codebook not yet visited contributes nothing.
+
+        code_m ← argmin_k ‖(r − Σ_{l≠m} C_l[code_l] − C_m[k]) Wᵀ‖²
+
+    Args:
+        embeddings: r, float32 (N, D).
+        codebooks: float32 (M, K, D).
+        factor: L of `semantic_factor`.
+        orders: the codebooks in the order of their visits, int (sweeps, M).
+    Returns:
+        uint8 (N, M).
+    """
+    words = codebooks @ factor  # (M, K, D')
+    squares = np.square(words).sum(-1)  # (M, K)
+    rest = embeddings @ factor  # (N, D'), what the chosen codewords leave of r
+    codes = np.zeros((len(embeddings), len(codebooks)), np.uint8)
+    visited = np.zeros(len(codebooks), bool)
+    for m in np.ravel(orders):
+        if visited[m]:
+            rest += words[m][codes[:, m]]
+        codes[:, m] = (squares[m] - 2 * rest @ words[m].T).argmin(1)
+        rest -= words[m][codes[:, m]]
+        visited[m] = True
+    return codes
+
+
+def encode(embeddings, codebooks, factor, rng, chunk):
+    """ICM codes, uint8 (N, M); the visiting order is drawn anew for each sweep and each `chunk` images."""
+    def orders():
+        return [rng.permutation(len(codebooks)) for _ in range(SWEEPS)]
+    return np.concatenate([icm_encode(embeddings[start:start + chunk], codebooks, factor, orders())
+                           for start in range(0, len(embeddings), chunk)])
+
+
+def update_codebooks(embeddings, codes, codebooks):
+    """The closed form C = (HᵀH + 0.001·I)⁻¹ HᵀU for codes H and embeddings U, float32 (M, K, D).
+
+    A codeword that comes out as zero, being in no image's code, keeps its value from `codebooks`.
+    """
+    n, m = codes.shape
+    columns = codes + CODEWORDS * np.arange(m)  # (N, M), positions of the ones in H
+    hot = scipy.sparse.csr_array((np.ones(n * m), columns.ravel(), np.arange(n + 1) * m),
+                                 shape=(n, m * CODEWORDS))
+    gram = (hot.T @ hot).toarray() + RIDGE * np.eye(m * CODEWORDS)  # (M·K, M·K)
+    solved = scipy.linalg.solve(gram, hot.T @ embeddings.astype(np.float64), assume_a="pos")
+    solved = solved.reshape(codebooks.shape)
+    used = np.square(solved).sum(-1, keepdims=True) >= LEAST_SQUARED_NORM
+    return np.where(used, solved, codebooks).astype(np.float32)
+
+
+def reconstruct(codes, codebooks):
+    """q = Σ_m codebooks[m, code_m], float32 (N, D)."""
+    total = codebooks[0][codes[:, 0]]
+    for m in range(1, len(codebooks)):
+        total += codebooks[m][codes[:, m]]
+    return total
+
+
+def quantized_scores(queries, codes, codebooks):
+    """Inner products of queries with reconstructions, from tables of M·K numbers a query: float32 (Q, N).
+
+    Images of equal code get equal scores to the last bit, whatever their row.
+    """
+    tables = np.einsum("qd,mkd->mqk", queries, codebooks, optimize=True)  # (M, Q, K)
+    codes = codes.astype(np.intp)
+    scores = tables[0].take(codes[:, 0], axis=1)
+    for m in range(1, len(codebooks)):
+        scores += tables[m].take(codes[:, m], axis=1)
+    return scores

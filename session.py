@@ -1,0 +1,27 @@
+"""Where graphs run: TensorFlow in its version 1 behaviour, the device, and the session."""
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own notes on drivers it does not find
+import tensorflow.compat.v1 as tf
+
+tf.logging.set_verbosity(tf.logging.ERROR)
+tf.disable_v2_behavior()
+tf.enable_resource_variables()
+tf.compat.v2.config.experimental.enable_op_determinism()
+
+
+def device_name(gpu, warn):
+    """The device for a graph: `/gpu:N`, or the CPU when `gpu` is None or, after `warn(line)`, when it is not there."""
+    if gpu is None:
+        return "/cpu:0"
+    if gpu >= len(tf.config.list_physical_devices("GPU")):
+        warn(f"GPU {gpu} was not found: the run goes on with the CPU")
+        return "/cpu:0"
+    return f"/gpu:{gpu}"
+
+
+def open_session(graph):
+    """A session on `graph` with soft placement that takes GPU memory as it needs it."""
+    config = tf.ConfigProto(allow_soft_placement=True)
+    config.gpu_options.allow_growth = True
+    return tf.Session(graph=graph, config=config)

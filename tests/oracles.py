@@ -1,0 +1,121 @@
+"""The method's formulas, written densely, slowly and obviously, in float64. Fast code is held against them.
+
+Letters: B images of a batch, N images, T tags, D = 300, M codebooks of K = 256.
+"""
+import numpy as np
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def adaptive_margin_loss(r, y, w, gamma=1.0, fixed_margin=None, l2_norm=True):
+    r, w = np.float64(r), np.float64(w)
+    if l2_norm:
+        r, w = unit(r), unit(w)
+    total, terms = 0.0, 0
+    for b in range(len(r)):
+        for i in np.flatnonzero(y[b] == 1):
+            for j in np.flatnonzero(y[b] == 0):
+                margin = fixed_margin
+                if margin is None:
+                    margin = 2.0 ** (1 - gamma) * (1 - w[i] @ w[j]) ** gamma
+                total += max(0.0, margin - (r[b] @ w[i] - r[b] @ w[j]))
+                terms += 1
+    return total / terms if terms else 0.0
+
+
+def sampled_margin_loss(r, y, w, gamma=1.0, fixed_margin=None):
+    """The same with negative sampling: j runs over the n best scores, where an image's own tags score 0."""
+    r, w = unit(np.float64(r)), unit(np.float64(w))
+    p = int(y.sum(1).max())
+    n = min(y.shape[1] - p, p)
+    total = 0.0
+    for b in range(len(r)):
+        scores = np.where(y[b] == 1, 0.0, w @ r[b])
+        best = np.argsort(-scores, kind="stable")[:n]
+        for i in np.flatnonzero(y[b] == 1):
+            for j in best:
+                margin = fixed_margin
+                if margin is None:
+                    margin = 2.0 ** (1 - gamma) * (1 - w[i] @ w[j]) ** gamma
+                total += max(0.0, margin - (r[b] @ w[i] - scores[j]))
+    return total / (n * y.sum())
+
+
+def wdht_loss(r, y, w, margin=0.7, l2_norm=True):
+    r, w = np.float64(r), np.float64(w)
+    if l2_norm:
+        r, w = unit(r), unit(w)
+    tagged = [b for b in range(len(r)) if y[b].any()]
+    a = {b: w[y[b] == 1].mean(0) for b in tagged}
+    losses = [sum(max(0.0, margin + r[b] @ a[c] - r[b] @ a[b]) for c in tagged) - margin for b in tagged]
+    return np.mean(losses) / (len(tagged) - 1)
+
+
+def quantization_loss(r, q, w):
+    return np.mean([np.sum(((np.float64(r[b]) - q[b]) @ w.T) ** 2) for b in range(len(r))])
+
+
+def gradient(loss, r, step=1e-6):
+    """Central differences of `loss(r)`, entry by entry."""
+    result = np.zeros(r.shape)
+    for at in np.ndindex(r.shape):
+        up, down = np.float64(r), np.float64(r)
+        up[at] += step
+        down[at] -= step
+        result[at] = (loss(up) - loss(down)) / (2 * step)
+    return result
+
+
+def one_hot(codes, k=256):
+    """H, float64 (N, M·K)."""
+    h = np.zeros((len(codes), codes.shape[1] * k))
+    for n, m in np.ndindex(codes.shape):
+        h[n, m * k + int(codes[n, m])] = 1
+    return h
+
+
+def icm_encode(r, codebooks, w, orders):
+    """ICM with all T tags in every distance; −1 marks a codebook that was not visited yet."""
+    r, c, w = np.float64(r), np.float64(codebooks), np.float64(w)
+    codes = np.full((len(r), len(c)), -1)
+    for n in range(len(r)):
+        for order in orders:
+            for m in order:
+                rest = r[n] - sum(c[other, codes[n, other]] for other in range(len(c))
+                                  if other != m and codes[n, other] >= 0)
+                codes[n, m] = np.argmin([np.sum(((rest - word) @ w.T) ** 2) for word in c[m]])
+    return codes
+
+
+def update_codebooks(u, codes, codebooks):
+    h = one_hot(codes)
+    c = np.linalg.inv(h.T @ h + 0.001 * np.eye(h.shape[1])) @ h.T @ np.float64(u)
+    old = codebooks.reshape(c.shape)
+    for row in range(len(c)):
+        if np.sum(c[row] ** 2) < 1e-8:
+            c[row] = old[row]
+    return c.reshape(codebooks.shape)
+
+
+def retrieval(scores, query_labels, database_labels, topk):
+    """Released MAP@K, MAP with min(R, K), mean precision and recall curves: one query, one rank at a time."""
+    released, usual, precisions, recalls = [], [], [], []
+    for q in range(len(scores)):
+        order = sorted(range(scores.shape[1]), key=lambda n: (-scores[q, n], n))[:topk]
+        relevant = [bool(np.any(query_labels[q] * database_labels[n])) for n in order]
+        everywhere = sum(bool(np.any(query_labels[q] * labels)) for labels in database_labels)
+        hits, total, precision, found = 0, 0.0, [], []
+        for rank, hit in enumerate(relevant, 1):
+            hits += hit
+            precision.append(hits / rank)
+            found.append(hits)
+            total += hit * hits / rank
+        if everywhere:
+            usual.append(total / min(everywhere, topk))
+        if hits:
+            released.append(total / hits)
+            precisions.append(precision)
+            recalls.append(np.array(found) / hits)
+    return np.mean(released), np.mean(usual), np.mean(precisions, 0), np.mean(recalls, 0)
