@@ -50,8 +50,8 @@ def number(kind, low=-math.inf, high=math.inf):
             value = math.nan
         if not (low <= value <= high and math.isfinite(value)):
             noun = "a whole number" if kind is int else "a number"
-            span = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"expected {noun} {span}, found {text!r}")
+            span = "" if low == -math.inf else f" of at least {low}" if high == math.inf else f" from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"expected {noun}{span}, found {text!r}")
         return value
     return parse
 

@@ -1,0 +1,273 @@
+"""Training: the schedule, the graph of one gradient step, the alternating optimisation, and resumable states.
+
+Letters: N images, B images of a batch, T merged tags, D = 300, M codebooks of K = 256 codewords.
+"""
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+import alexnet
+import quantizer
+from dataset import CROP_SIDE, random_crops
+from losses import quantization_loss
+from session import tf
+from util import DIMENSIONS, UserError, stream, sync, write_json
+
+HALVING_STEPS = 300  # the learning rate halves every so many steps
+# Factors on the gradients, (kernel, bias). Adam divides them out again; the release has them, so they stay.
+FACTORS, LAST_FACTORS = (1, 2), (10, 20)
+CHUNK = 500  # images that share the visiting orders of ICM in training
+TABLES = "quantizer.npz"  # in a state's folder, beside the variables
+VARIABLES = "variables"
+SETTINGS = "settings.json"
+
+
+# ---------------------------------------------------------------- schedule
+
+def learning_rate(first, step):
+    """The learning rate of a 0-based step."""
+    return first * 0.5 ** (step // HALVING_STEPS)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which images each step sees and when the codebooks are updated, from nothing but these numbers.
+
+    With P = 2·⌈N/B⌉, an update follows the gradient step of the 0-based steps P, 2P, …; it leaves the epoch it
+    interrupts and begins a fresh permutation. An epoch is ⌊N/B⌋ full batches; a set smaller than B is one batch.
+    """
+    images: int  # N
+    batch_size: int
+    seed: int
+
+    @property
+    def period(self):
+        """P, steps between two updates."""
+        return 2 * -(-self.images // self.batch_size)
+
+    def updates_after(self, step):
+        """Whether the codebooks are updated after the gradient step of this 0-based step."""
+        return step > 0 and step % self.period == 0
+
+    def rows(self, step):
+        """The images of a 0-based step, int64 (B,)."""
+        batch = min(self.batch_size, self.images)  # B
+        updates = max(step - 1, 0) // self.period  # before this step
+        first = updates * self.period + 1 if updates else 0  # step after the last update
+        epoch, place = divmod(step - first, self.images // batch)
+        permutation = stream(self.seed, "permutation", updates, epoch).permutation(self.images)
+        return permutation[place * batch:(place + 1) * batch]
+
+
+# ---------------------------------------------------------------- graph
+
+class TrainingGraph:
+    """The graph of one gradient step, finalized. `step` runs it.
+
+    Args:
+        words: W, float32 (T, D).
+        embedding_loss: function of embeddings (B, D), labels (B, T) and W that gives a scalar.
+        dropout (float): rate after fc6 and fc7.
+        trainable: names of the layers that are trained.
+        device: as of `session.device_name`.
+        backbone: `LAYERS`, `LAST` and `embed` as in alexnet.py.
+        image_shape: of what the backbone takes.
+    """
+
+    def __init__(self, words, embedding_loss, dropout, trainable, device, backbone=alexnet,
+                 image_shape=(CROP_SIDE, CROP_SIDE, 3)):
+        self.graph = tf.Graph()
+        with self.graph.as_default(), tf.device(device):
+            self._build_inputs(image_shape, len(words))
+            self._build_embeddings(backbone, trainable, dropout)
+            self._build_losses(words, embedding_loss)
+            self._build_train_op(backbone.LAST)
+            self._initialize = tf.global_variables_initializer()
+            self.saver = tf.train.Saver(max_to_keep=None)
+            self.graph.finalize()
+
+    def _build_inputs(self, image_shape, tag_count):
+        """images, labels, reconstructions, learning_rate, quantization_weight and dropout_seeds."""
+        self.images = tf.placeholder(tf.uint8, [None, *image_shape])  # (B, 227, 227, 3)
+        self.labels = tf.placeholder(tf.uint8, [None, tag_count])  # (B, T)
+        self.reconstructions = tf.placeholder(tf.float32, [None, DIMENSIONS])  # (B, D), q
+        self.learning_rate = tf.placeholder(tf.float32, [])
+        self.quantization_weight = tf.placeholder(tf.float32, [])  # λ, 0 until the codebooks exist
+        self.dropout_seeds = tf.placeholder(tf.int32, [2, 2])
+
+    def _build_embeddings(self, backbone, trainable, rate):
+        """variables and embeddings r, float32 (B, D)."""
+        def dropout(x, index):
+            if rate == 0:
+                return x
+            kept = tf.random.stateless_uniform(tf.shape(x), self.dropout_seeds[index]) >= rate
+            return x * tf.cast(kept, tf.float32) / (1 - rate)
+
+        self.variables, self._first_values = alexnet.make_variables(backbone.LAYERS, trainable)
+        self.embeddings, _ = backbone.embed(self.images, self.variables, dropout)
+
+    def _build_losses(self, words, embedding_loss):
+        """embedding_loss L_emb and quantization_loss λ·L_q; their sum is what is minimised."""
+        factor = tf.constant(quantizer.semantic_factor(words))  # (D, min(T, D))
+        self.embedding_loss = embedding_loss(self.embeddings, tf.cast(self.labels, tf.float32), tf.constant(words))
+        self.quantization_loss = self.quantization_weight * quantization_loss(
+            self.embeddings, self.reconstructions, factor)
+
+    def _build_train_op(self, last):
+        """train_op: one Adam step on the scaled gradients."""
+        optimizer = tf.train.AdamOptimizer(self.learning_rate)
+        factors = {id(variable): factor for layer, pair in self.variables.items()
+                   for variable, factor in zip(pair, LAST_FACTORS if layer == last else FACTORS, strict=True)}
+        gradients = optimizer.compute_gradients(self.embedding_loss + self.quantization_loss)
+        self.train_op = optimizer.apply_gradients(
+            [(gradient * factors[id(variable)], variable) for gradient, variable in gradients])
+
+    def initialize(self, session, weights):
+        """Begin with `weights`, `{layer: [kernel, bias]}`."""
+        session.run(self._initialize, alexnet.feed_weights(self._first_values, weights))
+
+    def step(self, session, images, labels, reconstructions, rate, quantization_weight, dropout_seeds):
+        """One gradient step: embeddings r before it, float32 (B, D), L_emb and λ·L_q."""
+        fetches = [self.embeddings, self.embedding_loss, self.quantization_loss, self.train_op]
+        return session.run(fetches, {
+            self.images: images, self.labels: labels, self.reconstructions: reconstructions,
+            self.learning_rate: rate, self.quantization_weight: quantization_weight,
+            self.dropout_seeds: dropout_seeds})[:3]
+
+
+# ---------------------------------------------------------------- alternating optimisation
+
+class AlternatingOptimisation:
+    """The codebooks, the codes and the table of embeddings, updated in turns with the network.
+
+    Attributes:
+        embeddings: each image's r of the last step that saw it, in training mode, float32 (N, D); 0 before.
+        codebooks: C, float32 (M, K, D).
+        codes: uint8 (N, M), or None before the first update.
+    """
+
+    def __init__(self, images, factor, codebooks, seed, has_codebooks=False):
+        """`has_codebooks`: whether `codebooks` come from a trained model, so that k-means is not needed."""
+        self._factor = factor
+        self._seed = seed
+        self._has_codebooks = has_codebooks
+        self.embeddings = np.zeros((images, DIMENSIONS), np.float32)
+        self.codebooks = codebooks
+        self.codes = None
+
+    def reconstructions(self, rows):
+        """q of some images, float32 (B, D); 0 before the first update."""
+        if self.codes is None:
+            return np.zeros((len(rows), DIMENSIONS), np.float32)
+        return quantizer.reconstruct(self.codes[rows], self.codebooks)
+
+    def update(self, step):
+        """Initialise the codebooks the first time; then recompute codes by ICM and codebooks in closed form."""
+        if self.codes is None and not self._has_codebooks:
+            self.codebooks = quantizer.initial_codebooks(
+                self.embeddings, self.codebooks, stream(self._seed, "k-means", step))
+        self.codes = quantizer.encode(
+            self.embeddings, self.codebooks, self._factor, stream(self._seed, "icm", step), CHUNK)
+        self.codebooks = quantizer.update_codebooks(self.embeddings, self.codes, self.codebooks)
+
+
+# ---------------------------------------------------------------- a step of the whole
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step has to tell; `seconds` are those of the session's run alone."""
+    rate: float
+    embedding_loss: float
+    quantization_loss: float  # times λ
+    seconds: float
+
+
+class Trainer:
+    """Takes the steps of a training: each depends on its number, the seed and what came before, nothing else."""
+
+    def __init__(self, training_set, store, schedule, graph, alternation, first_rate, quantization_weight):
+        self._tags = training_set.tags
+        self._store = store
+        self._schedule = schedule
+        self._graph = graph
+        self._alternation = alternation
+        self._first_rate = first_rate
+        self._quantization_weight = quantization_weight
+
+    def load(self, step):
+        """The batch of a 0-based step: rows, int64 (B,), and crops, uint8 (B, 227, 227, 3)."""
+        rows = self._schedule.rows(step)
+        return rows, random_crops(self._store, rows, stream(self._schedule.seed, "crops", step))
+
+    def run(self, session, step, rows, images):
+        """The gradient step on a batch of `load`, and the update of the codebooks if one follows."""
+        alternation = self._alternation
+        rate = learning_rate(self._first_rate, step)
+        weight = 0.0 if alternation.codes is None else self._quantization_weight
+        seeds = stream(self._schedule.seed, "dropout", step).integers(2**31, size=(2, 2))
+        labels, reconstructions = self._tags[rows].toarray(), alternation.reconstructions(rows)
+        began = time.perf_counter()
+        embeddings, embedding, quantization = self._graph.step(
+            session, images, labels, reconstructions, rate, weight, seeds)
+        seconds = time.perf_counter() - began
+        alternation.embeddings[rows] = embeddings
+        if self._schedule.updates_after(step):
+            alternation.update(step)
+        return StepReport(rate, float(embedding), float(quantization), seconds)
+
+
+# ---------------------------------------------------------------- resumable states
+
+class States:
+    """The resumable states of a training in `folder`, one at a time: `step_N/` holds all that step N begins from.
+
+    Args:
+        settings: what a run that resumes must share with the one that saved, plain containers.
+    """
+
+    def __init__(self, folder, graph, alternation, settings):
+        self._folder = folder
+        self._graph = graph
+        self._alternation = alternation
+        self._settings = settings
+
+    def save(self, step, session):
+        """Save the state that the 0-based `step` begins from, whole or not at all; then drop older ones."""
+        target = self._folder / f"step_{step:08d}"
+        partial = self._folder / f".{target.name}.{os.getpid()}.tmp"
+        partial.mkdir(parents=True)
+        self._graph.saver.save(session, str(partial / VARIABLES), write_meta_graph=False, write_state=False)
+        alternation = self._alternation
+        codes = np.empty((0, 0), np.uint8) if alternation.codes is None else alternation.codes
+        np.savez(partial / TABLES, embeddings=alternation.embeddings, codebooks=alternation.codebooks, codes=codes)
+        write_json(partial / SETTINGS, self._settings)
+        for path in [*partial.iterdir(), partial]:
+            sync(path)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        sync(self._folder)
+        for other in self._folder.iterdir():
+            if other != target:
+                shutil.rmtree(other)
+
+    def restore(self, session):
+        """Go back to the newest state; gives the 0-based step it begins. Raises UserError if it does not fit."""
+        states = sorted(self._folder.glob("step_*"))
+        if not states:
+            raise UserError(f"{self._folder}: there is no saved state to resume; --save-every writes one")
+        newest = states[-1]
+        saved, now = json.loads((newest / SETTINGS).read_text(encoding="utf-8")), self._settings
+        differing = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
+        if differing:
+            raise UserError(f"{newest} was saved with other settings: " + "; ".join(
+                f"{key} was {saved.get(key)}, now {now.get(key)}" for key in differing))
+        self._graph.saver.restore(session, str(newest / VARIABLES))
+        with np.load(newest / TABLES, allow_pickle=False) as tables:
+            self._alternation.embeddings = tables["embeddings"]
+            self._alternation.codebooks = tables["codebooks"]
+            self._alternation.codes = tables["codes"] if tables["codes"].size else None
+        return int(newest.name.removeprefix("step_"))

@@ -1,0 +1,200 @@
+"""Validation: the encoding graph, the codes of a whole split, the retrieval file, and MAP (section 8 of the method).
+
+Letters: N images, b images a run of the graph, D = 300, M codebooks of K = 256 codewords, L labels.
+"""
+import time
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+
+import alexnet
+import metrics
+import quantizer
+from dataset import CROP_SIDE, IMAGE_SIDE, ImageStore, load_retrieval, made_ahead, read_tag_embeddings
+from session import open_session, tf
+from util import DIMENSIONS, UserError, fingerprint, progress, read_weights, replacing, stream
+
+CENTRE = (14, 14)
+OFFSETS = ((0, 0), (28, 28), (28, 0), (0, 28), CENTRE)  # top and left of a crop, pixels
+# crops an image: (offset, flipped first)
+CROPS = {10: [(offset, flip) for flip in (True, False) for offset in OFFSETS],
+         5: [(offset, False) for offset in OFFSETS],
+         1: [(CENTRE, False)]}
+CROPS_AT_ONCE = 160  # crops a run of the graph
+CHUNK = 700  # images that share the visiting orders of ICM in validation
+PRECISION_AT = (1, 10, 100, 1000)
+SPLITS = {"database": "db", "test": "qry"}  # split: its prefix in the h5
+
+
+# ---------------------------------------------------------------- checkpoint and embeddings
+
+def read_checkpoint(path):
+    """`{layer: [kernel, bias]}` and codebooks, float32 (M, K, D), of a checkpoint. Raises UserError."""
+    weights = read_weights(path)
+    stacked = weights.get("C")
+    if stacked is None:
+        raise UserError(f"{path}: expected a checkpoint with codebooks under 'C', found only "
+                        f"{', '.join(map(str, weights))}")
+    codebooks = len(stacked) // quantizer.CODEWORDS
+    if stacked.shape != (codebooks * quantizer.CODEWORDS, DIMENSIONS) or not (
+            1 <= codebooks <= quantizer.MOST_CODEBOOKS):
+        raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
+                        f"{quantizer.MOST_CODEBOOKS}, found {stacked.shape}")
+    layers = alexnet.check_weights(weights, alexnet.LAYERS, path)
+    if alexnet.LAST not in layers:
+        raise UserError(f"{path}: expected {alexnet.LAST} with shape {alexnet.LAYERS[alexnet.LAST]}, found another")
+    return layers, stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS)
+
+
+class EncodingGraph:
+    """The graph that embeds images by the mean over their crops, finalized.
+
+    Args:
+        crops (int): a key of CROPS.
+        device: as of `session.device_name`.
+        backbone: `LAYERS` and `embed` as in alexnet.py.
+    """
+
+    def __init__(self, crops, device, backbone=alexnet):
+        self.graph = tf.Graph()
+        with self.graph.as_default(), tf.device(device):
+            self.images = tf.placeholder(tf.uint8, [None, IMAGE_SIDE, IMAGE_SIDE, 3])  # (b, 256, 256, 3)
+            self.variables, self._first_values = alexnet.make_variables(backbone.LAYERS, trainable=())
+            self.embeddings = self._build_embeddings(backbone, CROPS[crops])
+            self._initialize = tf.global_variables_initializer()
+            self.graph.finalize()
+
+    def _build_embeddings(self, backbone, crops):
+        """r, float32 (b, D)."""
+        parts = []
+        for (top, left), flip in crops:
+            images = tf.reverse(self.images, [2]) if flip else self.images
+            parts.append(images[:, top:top + CROP_SIDE, left:left + CROP_SIDE])
+        outputs, _ = backbone.embed(tf.concat(parts, 0), self.variables)  # (crops·b, D)
+        return tf.reduce_mean(tf.reshape(outputs, [len(crops), -1, DIMENSIONS]), 0)
+
+    def initialize(self, session, weights):
+        """Take `weights`, `{layer: [kernel, bias]}`."""
+        session.run(self._initialize, alexnet.feed_weights(self._first_values, weights))
+
+
+def embed_images(store, graph, session, crops, what):
+    """Embeddings of every image of a store, each exactly once, float32 (N, D)."""
+    size = CROPS_AT_ONCE // crops
+    starts = range(0, len(store), size)
+    batches = made_ahead(lambda start: store.images(range(start, min(start + size, len(store)))), starts)
+    with progress(total=len(store), desc=what, unit="image") as bar:
+        parts = []
+        for images in batches:
+            parts.append(session.run(graph.embeddings, {graph.images: images}))
+            bar.update(len(images))
+    return np.concatenate(parts)
+
+
+# ---------------------------------------------------------------- the retrieval file
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What retrieval needs of a split pair: embeddings and labels of both, codes of both, and the codebooks.
+
+    features: float32 (N, D); codes: uint8 (N, M); labels: uint8 (N, L); codebooks: float32 (M, K, D).
+    """
+    db_features: np.ndarray
+    db_codes: np.ndarray
+    db_label: np.ndarray
+    qry_features: np.ndarray
+    qry_codes: np.ndarray
+    qry_label: np.ndarray
+    codebooks: np.ndarray
+
+
+def sources(dataset, checkpoint, crops, seed, skip_bad):
+    """All that a retrieval file depends on, as its attributes."""
+    files = [checkpoint, dataset.tag_embeddings, *dataset.split_files("database"), *dataset.split_files("test")]
+    names = ["checkpoint", *(path.name for path in files[1:])]
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]}: no such file")
+    return {**{f"sha256 of {name}": fingerprint(path) for name, path in zip(names, files, strict=True)},
+            "crops": crops, "seed": seed, "skip_bad": int(skip_bad)}
+
+
+def read_retrieval(path, expected):
+    """The retrieval file's content, or a string that says why it has to be computed (again)."""
+    if not path.is_file():
+        return f"{path} is not there yet"
+    try:
+        with h5py.File(path, "r") as file:
+            found = dict(file.attrs)
+            for name, value in expected.items():
+                if name not in found:
+                    return f"{path} does not tell its {name}"
+                if found[name] != value:
+                    return f"{path} was made with another {name.removeprefix('sha256 of ')}"
+            return Retrieval(**{name: file[name][()] for name in Retrieval.__dataclass_fields__})
+    except (OSError, KeyError) as error:
+        return f"{path} cannot be read ({error})"
+
+
+def write_retrieval(path, retrieval, attributes):
+    """Write the release's six datasets, the codes and the codebooks."""
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        for name in Retrieval.__dataclass_fields__:
+            file[name] = getattr(retrieval, name)
+        for prefix in SPLITS.values():
+            file[f"{prefix}_reconstr"] = quantizer.reconstruct(getattr(retrieval, f"{prefix}_codes"),
+                                                               retrieval.codebooks)
+        file.attrs.update(attributes)
+
+
+def compute_retrieval(dataset, checkpoint, crops, seed, skip_bad, device, log):
+    """Embed and encode database and queries. Raises UserError for whatever does not fit together."""
+    weights, codebooks = read_checkpoint(checkpoint)
+    splits = {split: load_retrieval(dataset, split, skip_bad) for split in SPLITS}
+    if len({content.labels.shape[1] for content in splits.values()}) > 1:
+        columns = {split: content.labels.shape[1] for split, content in splits.items()}
+        raise UserError(f"{dataset.splits}: database_label.txt and test_label.txt must have the same columns, found "
+                        f"{columns['database']} and {columns['test']}")
+    factor = quantizer.semantic_factor(read_tag_embeddings(dataset.tag_embeddings))
+    graph = EncodingGraph(crops, device)
+    arrays = {"codebooks": codebooks}
+    with open_session(graph.graph) as session:
+        graph.initialize(session, weights)
+        for split, prefix in SPLITS.items():
+            began = time.perf_counter()
+            content = splits[split]
+            features = embed_images(ImageStore(content.paths), graph, session, crops, f"embedding {split} images")
+            log.info(f"embedded {len(features)} {split} images ({content.skipped} bad ones were left out), "
+                     f"duration: {time.perf_counter() - began:.2f} sec.")
+            began = time.perf_counter()
+            codes = quantizer.encode(features, codebooks, factor, stream(seed, f"encode {split}"), CHUNK)
+            log.info(f"encoded {len(codes)} {split} images, duration: {time.perf_counter() - began:.2f} sec.")
+            arrays |= {f"{prefix}_features": features, f"{prefix}_codes": codes, f"{prefix}_label": content.labels}
+    return Retrieval(**arrays)
+
+
+# ---------------------------------------------------------------- MAP
+
+def measure(retrieval, topk, seed, log):
+    """MAP@topk and precision of AQD, SQD and feats, and of a random ranking: what the metrics file holds."""
+    r = retrieval
+    reconstructed = quantizer.reconstruct(r.qry_codes, r.codebooks)
+    scores = {
+        "AQD": lambda q: quantizer.quantized_scores(r.qry_features[q], r.db_codes, r.codebooks),
+        "SQD": lambda q: quantizer.quantized_scores(reconstructed[q], r.db_codes, r.codebooks),
+        "feats": lambda q: r.qry_features[q] @ r.db_features.T,
+        "random": lambda q: stream(seed, "random ranking", q.start).random(
+            (len(r.qry_label[q]), len(r.db_label)), dtype=np.float32),
+    }
+    results = {}
+    for name, score in scores.items():
+        began = time.perf_counter()
+        quality = metrics.evaluate(score, r.qry_label, r.db_label, topk)
+        seconds = time.perf_counter() - began
+        log.info(f"{name} mAP@{topk} = [{quality.map:.4f}], duration: {seconds:.2f} sec.")
+        results[name] = {
+            "map": quality.map, "map_min_rk": quality.map_min_rk, "queries_left_out": quality.left_out,
+            "precision": {str(n): float(quality.precision[n - 1]) for n in PRECISION_AT if n <= topk},
+            "seconds": round(seconds, 3)}
+    return results

@@ -1,0 +1,248 @@
+"""Training: the schedule, the released steps, the alternating optimisation; mostly on a linear backbone."""
+from types import SimpleNamespace
+
+import numpy as np
+import parity_inputs as parity
+import pytest
+import scipy.sparse
+
+import alexnet
+import net
+import quantizer
+from losses import adaptive_margin_loss
+from session import open_session, tf
+from util import UserError, stream
+
+W, Y = parity.tags(parity.SEED + 1, 8, 20)
+SIDE = 4
+
+
+def _embed(images, variables, dropout):
+    kernel, bias = variables["fc8"]
+    x = dropout(tf.reshape(tf.cast(images, tf.float32) / 255, [-1, SIDE * SIDE * 3]), 0)
+    return tf.tanh(tf.matmul(x, kernel) + bias), {}
+
+
+LINEAR = SimpleNamespace(LAYERS={"fc8": (SIDE * SIDE * 3, 300)}, LAST="fc8", embed=_embed)
+
+
+def linear_graph(**options):
+    settings = {"dropout": 0.0, "trainable": ["fc8"], "device": "/cpu:0", "backbone": LINEAR,
+                "image_shape": (SIDE, SIDE, 3), **options}
+    return net.TrainingGraph(np.float32(W), adaptive_margin_loss, **settings)
+
+
+class Pixels:
+    """A store whose crops are the images themselves."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def crops(self, rows, offsets, flips):
+        return self.images[rows]
+
+
+def linear_trainer(images, batch_size, codebooks=2, **options):
+    rng = stream(0, "linear test")
+    labels = (rng.random((images, 20)) < 0.2).astype(np.uint8)
+    training_set = SimpleNamespace(tags=scipy.sparse.csr_array(labels))
+    store = Pixels(rng.integers(0, 256, (images, SIDE, SIDE, 3), dtype=np.uint8))
+    graph = linear_graph(**options)
+    alternation = net.AlternatingOptimisation(images, quantizer.semantic_factor(W),
+                                              quantizer.random_codebooks(codebooks, rng), seed=5)
+    schedule = net.Schedule(images, batch_size, seed=5)
+    trainer = net.Trainer(training_set, store, schedule, graph, alternation, 1e-3, 1e-4)
+    return trainer, graph, alternation
+
+
+def linear_weights():
+    return {"fc8": [stream(0, "linear weights").normal(0, 0.1, (SIDE * SIDE * 3, 300)).astype(np.float32),
+                    np.zeros(300, np.float32)]}
+
+
+def train_linear(trainer, graph, steps, session):
+    reports = []
+    for step in steps:
+        reports.append(trainer.run(session, step, *trainer.load(step)))
+    return reports, session.run(graph.variables)
+
+
+# ---------------------------------------------------------------- schedule
+
+def test_learning_rate_halves_every_300_steps():
+    assert [net.learning_rate(0.0003, step) for step in (0, 299, 300, 599, 600)] == [
+        0.0003, 0.0003, 0.00015, 0.00015, 0.000075]
+
+
+def test_flickr_updates_its_codebooks_after_the_step_printed_as_147():
+    schedule = net.Schedule(images=18_573, batch_size=256, seed=0)
+    assert [step + 1 for step in range(800) if schedule.updates_after(step)] == [147, 293, 439, 585, 731]
+
+
+@pytest.mark.parametrize(("images", "batch"), [(100, 30), (100, 100), (90, 30), (7, 256), (1, 1), (257, 256)])
+def test_an_epoch_is_full_batches_of_one_permutation_and_an_update_begins_a_fresh_one(images, batch):
+    schedule = net.Schedule(images, batch, seed=1)
+    full, seen = min(batch, images), []
+    per_epoch = images // full
+    for step in range(3 * schedule.period + 2):
+        rows = schedule.rows(step)
+        assert len(rows) == full
+        assert not set(rows) & set(seen), f"step {step} repeats an image within its epoch"
+        seen.extend(rows)
+        if schedule.updates_after(step) or len(seen) == per_epoch * full:
+            seen = []
+
+
+def test_another_seed_is_another_permutation():
+    first, second = (net.Schedule(100, 100, seed).rows(0) for seed in (0, 1))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, net.Schedule(100, 100, 0).rows(0))
+
+
+# ---------------------------------------------------------------- the released steps
+
+def test_three_steps_of_alexnet_are_the_released_ones():
+    graph = net.TrainingGraph(np.float32(W), adaptive_margin_loss, 0.0, list(alexnet.LAYERS), "/cpu:0")
+    images = parity.images(parity.SEED + 9, 8)[:, 14:241, 14:241]
+    q = quantizer.reconstruct(parity.codes(parity.SEED + 4, 8, 2), parity.codebooks(parity.SEED + 5, 2))
+    weights, steps = parity.alexnet_weights(parity.SEED + 7), []
+    with open_session(graph.graph) as session:
+        graph.initialize(session, weights)
+        for step in range(3):
+            rate = net.learning_rate(1e-5, step)
+            _, embedding, quantization = graph.step(session, images, Y, q, rate, 1e-4, np.zeros((2, 2)))
+            steps.append([embedding, quantization / 1e-4, rate])
+        trained = session.run(graph.variables)
+    np.testing.assert_allclose(steps, parity.CASES["train/steps"], rtol=1e-3)
+    for layer, (kernel, bias) in weights.items():
+        for part, before, after in zip(("kernel", "bias"), (kernel, bias), trained[layer], strict=True):
+            expected = parity.CASES[f"train/{layer}/{part}_delta_abs_mean"]
+            np.testing.assert_allclose(np.abs(after - before).mean(), expected, rtol=1e-3, err_msg=f"{layer} {part}")
+
+
+# ---------------------------------------------------------------- training as a whole
+
+def test_training_lowers_the_loss_and_the_quantization_error():
+    trainer, graph, alternation = linear_trainer(images=64, batch_size=16)
+    with open_session(graph.graph) as session:
+        graph.initialize(session, linear_weights())
+        reports, _ = train_linear(trainer, graph, range(60), session)
+    assert reports[-1].embedding_loss < 0.95 * reports[0].embedding_loss
+    assert all(report.quantization_loss == 0 for report in reports[:9])
+    assert all(report.quantization_loss > 0 for report in reports[9:])
+    factor = quantizer.semantic_factor(W)
+    rest = alternation.embeddings - quantizer.reconstruct(alternation.codes, alternation.codebooks)
+    assert np.square(rest @ factor).sum() < 0.2 * np.square(alternation.embeddings @ factor).sum()
+
+
+def test_every_image_has_a_code_after_the_first_update():
+    trainer, graph, alternation = linear_trainer(images=37, batch_size=16)
+    with open_session(graph.graph) as session:
+        graph.initialize(session, linear_weights())
+        train_linear(trainer, graph, range(7), session)
+    assert alternation.codes.shape == (37, 2)
+    visited = alternation.embeddings.any(1)
+    assert visited.sum() >= 32
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, rate):
+    trainer, graph, alternation = linear_trainer(40, 16, dropout=rate)
+    states = net.States(tmp_path, graph, alternation, {"lr": 1})
+    with open_session(graph.graph) as session:
+        graph.initialize(session, linear_weights())
+        train_linear(trainer, graph, range(11), session)
+        states.save(11, session)
+        _, expected = train_linear(trainer, graph, range(11, 25), session)
+        codebooks = alternation.codebooks
+    trainer, graph, alternation = linear_trainer(40, 16, dropout=rate)
+    with open_session(graph.graph) as session:
+        assert net.States(tmp_path, graph, alternation, {"lr": 1}).restore(session) == 11
+        _, found = train_linear(trainer, graph, range(11, 25), session)
+    np.testing.assert_array_equal(found["fc8"][0], expected["fc8"][0])
+    np.testing.assert_array_equal(alternation.codebooks, codebooks)
+
+
+def test_only_the_newest_state_is_kept_and_a_broken_save_leaves_the_one_before(tmp_path):
+    _, graph, alternation = linear_trainer(8, 8)
+    states = net.States(tmp_path, graph, alternation, {})
+    with open_session(graph.graph) as session:
+        graph.initialize(session, linear_weights())
+        states.save(1, session)
+        states.save(2, session)
+        assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
+        (tmp_path / ".step_00000003.1.tmp").mkdir()  # what a process leaves that is killed while it saves
+        assert states.restore(session) == 2
+
+
+def test_resuming_with_other_settings_is_refused_by_name(tmp_path):
+    _, graph, alternation = linear_trainer(8, 8)
+    with open_session(graph.graph) as session:
+        graph.initialize(session, linear_weights())
+        net.States(tmp_path, graph, alternation, {"lr": 1, "seed": 2}).save(1, session)
+        with pytest.raises(UserError, match="seed was 2, now 3"):
+            net.States(tmp_path, graph, alternation, {"lr": 1, "seed": 3}).restore(session)
+        with pytest.raises(UserError, match="no saved state"):
+            net.States(tmp_path / "none", graph, alternation, {}).restore(session)
+
+
+def test_a_layer_that_is_not_trained_keeps_its_values():
+    layers = {"fc7": (SIDE * SIDE * 3, 10), "fc8": (10, 300)}
+
+    def embed(images, variables, dropout):
+        x = tf.reshape(tf.cast(images, tf.float32) / 255, [-1, SIDE * SIDE * 3])
+        for kernel, bias in variables.values():
+            x = tf.tanh(tf.matmul(x, kernel) + bias)
+        return x, {}
+
+    graph = linear_graph(backbone=SimpleNamespace(LAYERS=layers, LAST="fc8", embed=embed), trainable=["fc8"])
+    rng = stream(0, "finetune test")
+    weights = {layer: [rng.normal(size=shape), np.zeros(shape[-1])] for layer, shape in layers.items()}
+    with open_session(graph.graph) as session:
+        graph.initialize(session, weights)
+        before = session.run(graph.variables)
+        graph.step(session, rng.integers(0, 256, (8, SIDE, SIDE, 3)), Y, np.zeros((8, 300)), 0.1, 0, np.zeros((2, 2)))
+        after = session.run(graph.variables)
+    np.testing.assert_array_equal(before["fc7"][0], after["fc7"][0])
+    assert not np.array_equal(before["fc8"][0], after["fc8"][0])
+
+
+def test_codebooks_of_a_trained_model_are_not_drawn_anew():
+    rng = stream(0, "trained codebooks test")
+    given = quantizer.random_codebooks(1, rng)
+    alternation = net.AlternatingOptimisation(20, quantizer.semantic_factor(W), given, 0, has_codebooks=True)
+    alternation.embeddings = rng.normal(size=(20, 300)).astype(np.float32)
+    alternation.update(4)
+    unused = np.setdiff1d(np.arange(256), alternation.codes[:, 0])
+    np.testing.assert_array_equal(alternation.codebooks[0, unused], given[0, unused])
+
+
+# ---------------------------------------------------------------- first weights
+
+def test_lsuv_gives_every_layer_an_output_of_variance_one():
+    images = parity.images(parity.SEED + 9, 8)[:, 14:241, 14:241]
+    weights = alexnet.lsuv_weights(images, stream(0, "weights"), "/cpu:0")
+    with tf.Graph().as_default() as graph, open_session(graph) as session:
+        variables, first_values = alexnet.make_variables(alexnet.LAYERS, ())
+        embeddings, before = alexnet.embed(tf.constant(images), variables)
+        session.run(tf.global_variables_initializer(), alexnet.feed_weights(first_values, weights))
+        outputs, r = session.run([before, embeddings])
+    for layer, output in outputs.items():
+        if layer != "fc8":
+            assert output.var() == pytest.approx(1, rel=1e-3), layer
+    assert r.std(0).mean() > 0.01  # not one embedding for all images
+
+
+def test_an_fc8_of_another_shape_is_ignored_and_any_other_misfit_refused():
+    weights = {layer: [np.zeros(shape), np.zeros(shape[-1])] for layer, shape in alexnet.LAYERS.items()}
+    weights["fc8"] = [np.zeros((4096, 1000)), np.zeros(1000)]
+    assert "fc8" not in alexnet.check_weights(weights, alexnet.LAYERS, "x.npy")
+    weights["conv2"] = [np.zeros((5, 5, 96, 256)), np.zeros(256)]
+    with pytest.raises(UserError, match=r"x.npy: expected conv2"):
+        alexnet.check_weights(weights, alexnet.LAYERS, "x.npy")
+    del weights["conv2"]
+    with pytest.raises(UserError, match=r"conv2 .*found none"):
+        alexnet.check_weights(weights, alexnet.LAYERS, "x.npy")

@@ -1,0 +1,112 @@
+"""Validation: the released ten-crop embeddings, the retrieval file and what refuses it."""
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import parity_inputs as parity
+import pytest
+
+import net_val
+import quantizer
+from session import open_session, tf
+from util import UserError, stream, write_weights
+
+
+def test_ten_crop_embeddings_are_the_released_ones():
+    graph = net_val.EncodingGraph(10, "/cpu:0")
+    with open_session(graph.graph) as session:
+        graph.initialize(session, parity.alexnet_weights(parity.SEED + 7))
+        found = session.run(graph.embeddings, {graph.images: parity.images(parity.SEED + 8, 4)})
+    np.testing.assert_allclose(found, parity.CASES["alexnet/ten_crop_embeddings"], atol=1e-4)
+
+
+def _corner_pixels(images, variables):
+    """A backbone that shows which crop it was given: the first blue pixel of each, 300 times."""
+    kernel, _ = variables["fc8"]
+    return tf.cast(images[:, 0, 0, :1], tf.float32) * kernel, {}
+
+
+@pytest.mark.parametrize("crops", [10, 5, 1])
+def test_embeddings_are_the_mean_over_the_crops_and_cover_each_image_once(crops):
+    images = stream(0, "crop test").integers(0, 256, (41, 256, 256, 3), dtype=np.uint8)
+    class Store:
+        def __len__(self):
+            return len(images)
+
+        def images(self, rows):
+            return images[list(rows)]
+
+    store = Store()
+    backbone = SimpleNamespace(LAYERS={"fc8": (1, 300)}, LAST="fc8", embed=_corner_pixels)
+    graph = net_val.EncodingGraph(crops, "/cpu:0", backbone)
+    with open_session(graph.graph) as session:
+        graph.initialize(session, {"fc8": [np.ones((1, 300)), np.zeros(300)]})
+        found = net_val.embed_images(store, graph, session, crops, "testing")
+    offsets = {10: (0, 28, 14), 5: (0, 28, 14), 1: (14,)}[crops]
+    corners = [(t, le) for t in offsets for le in offsets if (t == 14) == (le == 14)]
+    flips = (images[:, :, ::-1], images) if crops == 10 else (images,)
+    expected = np.mean([view[:, t, le, 0] for view in flips for t, le in corners], axis=0)
+    np.testing.assert_allclose(found, expected[:, None].repeat(300, 1), rtol=1e-5)
+
+
+def _retrieval(rng, m=2, queries=30, images=120):
+    c = quantizer.random_codebooks(m, rng)
+    arrays = {"codebooks": c}
+    for prefix, n in (("db", images), ("qry", queries)):
+        arrays[f"{prefix}_features"] = rng.normal(size=(n, 300)).astype(np.float32)
+        arrays[f"{prefix}_codes"] = rng.integers(0, 256, (n, m)).astype(np.uint8)
+        arrays[f"{prefix}_label"] = (rng.random((n, 4)) < 0.4).astype(np.uint8)
+    return net_val.Retrieval(**arrays)
+
+
+def test_the_retrieval_file_holds_the_release_s_datasets_and_comes_back_whole(tmp_path):
+    retrieval = _retrieval(stream(0, "h5 test"))
+    path = tmp_path / "x_retrieval.h5"
+    net_val.write_retrieval(path, retrieval, {"sha256 of checkpoint": "abc", "crops": 10})
+    with h5py.File(path) as file:
+        assert set(file) == {"db_features", "db_reconstr", "db_label", "qry_features", "qry_reconstr", "qry_label",
+                             "db_codes", "qry_codes", "codebooks"}
+        assert file["db_codes"].dtype == np.uint8
+        np.testing.assert_allclose(file["qry_reconstr"][()],
+                                   quantizer.reconstruct(retrieval.qry_codes, retrieval.codebooks))
+    back = net_val.read_retrieval(path, {"sha256 of checkpoint": "abc", "crops": 10})
+    for name in net_val.Retrieval.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(back, name), getattr(retrieval, name))
+
+
+def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_it_is_said_why(tmp_path):
+    path = tmp_path / "x_retrieval.h5"
+    assert "not there" in net_val.read_retrieval(path, {})
+    net_val.write_retrieval(path, _retrieval(stream(0, "h5 test")), {"sha256 of checkpoint": "abc"})
+    assert "another checkpoint" in net_val.read_retrieval(path, {"sha256 of checkpoint": "def"})
+    assert "does not tell its crops" in net_val.read_retrieval(path, {"sha256 of checkpoint": "abc", "crops": 10})
+    path.write_bytes(path.read_bytes()[:5000])
+    assert "cannot be read" in net_val.read_retrieval(path, {"sha256 of checkpoint": "abc"})
+
+
+def test_measure_ranks_by_reconstructions_and_leaves_the_labels_alone():
+    retrieval = _retrieval(stream(0, "measure test"))
+    labels = retrieval.db_label.copy()
+    log = SimpleNamespace(info=lambda line: lines.append(line))
+    lines = []
+    first = net_val.measure(retrieval, 50, 0, log)
+    np.testing.assert_array_equal(retrieval.db_label, labels)
+    assert lines[0].startswith("AQD mAP@50 = [")
+    second = net_val.measure(retrieval, 50, 0, log)
+    assert [row["map"] for row in first.values()] == [row["map"] for row in second.values()]
+    assert list(first) == ["AQD", "SQD", "feats", "random"]
+    assert list(first["AQD"]["precision"]) == ["1", "10"]
+
+
+@pytest.mark.parametrize(("stacked", "sentence"), [
+    (None, "with codebooks under 'C'"),
+    (np.zeros((100, 300)), r"expected C with shape .* found \(100, 300\)"),
+    (np.zeros((9 * 256, 300)), "for M from 1 to 8"),
+    (np.zeros((256, 200)), r"found \(256, 200\)"),
+])
+def test_a_checkpoint_without_fitting_codebooks_is_refused(tmp_path, stacked, sentence):
+    path = tmp_path / "x.npy"
+    weights = {"fc8": [np.zeros((4096, 300)), np.zeros(300)]}
+    write_weights(path, weights if stacked is None else {**weights, "C": stacked})
+    with pytest.raises(UserError, match=sentence):
+        net_val.read_checkpoint(path)

@@ -1,0 +1,83 @@
+"""Validate a checkpoint: `python validation.py DATASET CHECKPOINT GPU [options]`."""
+import argparse
+from pathlib import Path
+
+from util import (
+    add_shared_options,
+    gpu_number,
+    number,
+    open_log,
+    provenance,
+    run_program,
+    write_json,
+)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description="Encode database and queries with a checkpoint and report MAP; writes "
+                    "<experiment>_retrieval.h5 and <experiment>_metrics.json beside the checkpoint.")
+    parser.add_argument("dataset", metavar="DATASET", help="flickr, nuswide, or the name of a folder in data/")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an .npy file that train.py wrote")
+    parser.add_argument("gpu", metavar="GPU", type=gpu_number, help="number of the GPU; -1 or cpu for the CPU")
+    parser.add_argument("--crops", type=int, choices=(10, 5, 1), default=10,
+                        help="crops an image: ten, the five plain ones, or the plain centre (default 10)")
+    parser.add_argument("--topk", type=number(int, 1), default=5000, metavar="K",
+                        help="results a query that count in MAP@K (default 5000)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    add_shared_options(parser)
+    return parser.parse_args()
+
+
+def main():
+    options = parse_arguments()
+    import dataset
+    import net_val
+    from session import device_name
+
+    folder = dataset.find_dataset(options.dataset, options.root)
+    attributes = net_val.sources(folder, options.checkpoint, options.crops, options.seed, options.skip_bad)
+    experiment = options.checkpoint.stem
+    log = open_log(options.root / "logs" / f"{experiment}.log")
+    cache = options.checkpoint.with_name(f"{experiment}_retrieval.h5")
+    retrieval = net_val.read_retrieval(cache, attributes)
+    if isinstance(retrieval, str):
+        log.info(f"embedding and encoding: {retrieval}.")
+        device = device_name(options.gpu, log.warning)
+        retrieval = net_val.compute_retrieval(folder, options.checkpoint, options.crops, options.seed,
+                                              options.skip_bad, device, log)
+        net_val.write_retrieval(cache, retrieval, attributes)
+    else:
+        log.info(f"embeddings and codes are those of {cache}, made from the same files.")
+    report(options, retrieval, attributes, experiment, log)
+
+
+def report(options, retrieval, attributes, experiment, log):
+    """Measure, print the table, and write the metrics file."""
+    import net_val
+    queries, images = len(retrieval.qry_label), len(retrieval.db_label)
+    topk = min(options.topk, images)
+    if topk < options.topk:
+        log.info(f"the database holds {images} images, so MAP counts the first {topk} results, not {options.topk}.")
+    log.info(f"{queries} queries, {images} database images, {8 * len(retrieval.codebooks)} bits an image.")
+    results = net_val.measure(retrieval, topk, options.seed, log)
+    path = options.checkpoint.with_name(f"{experiment}_metrics.json")
+    write_json(path, {"dataset": options.dataset, "bits": 8 * len(retrieval.codebooks), "topk": topk,
+                      "queries": queries, "database_images": images, **results,
+                      "sources": attributes, **provenance({})})
+    print_table(results, topk)
+    log.info(f"saved {path}.")
+
+
+def print_table(results, topk):
+    """The results as a table for people; the random row shows what the others are worth."""
+    columns = list(results["AQD"]["precision"])
+    print(f"\n{'':8}{'MAP@' + str(topk):>10}{'min(R,K)':>10}" + "".join(f"{'P@' + n:>9}" for n in columns))
+    for name, row in results.items():
+        print(f"{name:8}{row['map']:10.4f}{row['map_min_rk']:10.4f}"
+              + "".join(f"{row['precision'][n]:9.4f}" for n in columns))
+    print()
+
+
+if __name__ == "__main__":
+    run_program(main)
