@@ -71,7 +71,7 @@ def find_dataset(name, root):
 def known_datasets(root):
     """Names of the data sets under `root` that have an image list, sorted."""
     names = {folder: name for name, folder in RELEASE_FOLDERS.items()}
-    folders = {path.parent.name for path in (root / "data").glob("*/*_img.txt")}
+    folders = {path.parent.name for path in (root / "data").glob("[!.]*/*_img.txt")}
     return sorted(names.get(folder, folder) for folder in folders)
 
 
