@@ -270,7 +270,7 @@ def check_link(link, images):
 def install(plan, splits, link, images):
     """Write `data/NAME` beside its place, link the images, move it there; a failure leaves neither."""
     temporary = splits.with_name(f".{splits.name}.{os.getpid()}.tmp")
-    new_link = not os.path.lexists(link)
+    new_link, installed = not os.path.lexists(link), False
     for path in (splits, link):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -283,11 +283,10 @@ def install(plan, splits, link, images):
         if not os.path.lexists(splits):
             temporary.rename(splits)
             sync(splits.parent)
-    except BaseException:
-        if new_link:
-            link.unlink(missing_ok=True)
-        raise
+        installed = True
     finally:
+        if new_link and not installed:
+            link.unlink(missing_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import cv2
-import import_photos
 import numpy as np
 import pytest
 
+import import_photos
 from dataset import find_dataset, read_binary_matrix, read_image_list, read_lines, read_tag_names
 
 REPO = Path(__file__).resolve().parent.parent

@@ -1,10 +1,10 @@
 """The losses against their oracles, the released program, and the inputs that broke it."""
 import numpy as np
-import oracles
-import parity_inputs as parity
 import pytest
 
 import losses
+import oracles
+import parity_inputs as parity
 from quantizer import reconstruct, semantic_factor
 from session import tf
 from util import stream

@@ -1,10 +1,10 @@
 """The metrics against tables made by hand, their oracle and the released program."""
 import numpy as np
-import oracles
-import parity_inputs as parity
 import pytest
 
 import metrics
+import oracles
+import parity_inputs as parity
 import quantizer
 from util import stream
 

@@ -2,12 +2,12 @@
 from types import SimpleNamespace
 
 import numpy as np
-import parity_inputs as parity
 import pytest
 import scipy.sparse
 
 import alexnet
 import net
+import parity_inputs as parity
 import quantizer
 from losses import adaptive_margin_loss
 from session import open_session, tf

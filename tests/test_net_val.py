@@ -3,10 +3,10 @@ from types import SimpleNamespace
 
 import h5py
 import numpy as np
-import parity_inputs as parity
 import pytest
 
 import net_val
+import parity_inputs as parity
 import quantizer
 from session import open_session, tf
 from util import UserError, stream, write_weights

@@ -1,9 +1,9 @@
 """The quantizer against its oracles and against the released program."""
 import numpy as np
-import oracles
-import parity_inputs as parity
 import pytest
 
+import oracles
+import parity_inputs as parity
 import quantizer
 from util import stream
 

@@ -1,0 +1,205 @@
+"""Split files, images and batches: what is read, what is refused, and in which words."""
+import time
+
+import cv2
+import numpy as np
+import pytest
+import scipy.sparse
+
+import dataset
+from util import UserError, stream, write_pickle
+
+
+def _image(path, side=300, seed=0, suffix=".jpg"):
+    pixels = stream(seed, "image").integers(0, 256, (side, side + 20, 3), dtype=np.uint8)
+    path = path.with_suffix(suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), pixels)
+    return path
+
+
+# ---------------------------------------------------------------- split files
+
+@pytest.mark.parametrize("text", ["0 1 0\n1 1 0\n", "0 1 0\n1 1 0", "0\t1 0 \r\n 1 1  0\r\n", "0 1 0\n1 1 0\n\n\n",
+                                  "0.0 1.0 0\n1e0 1 0.00\n"])
+def test_every_spelling_of_a_0_1_matrix_is_read(tmp_path, text):
+    path = tmp_path / "m.txt"
+    path.write_bytes(text.encode())
+    np.testing.assert_array_equal(dataset.read_binary_matrix(path).toarray(), [[0, 1, 0], [1, 1, 0]])
+
+
+@pytest.mark.parametrize(("text", "sentence"), [
+    ("0 1\n0 2\n", "row 2: expected 0 or 1, found '2'"), ("0 1\n0 x\n", "row 2: expected 0 or 1, found 'x'"),
+    ("0 1\n0 10\n", "row 2: expected 0 or 1, found '10'"), ("0 1\n0 nan\n", "row 2: expected 0 or 1, found 'nan'"),
+    ("0 1\n0 1 1\n", "row 2 has 3 numbers, expected 2"), ("0 1\n\n0 1\n", "row 2 has 0 numbers, expected 2"),
+    ("", "found nothing"), ("0.5 1\n", "row 1: expected 0 or 1, found '0.5'")])
+def test_what_is_not_a_0_1_matrix_is_refused_with_its_row(tmp_path, text, sentence):
+    path = tmp_path / "m.txt"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"m\.txt.*{sentence}"):
+        dataset.read_binary_matrix(path)
+
+
+def test_a_random_matrix_of_the_size_of_flickr_s_is_read_right(tmp_path):
+    expected = (stream(0, "matrix").random((1850, 1386)) < 0.01).astype(np.uint8)
+    np.savetxt(tmp_path / "m.txt", expected, fmt="%d")
+    found = dataset.read_binary_matrix(tmp_path / "m.txt")
+    assert scipy.sparse.issparse(found)
+    np.testing.assert_array_equal(found.toarray(), expected)
+
+
+def test_tag_lists_with_and_without_counts_are_read(tmp_path):
+    path = tmp_path / "tags.txt"
+    path.write_text("sky 845\n2007 12\nblue\n")
+    assert dataset.read_tag_names(path) == ["sky", "2007", "blue"]
+    path.write_text("sky 845\nblue sky\n")
+    with pytest.raises(UserError, match="row 2"):
+        dataset.read_tag_names(path)
+
+
+def test_an_unknown_data_set_is_refused_with_the_known_ones(tmp_path):
+    for name in ("flickr25k", "mine"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "train_img.txt").write_text("a.jpg\n")
+    with pytest.raises(UserError, match=r"unknown data set 'nuswide'.*known here: flickr, mine"):
+        dataset.find_dataset("nuswide", tmp_path)
+    found = dataset.find_dataset("flickr", tmp_path)
+    assert (found.splits, found.images) == (tmp_path / "data" / "flickr25k", tmp_path / "datasets" / "flickr25k")
+    with pytest.raises(UserError):
+        dataset.find_dataset("../data/mine", tmp_path)
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    (lambda rows: rows[2].__setitem__(5, "nan"), "row 3 holds NaN"),
+    (lambda rows: rows[1].__setitem__(5, "x"), "row 2: expected a number, found 'x'"),
+    (lambda rows: rows[1].pop(), "row 2: expected 300 numbers, found 299"),
+    (lambda rows: [row.pop() for row in rows], "row 1: expected 300 numbers, found 299"),
+    (lambda rows: rows.clear(), "expected")])
+def test_tag_embeddings_that_cannot_be_used_are_refused_with_their_row(tmp_path, change, sentence):
+    rows = [["0.25"] * 300 for _ in range(4)]
+    path = tmp_path / "FinalTagEmbs.txt"
+    path.write_text("\n".join(map(" ".join, rows)))
+    assert dataset.read_tag_embeddings(path).shape == (4, 300)
+    change(rows)
+    path.write_text("\n".join(map(" ".join, rows)))
+    with pytest.raises(UserError, match=rf"FinalTagEmbs\.txt.*{sentence}"):
+        dataset.read_tag_embeddings(path)
+
+
+@pytest.mark.parametrize("dropped", [{}, {-1: [3]}, {-1: []}])
+def test_merged_tags_are_the_or_of_their_columns_in_the_dict_s_own_order(tmp_path, dropped):
+    path = tmp_path / "map.pkl"
+    write_pickle(path, {7: [2], **dropped, 1: [0, 4], 3: np.array([1])})
+    groups = dataset.read_merge_map(path, 5)
+    assert groups == [[2], [0, 4], [1]]
+    raw = scipy.sparse.csr_array(np.array([[1, 0, 0, 1, 1], [0, 1, 0, 1, 0], [0, 0, 1, 0, 1]], np.uint8))
+    np.testing.assert_array_equal(dataset.merge_tags(raw, groups).toarray(), [[0, 1, 0], [0, 0, 1], [1, 1, 0]])
+
+
+@pytest.mark.parametrize(("content", "sentence"), [
+    ([1, 2], "expected a dict"), ({0: [9]}, "names raw tag column 9, expected 0 to 4"), ({0: []}, "expected a list"),
+    ({0: ["a"]}, "expected a list"), ({0: [-3]}, "expected 0 to 4")])
+def test_a_merge_map_that_does_not_fit_is_refused(tmp_path, content, sentence):
+    write_pickle(tmp_path / "map.pkl", content)
+    with pytest.raises(UserError, match=sentence):
+        dataset.read_merge_map(tmp_path / "map.pkl", 5)
+
+
+# ---------------------------------------------------------------- images
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
+def test_sound_images_of_every_common_kind_pass(tmp_path, suffix):
+    assert dataset.image_fault(_image(tmp_path / "x", suffix=suffix)) is None
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_truncated_images_are_found(tmp_path, suffix, share):
+    path = _image(tmp_path / "x", suffix=suffix)
+    content = path.read_bytes()
+    path.write_bytes(content[:int(share * len(content))])
+    assert dataset.image_fault(path) == "is truncated"
+
+
+def test_a_truncated_photo_is_found_even_if_it_holds_a_whole_thumbnail(tmp_path):
+    path = _image(tmp_path / "x")
+    thumbnail = _image(tmp_path / "thumb", side=32).read_bytes()
+    content = path.read_bytes()
+    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    path.write_bytes(content[:2] + segment + content[2:])
+    assert dataset.image_fault(path) is None
+    path.write_bytes(content[:2] + segment + content[2:len(content) // 2])
+    assert dataset.image_fault(path) == "is truncated"
+
+
+def test_bytes_after_the_end_of_a_photo_do_not_matter(tmp_path):
+    path = _image(tmp_path / "x")
+    path.write_bytes(path.read_bytes() + b"\0" * 5000)
+    assert dataset.image_fault(path) is None
+
+
+def test_missing_empty_and_other_files_are_found(tmp_path):
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "folder.jpg").mkdir()
+    paths = [tmp_path / name for name in ("none.jpg", "empty.jpg", "text.jpg", "folder.jpg")]
+    assert [dataset.image_faults(paths)[row] for row in range(3)] == [
+        "is missing", "is empty", "is not an image that OpenCV reads"]
+    assert "cannot be read" in dataset.image_faults(paths)[3]
+
+
+def test_images_are_resized_to_256_and_decoded_no_more_than_once_while_there_is_room(tmp_path):
+    paths = [_image(tmp_path / str(i), seed=i) for i in range(4)]
+    store = dataset.ImageStore(paths, cache_bytes=2.5 * dataset.IMAGE_BYTES)
+    first = store.images(range(4))
+    assert first.shape == (4, 256, 256, 3)
+    np.testing.assert_array_equal(first[3], cv2.resize(cv2.imread(str(paths[3])), (256, 256)))
+    for path in paths[:2]:
+        path.unlink()
+    np.testing.assert_array_equal(store.images([0, 1]), first[:2])  # the two that fit
+    paths[2].unlink()
+    with pytest.raises(UserError, match=r"2\.jpg: cannot be decoded"):
+        store.images([2])
+
+
+def test_crops_are_taken_after_the_flip(tmp_path):
+    store = dataset.ImageStore([_image(tmp_path / str(i), seed=i) for i in range(2)], 10**9)
+    batch = store.crops([1, 0], np.array([[0, 29], [14, 14]]), np.array([True, False]))
+    np.testing.assert_array_equal(batch[0], store.image(1)[:, ::-1][:227, 29:])
+    np.testing.assert_array_equal(batch[1], store.image(0)[14:241, 14:241])
+
+
+def test_random_crops_reach_all_offsets_and_flip_half_of_the_images():
+    seen = {"offsets": [], "flips": []}
+
+    class Recorder:
+        def crops(self, rows, offsets, flips):
+            seen["offsets"].append(offsets)
+            seen["flips"].append(flips)
+
+    for step in range(50):
+        dataset.random_crops(Recorder(), np.arange(100), stream(0, "crops", step))
+    assert set(np.concatenate(seen["offsets"])[:, 0]) == set(np.concatenate(seen["offsets"])[:, 1]) == set(range(30))
+    assert 0.45 < np.concatenate(seen["flips"]).mean() < 0.55
+
+
+def test_the_next_batch_is_made_while_this_one_is_used():
+    made = []
+    batches = dataset.made_ahead(lambda key: made.append(key) or key, range(6))
+    assert next(batches) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert made[:3] == [0, 1, 2]
+    assert list(batches) == [1, 2, 3, 4, 5]
+
+
+def test_an_error_while_a_batch_is_made_reaches_the_one_who_waits_for_it():
+    def make(key):
+        if key == 2:
+            raise UserError("bad")
+        return key
+    batches = dataset.made_ahead(make, range(6))
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(UserError, match="bad"):
+        next(batches)
