@@ -123,8 +123,8 @@ def read_binary_matrix(path):
     if not plain.all() or (digit[1:] & digit[:-1]).any():
         return _read_spelled_matrix(path)
     ends = np.flatnonzero(newline)  # (lines,)
-    before = np.cumsum(digit, dtype=np.int64)  # digits up to and with each byte
-    widths = np.diff(before[ends], prepend=0)  # (lines,)
+    starts = np.append(0, ends + 1)[:-1]
+    widths = np.add.reduceat(digit, starts, dtype=np.int64)  # (lines,), digits on each
     rows = _count_rows(path, widths)
     ones = text[digit].reshape(rows, -1) == ord("1")  # (rows, columns)
     return scipy.sparse.csr_array(ones.view(np.uint8))

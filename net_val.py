@@ -3,7 +3,7 @@
 Letters: N images, b images a run of the graph, D = 300, M codebooks of K = 256 codewords, L labels.
 """
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import h5py
 import numpy as np
@@ -110,31 +110,29 @@ class Retrieval:
 
 
 def sources(dataset, checkpoint, crops, seed, skip_bad):
-    """All that a retrieval file depends on, as its attributes."""
-    files = [checkpoint, dataset.tag_embeddings, *dataset.split_files("database"), *dataset.split_files("test")]
-    names = ["checkpoint", *(path.name for path in files[1:])]
-    missing = [path for path in files if not path.is_file()]
-    if missing:
-        raise UserError(f"{missing[0]}: no such file")
-    return {**{f"sha256 of {name}": fingerprint(path) for name, path in zip(names, files, strict=True)},
-            "crops": crops, "seed": seed, "skip_bad": int(skip_bad)}
+    """What a retrieval file depends on, as its attributes: first all but the labels, then the labels."""
+    lists, labels = zip(*(dataset.split_files(split) for split in SPLITS), strict=True)
+    names = {"checkpoint": checkpoint, **{path.name: path for path in (dataset.tag_embeddings, *lists)}}
+    for path in (*names.values(), *labels):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+    return ({**{f"sha256 of {name}": fingerprint(path) for name, path in names.items()},
+             "crops": crops, "seed": seed, "skip_bad": int(skip_bad)},
+            {f"sha256 of {path.name}": fingerprint(path) for path in labels})
 
 
 def read_retrieval(path, expected):
-    """The retrieval file's content, or a string that says why it has to be computed (again)."""
+    """The retrieval file's content if its attributes are the `expected` ones, and if not None; and why."""
     if not path.is_file():
-        return f"{path} is not there yet"
+        return None, f"{path} is not there yet"
     try:
         with h5py.File(path, "r") as file:
-            found = dict(file.attrs)
             for name, value in expected.items():
-                if name not in found:
-                    return f"{path} does not tell its {name}"
-                if found[name] != value:
-                    return f"{path} was made with another {name.removeprefix('sha256 of ')}"
-            return Retrieval(**{name: file[name][()] for name in Retrieval.__dataclass_fields__})
+                if file.attrs.get(name) != value:
+                    return None, f"{path} was made with another {name.removeprefix('sha256 of ')}"
+            return Retrieval(**{name: file[name][()] for name in Retrieval.__dataclass_fields__}), "the files match"
     except (OSError, KeyError) as error:
-        return f"{path} cannot be read ({error})"
+        return None, f"{path} cannot be read ({error})"
 
 
 def write_retrieval(path, retrieval, attributes):
@@ -148,14 +146,24 @@ def write_retrieval(path, retrieval, attributes):
         file.attrs.update(attributes)
 
 
-def compute_retrieval(dataset, checkpoint, crops, seed, skip_bad, device, log):
-    """Embed and encode database and queries. Raises UserError for whatever does not fit together."""
-    weights, codebooks = read_checkpoint(checkpoint)
+def load_splits(dataset, skip_bad):
+    """`{split: RetrievalSet}` of database and queries. Raises UserError for whatever does not fit together."""
     splits = {split: load_retrieval(dataset, split, skip_bad) for split in SPLITS}
-    if len({content.labels.shape[1] for content in splits.values()}) > 1:
-        columns = {split: content.labels.shape[1] for split, content in splits.items()}
+    columns = {split: content.labels.shape[1] for split, content in splits.items()}
+    if columns["database"] != columns["test"]:
         raise UserError(f"{dataset.splits}: database_label.txt and test_label.txt must have the same columns, found "
                         f"{columns['database']} and {columns['test']}")
+    return splits
+
+
+def with_labels(retrieval, splits):
+    """The same embeddings and codes with the labels that the splits have now."""
+    return replace(retrieval, **{f"{prefix}_label": splits[split].labels for split, prefix in SPLITS.items()})
+
+
+def compute_retrieval(dataset, checkpoint, splits, crops, seed, device, log):
+    """Embed and encode database and queries. Raises UserError if the checkpoint does not fit."""
+    weights, codebooks = read_checkpoint(checkpoint)
     factor = quantizer.semantic_factor(read_tag_embeddings(dataset.tag_embeddings))
     graph = EncodingGraph(crops, device)
     arrays = {"codebooks": codebooks}

@@ -33,23 +33,37 @@ def main():
     options = parse_arguments()
     import dataset
     import net_val
-    from session import device_name
 
     folder = dataset.find_dataset(options.dataset, options.root)
     attributes = net_val.sources(folder, options.checkpoint, options.crops, options.seed, options.skip_bad)
     experiment = options.checkpoint.stem
     log = open_log(options.root / "logs" / f"{experiment}.log")
-    cache = options.checkpoint.with_name(f"{experiment}_retrieval.h5")
-    retrieval = net_val.read_retrieval(cache, attributes)
-    if isinstance(retrieval, str):
-        log.info(f"embedding and encoding: {retrieval}.")
+    retrieval = embed_and_encode(options, folder, attributes, log)
+    report(options, retrieval, {**attributes[0], **attributes[1]}, experiment, log)
+
+
+def embed_and_encode(options, folder, attributes, log):
+    """The content of the retrieval file, computed as far as the one that is there was made from other files."""
+    import net_val
+    from session import device_name
+    path = options.checkpoint.with_name(f"{options.checkpoint.stem}_retrieval.h5")
+    embeddings, labels = attributes
+    retrieval, why = net_val.read_retrieval(path, {**embeddings, **labels})
+    if retrieval is not None:
+        log.info(f"embeddings and codes are those of {path}: {why}.")
+        return retrieval
+    splits = net_val.load_splits(folder, options.skip_bad)
+    retrieval, why_embed = net_val.read_retrieval(path, embeddings)
+    if retrieval is None:
+        log.info(f"embedding and encoding: {why_embed}.")
         device = device_name(options.gpu, log.warning)
-        retrieval = net_val.compute_retrieval(folder, options.checkpoint, options.crops, options.seed,
-                                              options.skip_bad, device, log)
-        net_val.write_retrieval(cache, retrieval, attributes)
+        retrieval = net_val.compute_retrieval(folder, options.checkpoint, splits, options.crops, options.seed,
+                                              device, log)
     else:
-        log.info(f"embeddings and codes are those of {cache}, made from the same files.")
-    report(options, retrieval, attributes, experiment, log)
+        log.info(f"embeddings and codes are those of {path}, with new labels: {why}.")
+        retrieval = net_val.with_labels(retrieval, splits)
+    net_val.write_retrieval(path, retrieval, {**embeddings, **labels})
+    return retrieval
 
 
 def report(options, retrieval, attributes, experiment, log):

@@ -69,19 +69,25 @@ def test_the_retrieval_file_holds_the_release_s_datasets_and_comes_back_whole(tm
         assert file["db_codes"].dtype == np.uint8
         np.testing.assert_allclose(file["qry_reconstr"][()],
                                    quantizer.reconstruct(retrieval.qry_codes, retrieval.codebooks))
-    back = net_val.read_retrieval(path, {"sha256 of checkpoint": "abc", "crops": 10})
+    back, _ = net_val.read_retrieval(path, {"sha256 of checkpoint": "abc", "crops": 10})
     for name in net_val.Retrieval.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(back, name), getattr(retrieval, name))
 
 
 def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_it_is_said_why(tmp_path):
     path = tmp_path / "x_retrieval.h5"
-    assert "not there" in net_val.read_retrieval(path, {})
+
+    def refusal(**expected):
+        retrieval, why = net_val.read_retrieval(path, {f"sha256 of {name}": value for name, value in expected.items()})
+        assert retrieval is None
+        return why
+
+    assert "not there" in refusal()
     net_val.write_retrieval(path, _retrieval(stream(0, "h5 test")), {"sha256 of checkpoint": "abc"})
-    assert "another checkpoint" in net_val.read_retrieval(path, {"sha256 of checkpoint": "def"})
-    assert "does not tell its crops" in net_val.read_retrieval(path, {"sha256 of checkpoint": "abc", "crops": 10})
+    assert "another checkpoint" in refusal(checkpoint="def")
+    assert "another database_img.txt" in refusal(checkpoint="abc", **{"database_img.txt": "abc"})
     path.write_bytes(path.read_bytes()[:5000])
-    assert "cannot be read" in net_val.read_retrieval(path, {"sha256 of checkpoint": "abc"})
+    assert "cannot be read" in refusal(checkpoint="abc")
 
 
 def test_measure_ranks_by_reconstructions_and_leaves_the_labels_alone():
