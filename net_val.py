@@ -13,7 +13,7 @@ import metrics
 import quantizer
 from dataset import CROP_SIDE, IMAGE_SIDE, ImageStore, load_retrieval, made_ahead, read_tag_embeddings
 from session import open_session, tf
-from util import DIMENSIONS, UserError, fingerprint, progress, read_weights, replacing, stream
+from util import DIMENSIONS, MOST_CODEBOOKS, UserError, fingerprint, progress, read_weights, replacing, stream
 
 CENTRE = (14, 14)
 OFFSETS = ((0, 0), (28, 28), (28, 0), (0, 28), CENTRE)  # top and left of a crop, pixels
@@ -38,9 +38,9 @@ def read_checkpoint(path):
                         f"{', '.join(map(str, weights))}")
     codebooks = len(stacked) // quantizer.CODEWORDS
     if stacked.shape != (codebooks * quantizer.CODEWORDS, DIMENSIONS) or not (
-            1 <= codebooks <= quantizer.MOST_CODEBOOKS):
+            1 <= codebooks <= MOST_CODEBOOKS):
         raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
-                        f"{quantizer.MOST_CODEBOOKS}, found {stacked.shape}")
+                        f"{MOST_CODEBOOKS}, found {stacked.shape}")
     layers = alexnet.check_weights(weights, alexnet.LAYERS, path)
     if alexnet.LAST not in layers:
         raise UserError(f"{path}: expected {alexnet.LAST} with shape {alexnet.LAYERS[alexnet.LAST]}, found another")

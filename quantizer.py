@@ -13,7 +13,6 @@ from threadpoolctl import threadpool_limits
 from util import DIMENSIONS
 
 CODEWORDS = 256  # K
-MOST_CODEBOOKS = 8
 SWEEPS = 3  # of ICM over all codebooks
 RIDGE = 0.001  # keeps HᵀH invertible in the closed-form update
 LEAST_SQUARED_NORM = 1e-8  # an updated codeword below it keeps its old value

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from quantizer import MOST_CODEBOOKS
 from util import (
+    MOST_CODEBOOKS,
     UserError,
     add_shared_options,
     experiment_name,

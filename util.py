@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
 DIMENSIONS = 300  # D: length of a word vector, and so of an image embedding
+MOST_CODEBOOKS = 8  # M is 1 to 8: 8 to 64 bits an image
 
 
 # ---------------------------------------------------------------- errors and command lines

@@ -119,3 +119,47 @@ def retrieval(scores, query_labels, database_labels, topk):
             precisions.append(precision)
             recalls.append(np.array(found) / hits)
     return np.mean(released), np.mean(usual), np.mean(precisions, 0), np.mean(recalls, 0)
+
+
+# Tags: `v` is a list of V vectors.
+
+
+def cosine(a, b):
+    return np.dot(a, b) / np.sqrt(np.dot(a, a) * np.dot(b, b))
+
+
+def neighbours(v, k, tau):
+    """For each tag, itself and those of its k nearest whose cosine is at least tau."""
+    result = []
+    for i in range(len(v)):
+        cosines = {j: cosine(v[i], v[j]) for j in range(len(v)) if j != i}
+        nearest = sorted(cosines, key=lambda j: -cosines[j])[:k]
+        result.append({i} | {j for j in nearest if cosines[j] >= tau})
+    return result
+
+
+def mean_direction(vectors):
+    """The mean of L2-normalised vectors."""
+    return np.mean([x / np.sqrt(np.dot(x, x)) for x in vectors], axis=0)
+
+
+def enhanced(v, k, tau):
+    return [mean_direction([v[j] for j in sorted(members)]) for members in neighbours(v, k, tau)]
+
+
+def dbscan_groups(v, eps):
+    """With two points to a core, a cluster is all that can be reached in steps of at most eps; alone is noise."""
+    left, groups = set(range(len(v))), []
+    while left:
+        group, edge = set(), {min(left)}
+        while edge:
+            group |= edge
+            edge = {j for i in edge for j in left - group if 1 - cosine(v[i], v[j]) <= eps}
+        groups.append(sorted(group))
+        left -= group
+    return groups
+
+
+def merged_embeddings(v, groups):
+    means = [mean_direction([v[i] for i in group]) for group in groups]
+    return np.array([mean / np.sqrt(np.dot(mean, mean)) for mean in means])

@@ -1,0 +1,329 @@
+"""The programs as people call them: real subprocesses, real files, real TensorFlow, a dozen small photos."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+
+from util import read_weights, stream, write_pickle, write_weights
+
+PROJECT = Path(__file__).resolve().parent.parent
+TRAINING, QUERIES, TAGS = 10, 3, 6
+STEPS = 8  # with 4 images a step the first update follows step 7
+EXPERIMENT = "tiny_WSDQH_nbits=16_adaMargin_gamma=1_lambda=0.0001_t"
+
+
+def run(*arguments):
+    """Run a program of the project; its exit code and all that it printed."""
+    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=PROJECT, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def train(root, *options, iterations=STEPS, codebooks=2, gpu="cpu"):
+    return run("train.py", "tiny", 0.00003, iterations, 0.0001, codebooks, "WSDQH", "t", gpu, "--root", root,
+               "--batch-size", 4, "--backbone-init", "lsuv", *options)
+
+
+def validate(root, *options, checkpoint=None):
+    checkpoint = checkpoint or root / "checkpoints" / f"{EXPERIMENT}.npy"
+    return run("validation.py", "tiny", checkpoint, "cpu", "--root", root, "--crops", 1, *options)
+
+
+def make_tiny(root):
+    """A data set of random photos; photo 2 has no tag that was kept."""
+    rng = stream(0, "tiny")
+    splits, images = root / "data" / "tiny", root / "datasets" / "tiny"
+    images.mkdir(parents=True)
+    (splits / "tags").mkdir(parents=True)
+    names = [f"{i}.jpg" for i in range(TRAINING + QUERIES)]
+    for name in names:
+        colour = rng.integers(0, 256, 3)
+        noise = rng.integers(-30, 30, (60, 80, 3))
+        assert cv2.imwrite(str(images / name), np.clip(colour + noise, 0, 255).astype(np.uint8))
+    tags = np.eye(TRAINING, TAGS, dtype=int) | (rng.random((TRAINING, TAGS)) < 0.2)
+    tags[2] = 0
+    tags[2, 5] = 1
+    tags[[i for i in range(TRAINING) if i != 2], 5] = 0
+    labels = rng.integers(0, 2, (len(names), 2)) | np.array([1, 0])
+    for split, rows in (("train", slice(TRAINING)), ("database", slice(TRAINING)), ("test", slice(TRAINING, None))):
+        (splits / f"{split}_img.txt").write_text("\n".join(names[rows]) + "\n")
+        if split != "train":
+            np.savetxt(splits / f"{split}_label.txt", labels[rows], fmt="%d")
+    np.savetxt(splits / "train_tag.txt", tags, fmt="%d")
+    (splits / "common_tags.txt").write_text("\n".join("abcdef") + "\n")
+    np.savetxt(splits / "tags" / "FinalTagEmbs.txt", rng.normal(size=(TAGS - 1, 300)))
+    write_pickle(splits / "tags" / "TagIdMergeMap.pkl", {**{i: [i] for i in range(TAGS - 1)}, -1: [TAGS - 1]})
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny data set and what training printed."""
+    root = make_tiny(tmp_path_factory.mktemp("trained"))
+    code, output = train(root, "--save-every", 5)
+    assert code == 0, output
+    return root, output
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return make_tiny(tmp_path)
+
+
+# ---------------------------------------------------------------- training
+
+def test_training_writes_a_checkpoint_in_the_released_format_and_tells_what_it_was_made_of(trained):
+    root, _ = trained
+    weights = read_weights(root / "checkpoints" / f"{EXPERIMENT}.npy")
+    assert set(weights) == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8", "C"}
+    assert weights["fc8"][0].shape == (4096, 300)
+    assert weights["C"].shape == (512, 300)
+    record = json.loads((root / "checkpoints" / f"{EXPERIMENT}.json").read_text())
+    assert record["options"]["batch_size"] == 4
+    assert record["seed"] == 0
+    assert set(record["fingerprints"]) == {"train_img.txt", "train_tag.txt", "FinalTagEmbs.txt", "TagIdMergeMap.pkl"}
+    assert record["versions"]["numpy"] == np.__version__
+
+
+def test_log_lines_are_the_released_ones(trained):
+    root, output = trained
+    log = (root / "logs" / f"{EXPERIMENT}.log").read_text()
+    lines = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} step \[ {3}\d\], lr \[0\.0000300\], embedding loss "
+                       r"\[ \d\.\d{4}\], quantization loss \[ ?\d+\.\d{4}\], +\d+\.\d\d sec/batch\.$", log, re.M)
+    assert len(lines) == STEPS
+    assert all("quantization loss [ 0.0000]" in line for line in lines[:7])
+    assert "quantization loss [ 0.0000]" not in lines[7]
+    assert lines[0].split(",", 1)[1] in output
+
+
+def test_images_without_a_usable_tag_are_kept_and_counted(trained):
+    assert "10 training images, 5 merged tags" in trained[1]
+    assert "1 images have none" in trained[1]
+
+
+def test_tensorboard_finds_the_scalars(trained):
+    events = list((trained[0] / "logs" / EXPERIMENT).glob("events*"))
+    assert len(events) == 1
+    assert b"loss/embedding" in events[0].read_bytes()
+
+
+def test_one_seed_gives_one_checkpoint_and_an_interrupted_run_resumes_to_it(trained, tmp_path):
+    root, _ = trained
+    expected = (root / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes()
+    shutil.copytree(root / "data", tmp_path / "data")
+    shutil.copytree(root / "datasets", tmp_path / "datasets")
+    code, output = train(tmp_path, "--save-every", 5, iterations=6)
+    assert code == 0, output
+    assert [path.name for path in (tmp_path / "checkpoints" / f"{EXPERIMENT}_state").iterdir()] == ["step_00000005"]
+    code, output = train(tmp_path, "--resume")
+    assert code == 0, output
+    assert "resumed before step 6" in output
+    assert (tmp_path / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes() == expected
+    code, output = train(tmp_path, "--resume", "--seed", 1)
+    assert code == 2
+    assert "seed was 0, now 1" in output
+
+
+def test_a_checkpoint_starts_another_training_with_its_embedding_and_codebooks(trained, tmp_path):
+    root, _ = trained
+    code, output = run("train.py", "tiny", 0.00003, 0, 0.0001, 2, "WSDHQ", "again", "cpu", "--root", root,
+                       "--weights", root / "checkpoints" / f"{EXPERIMENT}.npy")
+    assert code == 0, output
+    again = root / "checkpoints" / EXPERIMENT.replace("_t", "_again")
+    for layer, arrays in read_weights(f"{again}.npy").items():
+        expected = read_weights(root / "checkpoints" / f"{EXPERIMENT}.npy")[layer]
+        for found, before in zip(arrays, expected, strict=True):
+            np.testing.assert_array_equal(found, before)
+
+
+def test_a_run_too_short_for_codebooks_and_a_gpu_that_is_not_there_are_warned_of(tiny):
+    code, output = train(tiny, iterations=0, gpu="7")
+    assert code == 0, output
+    assert "the checkpoint will hold random codebooks" in output
+    assert output.count("GPU 7 was not found") == 1
+
+
+# ---------------------------------------------------------------- validation
+
+def test_validation_reports_map_beside_the_random_one_and_does_not_embed_twice(trained):
+    root, _ = trained
+    path = root / "checkpoints" / f"{EXPERIMENT}_retrieval.h5"
+    code, output = validate(root)
+    assert code == 0, output
+    assert "is not there yet" in output
+    log = (root / "logs" / f"{EXPERIMENT}.log").read_text()
+    for metric in ("AQD", "SQD", "feats", "random"):
+        assert re.search(rf"{metric} mAP@10 = \[\d\.\d{{4}}\], duration: \d+\.\d\d sec\.$", log, re.M)
+    assert "counts the first 10 results, not 5000" in output
+    with h5py.File(path) as file:
+        assert file["db_features"].shape == (TRAINING, 300)
+        assert file["qry_codes"].shape == (QUERIES, 2)
+    first = json.loads((root / "checkpoints" / f"{EXPERIMENT}_metrics.json").read_text())
+    assert first["bits"] == 16
+    code, output = validate(root)
+    assert "the files match" in output
+    second = json.loads((root / "checkpoints" / f"{EXPERIMENT}_metrics.json").read_text())
+    assert [first[name]["map"] for name in ("AQD", "SQD", "feats")] == [
+        second[name]["map"] for name in ("AQD", "SQD", "feats")]
+
+
+def test_new_labels_are_read_and_a_new_checkpoint_is_embedded_though_its_name_is_the_same(trained, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(trained[0], root, ignore=shutil.ignore_patterns("*_state"))
+    assert validate(root)[0] == 0
+    with h5py.File(root / "checkpoints" / f"{EXPERIMENT}_retrieval.h5") as file:
+        features = file["db_features"][()]
+    labels = root / "data" / "tiny" / "test_label.txt"
+    labels.write_text("0 1\n" * QUERIES)
+    code, output = validate(root)
+    assert code == 0, output
+    assert "with new labels" in output
+    with h5py.File(root / "checkpoints" / f"{EXPERIMENT}_retrieval.h5") as file:
+        np.testing.assert_array_equal(file["qry_label"][()], [[0, 1]] * QUERIES)
+    path = root / "checkpoints" / f"{EXPERIMENT}.npy"
+    weights = read_weights(path)
+    weights["fc8"][0] *= 2
+    write_weights(path, weights)
+    code, output = validate(root)
+    assert code == 0, output
+    assert "made with another checkpoint" in output
+    with h5py.File(root / "checkpoints" / f"{EXPERIMENT}_retrieval.h5") as file:
+        assert not np.array_equal(file["db_features"][()], features)
+
+
+# ---------------------------------------------------------------- bad input
+
+def _write(path, text):
+    return lambda root: (root / path).write_text(text)
+
+
+def _rewrite(path, change):
+    def apply(root):
+        (root / path).write_text(change((root / path).read_text()))
+    return apply
+
+
+def _halve(path):
+    def apply(root):
+        (root / path).write_bytes((root / path).read_bytes()[:500])
+    return apply
+
+
+BAD_TRAINING = {
+    "missing file": (lambda root: (root / "data/tiny/train_tag.txt").unlink(), r"train_tag\.txt: no such file"),
+    "lengths": (_rewrite("data/tiny/train_img.txt", lambda text: text + "x.jpg\n"),
+                r"train_tag\.txt has 10 rows, but .*train_img\.txt lists 11 images"),
+    "not 0/1": (_rewrite("data/tiny/train_tag.txt", lambda text: text.replace("1", "7", 1)),
+                r"train_tag\.txt: row 1: expected 0 or 1, found '7'"),
+    "image missing": (lambda root: (root / "datasets/tiny/3.jpg").unlink(), r"3\.jpg \(row 4\) is missing"),
+    "image empty": (_write("datasets/tiny/3.jpg", ""), r"3\.jpg \(row 4\) is empty"),
+    "image truncated": (_halve("datasets/tiny/3.jpg"), r"3\.jpg \(row 4\) is truncated"),
+    "no image": (_write("datasets/tiny/3.jpg", "hello"), r"3\.jpg \(row 4\) is not an image"),
+    "sizes": (lambda root: write_pickle(root / "data/tiny/tags/TagIdMergeMap.pkl", {0: [0], 1: [1]}),
+              r"holds 2 merged tags, but .*FinalTagEmbs\.txt has 5 rows"),
+    "NaN": (_rewrite("data/tiny/tags/FinalTagEmbs.txt", lambda text: text.replace(text.split()[0], "nan", 1)),
+            r"FinalTagEmbs\.txt: row 1 holds NaN"),
+    "no tags": (_write("data/tiny/train_tag.txt", "0 0 0 0 0 1\n" * TRAINING), "no image has a usable tag"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_bad_training_input_is_one_sentence_and_exit_code_2(tiny, case):
+    spoil, sentence = BAD_TRAINING[case]
+    spoil(tiny)
+    code, output = train(tiny)
+    assert code == 2, output
+    assert "Traceback" not in output
+    assert re.search(sentence, output), output
+    assert not (tiny / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["nope", 0.1, 1, 0, 1, "WSDQH", "t", "cpu"], "unknown data set 'nope'.*known here: tiny"),
+    (["tiny", 0.1, 1, 0, 0, "WSDQH", "t", "cpu"], "SUBSPACE_NUM: expected a whole number from 1 to 8, found '0'"),
+    (["tiny", 0.1, 1, 0, 9, "WSDQH", "t", "cpu"], "SUBSPACE_NUM: expected a whole number from 1 to 8, found '9'"),
+    (["tiny", "fast", 1, 0, 1, "WSDQH", "t", "cpu"], "LR: expected a number of at least 0, found 'fast'"),
+    (["tiny", 0.1, 1, 0, 1, "HASH", "t", "cpu"], "LOSS: invalid choice"),
+    (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu"], r"alexnet\.npy: no such file.*--backbone-init lsuv"),
+    (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu", "--resume", "--backbone-init", "lsuv"], "no saved state to resume"),
+])
+def test_bad_arguments_are_one_sentence_and_exit_code_2(tiny, arguments, sentence):
+    code, output = run("train.py", *arguments, "--root", tiny)
+    assert code == 2, output
+    assert "Traceback" not in output
+    assert re.search(sentence, output, re.S), output
+
+
+def test_skip_bad_leaves_out_image_and_row_together_and_counts_them(tiny):
+    (tiny / "datasets/tiny/0.jpg").unlink()
+    _halve("datasets/tiny/11.jpg")(tiny)
+    code, output = train(tiny, "--skip-bad", iterations=0)
+    assert code == 0, output
+    assert "9 training images" in output
+    assert "1 bad images were left out" in output
+    code, output = validate(tiny)
+    assert code == 2
+    assert re.search(r"0\.jpg \(row 1\) is missing", output), output
+    code, output = validate(tiny, "--skip-bad")
+    assert code == 0, output
+    with h5py.File(tiny / "checkpoints" / f"{EXPERIMENT}_retrieval.h5") as file:
+        labels = np.loadtxt(tiny / "data/tiny/database_label.txt")
+        np.testing.assert_array_equal(file["db_label"][()], labels[1:])
+        assert file["qry_label"].shape == (QUERIES - 1, 2)
+
+
+class _Command:
+    def __reduce__(self):
+        return os.system, ("touch called",)
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), [
+    (lambda path: path.write_text("hello"), "expected a NumPy .npy file"),
+    (lambda path: write_weights(path, {"fc8": [np.zeros((4096, 300)), np.zeros(300)]}), "codebooks under 'C'"),
+    (lambda path: write_weights(path, {"C": np.zeros((256, 200))}), r"expected C with shape .*found \(256, 200\)"),
+    (lambda path: write_weights(path, {"C": np.zeros((256, 300)), "conv1": [np.zeros((1, 1)), np.zeros(1)]}),
+     "expected conv1 with shapes"),
+    (lambda path: np.save(path, np.array({"C": _Command()}, dtype=object), allow_pickle=True),
+     "only NumPy arrays and plain containers"),
+    (lambda path: None, "no such file")])
+def test_a_bad_checkpoint_is_one_sentence_and_exit_code_2(tiny, spoil, sentence):
+    path = tiny / "x.npy"
+    spoil(path)
+    code, output = validate(tiny, checkpoint=path)
+    assert code == 2, output
+    assert "Traceback" not in output
+    assert re.search(sentence, output), output
+    assert not (PROJECT / "called").exists()
+
+
+def test_validation_refuses_label_files_of_different_widths(tiny):
+    write_weights(tiny / "x.npy", {"C": np.zeros((256, 300))})
+    (tiny / "data/tiny/test_label.txt").write_text("0 1 1\n" * QUERIES)
+    code, output = validate(tiny, checkpoint=tiny / "x.npy")
+    assert code == 2
+    assert "must have the same columns, found 2 and 3" in output
+
+
+@pytest.mark.parametrize("program", ["train.py", "validation.py", "tag_processing.py"])
+def test_help_answers_before_tensorflow_is_imported(program):
+    code = (f"import runpy, sys; sys.argv = ['{program}', '--help']\n"
+            f"try: runpy.run_path('{program}', run_name='__main__')\n"
+            "except SystemExit: print('modules', sorted({'tensorflow', 'gensim', 'sklearn'} & set(sys.modules)))")
+    exit_code, output = run("-c", code)
+    assert exit_code == 0
+    assert "modules []" in output
+    assert "default" in output
+
+
+def test_no_pickle_of_the_project_is_read_without_care():
+    for path in [*PROJECT.glob("*.py"), *PROJECT.glob("scripts/*.py")]:
+        text = path.read_text()
+        assert "allow_pickle=True" not in text, path
+        assert not re.search(r"pickle\.loads?\(", text), path

@@ -1,0 +1,194 @@
+"""Word vectors of tags: from a word2vec or GloVe file, or trained on the tag lists of the training images.
+
+Everything about words and their files; what is done with the vectors stands in tag_processing.py.
+"""
+import gzip
+import itertools
+import math
+import re
+import zlib
+
+import numpy as np
+
+from util import DIMENSIONS, UserError, progress
+
+VECTOR_BYTES = 4 * DIMENSIONS
+CHUNK_BYTES = 1 << 20  # a binary file is read in such pieces
+LONGEST_LINE = 1 << 20  # bytes; a file of another kind must not be swallowed whole for want of line ends
+FORMATS = ".bin, .bin.gz (word2vec binary), .txt, .txt.gz, .vec or .vec.gz (text)"
+
+# Skip-gram goes over the tag lists until the median tag has been seen so often. Tried from 250 to 700 and beyond on
+# lists of 56 to 1,000 tags: with fewer most vectors point one way, with more tags that go together drift apart.
+MEDIAN_SIGHTINGS = 400
+MOST_SIGHTINGS = 3_000_000  # of all tags together, under a minute; where most tags are rare the above takes hours
+
+
+# ---------------------------------------------------------------- tags and their spellings
+
+def find_vectors(tags, path, limit=None):
+    """The vector of each tag, under the first of its spellings that the file holds.
+
+    Args:
+        tags: R tags.
+        path: word vectors in one of FORMATS.
+        limit (int): read no more than so many vectors; None reads all.
+
+    Returns:
+        vectors: float32 (R, 300), zeros where there is none.
+        spelled: R entries, the spelling found, or None. A vector of zeros has no direction and counts as none.
+
+    Raises:
+        UserError: the file is missing, damaged, of an unknown format or not 300-dimensional.
+    """
+    words = read_vectors(path, {spelling for tag in tags for spelling in spellings(tag)}, limit)
+    vectors = np.zeros((len(tags), DIMENSIONS), np.float32)
+    spelled = [next((spelling for spelling in spellings(tag) if spelling in words), None) for tag in tags]
+    for row, spelling in enumerate(spelled):
+        if spelling is not None:
+            vectors[row] = words[spelling]
+    return vectors, spelled
+
+
+def spellings(tag):
+    """How a word2vec vocabulary may spell a tag, best first: newyork, Newyork, NEWYORK, …, new_york, New_York."""
+    parts = [part for part in re.split(r"[-+_ ]+", tag.lower()) if part]
+    compounds = [parts] if len(parts) > 1 else [(tag[:cut].lower(), tag[cut:].lower()) for cut in range(1, len(tag))]
+    tried = [tag, tag.lower(), tag.capitalize(), tag.upper()]
+    for words in compounds:
+        tried += ["_".join(words), "_".join(word.capitalize() for word in words)]
+    return list(dict.fromkeys(tried))
+
+
+# ---------------------------------------------------------------- files
+
+def read_vectors(path, wanted, limit=None):
+    """The vectors of the wanted words: {word: float32 (300,)}. The file streams by; only these rows are kept.
+
+    Of a word that comes twice the first row counts. Rows of zeros are left out. Raises UserError.
+    """
+    name = str(path).lower()
+    if name.endswith((".bin", ".bin.gz")):
+        read_rows, parse = _binary_rows, _parse_binary
+    elif name.endswith((".txt", ".vec", ".txt.gz", ".vec.gz")):
+        read_rows, parse = _text_rows, _parse_text
+    else:
+        raise UserError(f"{path}: unknown kind of word vectors, expected a file name ending in {FORMATS}")
+    wanted = {word.encode(): word for word in wanted}
+    kept = {}
+    try:
+        with (gzip.open if name.endswith(".gz") else open)(path, "rb") as file:
+            rows = progress(read_rows(file, path, limit), desc="reading word vectors", unit=" words", leave=False)
+            for row, word, numbers in rows:
+                if word in wanted and wanted[word] not in kept:
+                    kept[wanted[word]] = _checked(parse, numbers, path, row, wanted[word])
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: expected a whole gzip file, found a damaged or truncated one ({error})") from error
+    return {word: vector for word, vector in kept.items() if vector.any()}
+
+
+def _checked(parse, numbers, path, row, word):
+    try:
+        vector = parse(numbers)
+    except ValueError as error:
+        raise UserError(f"{path}: row {row} ({word!r}): expected {DIMENSIONS} numbers ({error})") from error
+    if not np.isfinite(vector).all():
+        raise UserError(f"{path}: row {row} ({word!r}) holds NaN or infinite numbers, expected finite ones")
+    return vector
+
+
+def _binary_rows(file, path, limit):
+    """Yield (row, word, its 1200 bytes) of a word2vec binary file: `count 300\\n`, then `word`, space, floats."""
+    count = _header(file.readline(LONGEST_LINE), path)
+    if count is None:
+        raise UserError(f"{path}: expected a word2vec binary file that opens with the number of its vectors and "
+                        f"{DIMENSIONS}, found something else")
+    data, at, row = b"", 0, 0
+    for row in range(1, min(count, limit or count) + 1):
+        start = data.find(b" ", at) + 1
+        if not start or start + VECTOR_BYTES > len(data):
+            data, at = data[at:] + file.read(CHUNK_BYTES), 0
+            start = data.find(b" ") + 1
+            if not start or start + VECTOR_BYTES > len(data):
+                raise UserError(f"{path}: row {row}: expected {count} vectors as the first line says, found a "
+                                "truncated or damaged file")
+        yield row, data[at:start - 1].lstrip(b"\n"), data[start:start + VECTOR_BYTES]
+        at = start + VECTOR_BYTES
+    if row == count and (data[at:] + file.read(CHUNK_BYTES)).strip():
+        raise UserError(f"{path}: expected {count} vectors as the first line says, found more behind them")
+
+
+def _parse_binary(numbers):
+    return np.frombuffer(numbers, "<f4").astype(np.float32)
+
+
+def _text_rows(file, path, limit):
+    """Yield (row, word, its 300 columns) of a text file with or without a `count 300` line.
+
+    GloVe has words with spaces in them, so the last 300 columns are the numbers.
+    """
+    first = file.readline(LONGEST_LINE)
+    count = _header(first, path)
+    lines = iter(lambda: file.readline(LONGEST_LINE), b"")
+    if count is None:
+        lines = itertools.chain([first], lines)
+    row = 0
+    for row, line in enumerate(itertools.islice(lines, limit), 1):
+        word, *numbers = line.rstrip().replace(b"\t", b" ").rsplit(b" ", DIMENSIONS)
+        if len(numbers) < DIMENSIONS or (row == 1 and b" " in word):  # a first word with a space: more columns
+            found = line.count(b" ") if len(numbers) == DIMENSIONS else len(numbers)
+            raise UserError(f"{path}: row {row}: expected a word and {DIMENSIONS} numbers, found {found} numbers")
+        yield row, word, numbers
+    if count is not None and row != count and row != limit:
+        raise UserError(f"{path}: expected {count} vectors as the first line says, found {row}")
+
+
+def _parse_text(numbers):
+    return np.array([float(number) for number in numbers], np.float32)
+
+
+def _header(line, path):
+    """The number of vectors in a first line such as `3000000 300`; None if the line is no such thing."""
+    words = line.split()
+    if len(words) != 2 or not all(word.isdigit() for word in words):
+        return None
+    if int(words[1]) != DIMENSIONS:
+        raise UserError(f"{path}: expected vectors of {DIMENSIONS} numbers, found {int(words[1])}")
+    return int(words[0])
+
+
+# ---------------------------------------------------------------- training
+
+def train_vectors(tags, labels, seed):
+    """Vectors learned from which tags stand together: skip-gram Word2Vec over the images' tag lists, then centred.
+
+    Args:
+        tags: R tags, all different.
+        labels: CSR (N, R) that stores ones only, the tags of each training image.
+        seed (int): the same seed gives the same vectors.
+
+    Returns:
+        vectors, spelled as find_vectors does; a tag that no image has gets none.
+
+    Raises:
+        UserError: no image has a tag.
+    """
+    from gensim.models import Word2Vec  # takes a second, so only here
+
+    lists = [[tags[column] for column in columns] for columns in np.split(labels.indices, labels.indptr[1:-1])]
+    used, counts = np.unique(labels.indices, return_counts=True)  # columns that an image has, and how many do
+    if not len(used):
+        raise UserError("no training image has a tag, so there is nothing to train word vectors on")
+    model = Word2Vec(
+        lists, vector_size=DIMENSIONS, min_count=1, sg=1, seed=seed,
+        epochs=math.ceil(min(MEDIAN_SIGHTINGS / np.median(counts), MOST_SIGHTINGS / labels.nnz)),
+        window=max(map(len, lists)), shrink_windows=False,  # tags have no order: each is every other one's context
+        sample=0,  # frequent tags are subjects, not stop words
+        workers=1,  # two threads would finish in another order each time
+    )
+    vectors = np.zeros((len(tags), DIMENSIONS), np.float32)
+    vectors[used] = model.wv[[tags[column] for column in used]]
+    # Few tags make all vectors share one large component (any two have cosines of 0.5 and more), which says nothing.
+    vectors[used] -= vectors[used].mean(0)
+    return vectors, [tag if vector.any() else None for tag, vector in zip(tags, vectors, strict=True)]
