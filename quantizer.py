@@ -124,9 +124,9 @@ def quantized_scores(queries, codes, codebooks):
 
     Images of equal code get equal scores to the last bit, whatever their row.
     """
-    tables = np.einsum("qd,mkd->mqk", queries, codebooks, optimize=True)  # (M, Q, K)
-    codes = codes.astype(np.intp)
-    scores = tables[0].take(codes[:, 0], axis=1)
-    for m in range(1, len(codebooks)):
-        scores += tables[m].take(codes[:, m], axis=1)
+    tables = (codebooks @ queries.T).transpose(2, 0, 1)  # (Q, M, K)
+    columns = codes.T.astype(np.intp)  # (M, N)
+    scores = np.empty((len(queries), len(codes)), np.float32)
+    for query, query_tables in enumerate(np.ascontiguousarray(tables)):
+        scores[query] = sum(table.take(column) for table, column in zip(query_tables, columns, strict=True))
     return scores
