@@ -109,6 +109,7 @@ def test_measure_ranks_by_reconstructions_and_leaves_the_labels_alone():
     (np.zeros((100, 300)), r"expected C with shape .* found \(100, 300\)"),
     (np.zeros((9 * 256, 300)), "for M from 1 to 8"),
     (np.zeros((256, 200)), r"found \(256, 200\)"),
+    (np.zeros((256, 300)), "expected conv1 with shapes"),
 ])
 def test_a_checkpoint_without_fitting_codebooks_is_refused(tmp_path, stacked, sentence):
     path = tmp_path / "x.npy"

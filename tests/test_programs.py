@@ -285,14 +285,9 @@ class _Command:
 
 
 @pytest.mark.parametrize(("spoil", "sentence"), [
-    (lambda path: path.write_text("hello"), "expected a NumPy .npy file"),
     (lambda path: write_weights(path, {"fc8": [np.zeros((4096, 300)), np.zeros(300)]}), "codebooks under 'C'"),
-    (lambda path: write_weights(path, {"C": np.zeros((256, 200))}), r"expected C with shape .*found \(256, 200\)"),
-    (lambda path: write_weights(path, {"C": np.zeros((256, 300)), "conv1": [np.zeros((1, 1)), np.zeros(1)]}),
-     "expected conv1 with shapes"),
     (lambda path: np.save(path, np.array({"C": _Command()}, dtype=object), allow_pickle=True),
-     "only NumPy arrays and plain containers"),
-    (lambda path: None, "no such file")])
+     "only NumPy arrays and plain containers")])
 def test_a_bad_checkpoint_is_one_sentence_and_exit_code_2(tiny, spoil, sentence):
     path = tiny / "x.npy"
     spoil(path)
