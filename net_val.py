@@ -198,7 +198,11 @@ def measure(retrieval, topk, seed, log):
     results = {}
     for name, score in scores.items():
         began = time.perf_counter()
-        quality = metrics.evaluate(score, r.qry_label, r.db_label, topk)
+        with progress(total=len(r.qry_label), desc=f"ranking by {name}", leave=False) as bar:
+            def counted(queries, score=score, bar=bar):
+                bar.update(len(r.qry_label[queries]))
+                return score(queries)
+            quality = metrics.evaluate(counted, r.qry_label, r.db_label, topk)
         seconds = time.perf_counter() - began
         log.info(f"{name} mAP@{topk} = [{quality.map:.4f}], duration: {seconds:.2f} sec.")
         results[name] = {

@@ -10,7 +10,7 @@ import scipy.sparse
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from util import DIMENSIONS
+from util import DIMENSIONS, progress
 
 CODEWORDS = 256  # K
 SWEEPS = 3  # of ICM over all codebooks
@@ -91,8 +91,9 @@ def encode(embeddings, codebooks, factor, rng, chunk):
     """ICM codes, uint8 (N, M); the visiting order is drawn anew for each sweep and each `chunk` images."""
     def orders():
         return [rng.permutation(len(codebooks)) for _ in range(SWEEPS)]
+    starts = progress(range(0, len(embeddings), chunk), desc="encoding", leave=False)
     return np.concatenate([icm_encode(embeddings[start:start + chunk], codebooks, factor, orders())
-                           for start in range(0, len(embeddings), chunk)])
+                           for start in starts])
 
 
 def update_codebooks(embeddings, codes, codebooks):

@@ -73,6 +73,10 @@ def parse_arguments():
     options = parser.parse_args()
     if options.loss == "WSDHQ":
         options.loss = "WSDQH"  # the release's spelling, so that names agree
+    if options.weights is not None and options.backbone_init == "lsuv":
+        parser.error("--weights and --backbone-init lsuv exclude each other")
+    if options.negative_sampling and options.loss == "WDHT":
+        parser.error("--negative-sampling is an option of WSDQH, not of WDHT")
     if options.weights is None:
         options.weights = options.root / "alexnet.npy"
     if "/" in options.notes:
@@ -147,6 +151,8 @@ def train(options, training_set, stored, target, record, log):
         start = 0
         if options.resume:
             start = states.restore(session)
+            if start > options.iterations:
+                raise UserError(f"the saved state follows step {start}, beyond the {options.iterations} ITERATIONS")
             log.info(f"resumed before step {start + 1}.")
         else:
             graph.initialize(session, first_weights(options, stored, store, device, log))

@@ -117,8 +117,8 @@ class _ConsoleHandler(logging.Handler):
 
 
 def progress(iterable=None, **options):
-    """A tqdm bar where a person watches; nothing in a file or a pipe."""
-    return tqdm(iterable, disable=None, dynamic_ncols=True, **options)
+    """A tqdm bar for what takes over two seconds where a person watches; nothing in a file or a pipe."""
+    return tqdm(iterable, disable=None, dynamic_ncols=True, delay=2, **options)
 
 
 def provenance(files):

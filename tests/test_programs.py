@@ -126,6 +126,9 @@ def test_one_seed_gives_one_checkpoint_and_an_interrupted_run_resumes_to_it(trai
     assert code == 0, output
     assert "resumed before step 6" in output
     assert (tmp_path / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes() == expected
+    code, output = train(tmp_path, "--resume", iterations=4)
+    assert code == 2
+    assert "the saved state follows step 5, beyond the 4 ITERATIONS" in output
     code, output = train(tmp_path, "--resume", "--seed", 1)
     assert code == 2
     assert "seed was 0, now 1" in output
@@ -251,6 +254,7 @@ def test_bad_training_input_is_one_sentence_and_exit_code_2(tiny, case):
     (["tiny", 0.1, 1, 0, 9, "WSDQH", "t", "cpu"], "SUBSPACE_NUM: expected a whole number from 1 to 8, found '9'"),
     (["tiny", "fast", 1, 0, 1, "WSDQH", "t", "cpu"], "LR: expected a number of at least 0, found 'fast'"),
     (["tiny", 0.1, 1, 0, 1, "HASH", "t", "cpu"], "LOSS: invalid choice"),
+    (["tiny", 0.1, 1, 0, 1, "WDHT", "t", "cpu", "--negative-sampling"], "--negative-sampling is an option of WSDQH"),
     (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu"], r"alexnet\.npy: no such file.*--backbone-init lsuv"),
     (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu", "--resume", "--backbone-init", "lsuv"], "no saved state to resume"),
 ])

@@ -1,0 +1,29 @@
+"""The tags of the release's comparison run on Corel-5K: `python bench/release_tags.py DATASET WORD_VECTORS`.
+
+Each tag with a vector stays as it is: no graph, no merging, and vectors that are not normalised, which
+tag_processing.py never writes. See reference_logs/README.md.
+"""
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dataset import find_dataset, read_tag_names
+from util import ROOT, replacing, run_program, write_pickle
+from word_vectors import find_vectors
+
+
+def main():
+    dataset = find_dataset(sys.argv[1], ROOT)
+    vectors, spelled = find_vectors(read_tag_names(dataset.tag_list), sys.argv[2])
+    found = [column for column, spelling in enumerate(spelled) if spelling is not None]
+    with replacing(dataset.tag_embeddings) as temporary:
+        np.savetxt(temporary, vectors[found], fmt="%.9g")
+    write_pickle(dataset.merge_map, {row: [column] for row, column in enumerate(found)})
+    print(f"{len(found)} tags")
+
+
+if __name__ == "__main__":
+    run_program(main)
