@@ -86,13 +86,13 @@ def training(root, batch_size, cache_gb):
     graph = net.TrainingGraph(content.embeddings, adaptive_margin_loss, 0.5, list(alexnet.LAYERS), "/cpu:0")
     trainer = net.Trainer(content, store, schedule, graph, alternation, 1e-5, 1e-4)
     store.images(range(len(store) if cache_gb else 1))  # an epoch has passed
-    with open_session(graph.graph) as session:
-        graph.initialize(session, read_weights(root / "alexnet.npy"))
-        while True:
-            steps = range(1, 1 + STEPS)  # before the first update, so that only steps are timed
-            for step, batch in zip(steps, dataset.made_ahead(trainer.load, steps), strict=True):
-                trainer.run(session, step, *batch)
-                yield
+    session = open_session(graph.graph)
+    graph.initialize(session, read_weights(root / "alexnet.npy"))
+    while True:
+        steps = range(1, 1 + STEPS)  # before the first update, so that only steps are timed
+        for step, batch in zip(steps, dataset.made_ahead(trainer.load, steps), strict=True):
+            trainer.run(session, step, *batch)
+            yield
 
 
 def compare_steps(root, batch_size):
