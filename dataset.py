@@ -3,6 +3,7 @@
 Letters: N images, T merged tags, D = 300. Section numbers are those of the paper's description in README.md.
 """
 import collections
+import itertools
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -401,16 +402,21 @@ def random_crops(store, rows, rng):
     return store.crops(rows, offsets, flips)
 
 
-def made_ahead(make, keys, ahead=2):
-    """Yield make(key) for each key in order, while up to `ahead` further ones are made in the background."""
+def made_ahead(make, keys, ahead=1):
+    """An iterator over make(key) for each key in order; the next `ahead` ones are made in the background.
+
+    The first are begun by the call itself, before anyone asks for them.
+    """
     pool = ThreadPoolExecutor(1)
-    pending = collections.deque()
-    try:
-        for key in keys:
-            pending.append(pool.submit(make, key))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    keys = iter(keys)
+    pending = collections.deque(pool.submit(make, key) for key in itertools.islice(keys, ahead + 1))
+
+    def results():
+        try:
+            while pending:
+                made = pending.popleft().result()
+                pending.extend(pool.submit(make, key) for key in itertools.islice(keys, 1))
+                yield made
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return results()

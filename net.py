@@ -237,7 +237,7 @@ class States:
 
     def save(self, step, session):
         """Save the state that the 0-based `step` begins from, whole or not at all; then drop older ones."""
-        target = self._folder / f"step_{step:08d}"
+        target = self._path(step)
         partial = self._folder / f".{target.name}.{os.getpid()}.tmp"
         partial.mkdir(parents=True)
         self._graph.saver.save(session, str(partial / VARIABLES), write_meta_graph=False, write_state=False)
@@ -254,12 +254,16 @@ class States:
             if other != target:
                 shutil.rmtree(other)
 
-    def restore(self, session):
-        """Go back to the newest state; gives the 0-based step it begins. Raises UserError if it does not fit."""
+    def newest_step(self):
+        """The 0-based step that the newest state begins. Raises UserError if there is none."""
         states = sorted(self._folder.glob("step_*"))
         if not states:
             raise UserError(f"{self._folder}: there is no saved state to resume; --save-every writes one")
-        newest = states[-1]
+        return int(states[-1].name.removeprefix("step_"))
+
+    def restore(self, session):
+        """Go back to the newest state. Raises UserError if it is of a training with other settings."""
+        newest = self._path(self.newest_step())
         saved, now = json.loads((newest / SETTINGS).read_text(encoding="utf-8")), self._settings
         differing = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
         if differing:
@@ -270,4 +274,6 @@ class States:
             self._alternation.embeddings = tables["embeddings"]
             self._alternation.codebooks = tables["codebooks"]
             self._alternation.codes = tables["codes"] if tables["codes"].size else None
-        return int(newest.name.removeprefix("step_"))
+
+    def _path(self, step):
+        return self._folder / f"step_{step:08d}"

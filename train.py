@@ -147,19 +147,23 @@ def train(options, training_set, stored, target, record, log):
     trainer = net.Trainer(training_set, store, schedule, graph, alternation, options.lr, options.lambda_)
     states = net.States(target.with_name(f"{target.name}_state"), graph, alternation, resumed_settings(record))
 
+    start = states.newest_step() if options.resume else 0
+    if start > options.iterations:
+        raise UserError(f"the saved state follows step {start}, beyond the {options.iterations} ITERATIONS")
+    steps = range(start, options.iterations)
+    batches = zip(steps, dataset.made_ahead(trainer.load, steps), strict=True)  # the first is loaded from here on
+
     with open_session(graph.graph) as session:
-        start = 0
         if options.resume:
-            start = states.restore(session)
-            if start > options.iterations:
-                raise UserError(f"the saved state follows step {start}, beyond the {options.iterations} ITERATIONS")
+            states.restore(session)
             log.info(f"resumed before step {start + 1}.")
         else:
             graph.initialize(session, first_weights(options, stored, store, device, log))
         if options.iterations <= schedule.period and not has_codebooks:
             log.warning(f"the first update of the codebooks would follow step {schedule.period + 1}, and this run "
                         f"has {options.iterations}: the checkpoint will hold random codebooks.")
-        run_steps(range(start, options.iterations), trainer, states, session, options, target.name, log)
+        run_steps(progress(batches, total=len(steps), desc="training"), trainer, states, session, options, log,
+                  options.root / "logs" / target.name)
         weights = session.run(graph.variables)
     write_weights(f"{target}.npy", {**weights, "C": alternation.codebooks.reshape(-1, codebooks.shape[-1])})
     write_json(f"{target}.json", record)
@@ -172,13 +176,11 @@ def resumed_settings(record):
     return {**options, **record["fingerprints"]}
 
 
-def run_steps(steps, trainer, states, session, options, experiment, log):
-    """Take the steps and tell of them in the log and to TensorBoard."""
-    import dataset
+def run_steps(batches, trainer, states, session, options, log, events):
+    """Take a step for each (step, batch) and tell of it in the log and, in the folder `events`, to TensorBoard."""
     from session import tf
-    writer = tf.summary.FileWriter(str(options.root / "logs" / experiment))
-    batches = dataset.made_ahead(trainer.load, steps)
-    for step, (rows, images) in zip(steps, progress(batches, total=len(steps), desc="training"), strict=True):
+    writer = tf.summary.FileWriter(str(events))
+    for step, (rows, images) in batches:
         report = trainer.run(session, step, rows, images)
         log.info(f"step [{step + 1:4d}], lr [{report.rate:.7f}], embedding loss [{report.embedding_loss:7.4f}], "
                  f"quantization loss [{report.quantization_loss:7.4f}], {report.seconds:5.2f} sec/batch.")

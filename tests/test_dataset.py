@@ -185,12 +185,17 @@ def test_random_crops_reach_all_offsets_and_flip_half_of_the_images():
 
 def test_the_next_batch_is_made_while_this_one_is_used():
     made = []
+
+    def wait_for(count):
+        deadline = time.monotonic() + 5
+        while len(made) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return made
+
     batches = dataset.made_ahead(lambda key: made.append(key) or key, range(6))
+    assert wait_for(2) == [0, 1]  # before anyone asks
     assert next(batches) == 0
-    deadline = time.monotonic() + 5
-    while len(made) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert made[:3] == [0, 1, 2]
+    assert wait_for(3) == [0, 1, 2]
     assert list(batches) == [1, 2, 3, 4, 5]
 
 

@@ -160,7 +160,9 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, rate):
         codebooks = alternation.codebooks
     trainer, graph, alternation = linear_trainer(40, 16, dropout=rate)
     with open_session(graph.graph) as session:
-        assert net.States(tmp_path, graph, alternation, {"lr": 1}).restore(session) == 11
+        states = net.States(tmp_path, graph, alternation, {"lr": 1})
+        states.restore(session)
+        assert states.newest_step() == 11
         _, found = train_linear(trainer, graph, range(11, 25), session)
     np.testing.assert_array_equal(found["fc8"][0], expected["fc8"][0])
     np.testing.assert_array_equal(alternation.codebooks, codebooks)
@@ -175,7 +177,8 @@ def test_only_the_newest_state_is_kept_and_a_broken_save_leaves_the_one_before(t
         states.save(2, session)
         assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
         (tmp_path / ".step_00000003.1.tmp").mkdir()  # what a process leaves that is killed while it saves
-        assert states.restore(session) == 2
+        assert states.newest_step() == 2
+        states.restore(session)
 
 
 def test_resuming_with_other_settings_is_refused_by_name(tmp_path):
