@@ -125,7 +125,7 @@ def read_binary_matrix(path):
         return _read_spelled_matrix(path)
     ends = np.flatnonzero(newline)  # (lines,)
     starts = np.append(0, ends + 1)[:-1]
-    widths = np.add.reduceat(digit, starts, dtype=np.int64)  # (lines,), digits on each
+    widths = np.array([np.count_nonzero(digit[start:end]) for start, end in zip(starts, ends, strict=True)], int)
     rows = _count_rows(path, widths)
     ones = text[digit].reshape(rows, -1) == ord("1")  # (rows, columns)
     return scipy.sparse.csr_array(ones.view(np.uint8))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-QUERIES_AT_ONCE = 16  # bounds the memory: 8 bytes for each of these queries and each database image
+QUERIES_AT_ONCE = 64  # bounds the memory: 8 bytes for each of these queries and each database image
 
 
 @dataclass(frozen=True)
