@@ -240,10 +240,11 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """Images with their ground-truth labels. paths: N; labels: uint8 (N, L)."""
+    """Images with their ground-truth labels. paths: N; labels: uint8 (N, L); rows: int64 (N,) in the image list."""
     paths: list
     labels: np.ndarray
-    skipped: int
+    rows: np.ndarray
+    skipped: int  # bad images left out
 
 
 def load_training(dataset, skip_bad=False):
@@ -266,7 +267,7 @@ def load_retrieval(dataset, split, skip_bad=False):
     """Split `database` or `test` with its labels, every image checked. Raises UserError."""
     names, labels = _read_split(dataset, split)
     paths, keep = _sound_images(dataset.images, names, skip_bad)
-    return RetrievalSet(paths, labels[keep].toarray(), len(names) - len(paths))
+    return RetrievalSet(paths, labels[keep].toarray(), keep, len(names) - len(paths))
 
 
 def _read_split(dataset, split):
@@ -285,10 +286,8 @@ def _sound_images(folder, names, skip_bad):
     paths = [folder / name for name in names]
     faults = image_faults(paths)
     if faults and not skip_bad:
-        shown = "; ".join(f"{paths[row]} (row {row + 1}) {why}" for row, why in list(faults.items())[:SHOWN_FAULTS])
-        more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
         raise UserError(f"{len(faults)} of {len(paths)} images cannot be used (--skip-bad leaves them out): "
-                        f"{shown}{more}")
+                        + list_faults(faults, lambda row: f"{paths[row]} (row {row + 1})"))
     keep = np.array([row for row in range(len(paths)) if row not in faults], np.int64)
     if not len(keep):
         raise UserError(f"{folder}: none of the {len(paths)} listed images can be used")
@@ -301,6 +300,12 @@ def image_faults(paths):
         found = progress(pool.map(image_fault, paths, chunksize=64), total=len(paths), desc="checking images",
                          leave=False)
         return {row: why for row, why in enumerate(found) if why}
+
+
+def list_faults(faults, name):
+    """The first of `{row: what is wrong}` in words, and how many more there are; `name` gives a row's image."""
+    shown = "; ".join(f"{name(row)} {why}" for row, why in itertools.islice(faults.items(), SHOWN_FAULTS))
+    return shown + (f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else "")
 
 
 def image_fault(path):

@@ -2,6 +2,7 @@
 
 Letters: N images, b images a run of the graph, D = 300, M codebooks of K = 256 codewords, L labels.
 """
+import hashlib
 import time
 from dataclasses import dataclass, replace
 
@@ -109,30 +110,46 @@ class Retrieval:
     codebooks: np.ndarray
 
 
-def sources(dataset, checkpoint, crops, seed, skip_bad):
-    """What a retrieval file depends on, as its attributes: first all but the labels, then the labels."""
+def sources(dataset, checkpoint, crops, seed, splits=None):
+    """What a retrieval file depends on, as its attributes: first all but the labels, then the labels.
+
+    `splits`: as of `load_splits` where bad images may have been left out.
+    """
     lists, labels = zip(*(dataset.split_files(split) for split in SPLITS), strict=True)
     names = {"checkpoint": checkpoint, **{path.name: path for path in (dataset.tag_embeddings, *lists)}}
     for path in (*names.values(), *labels):
         if not path.is_file():
             raise UserError(f"{path}: no such file")
     return ({**{f"sha256 of {name}": fingerprint(path) for name, path in names.items()},
-             "crops": crops, "seed": seed, "skip_bad": int(skip_bad)},
+             "crops": crops, "seed": seed,
+             **{f"choice of {split} images": _rows_kept(splits and splits[split]) for split in SPLITS}},
             {f"sha256 of {path.name}": fingerprint(path) for path in labels})
 
 
-def read_retrieval(path, expected):
-    """The retrieval file's content if its attributes are the `expected` ones, and if not None; and why."""
+def _rows_kept(split):
+    if split is None or not split.skipped:
+        return "all"
+    return hashlib.sha256(split.rows.tobytes()).hexdigest()
+
+
+def read_retrieval(path, expected, labels):
+    """The retrieval file's content if its attributes are the `expected` ones, else None; whether its labels are
+    those of `labels` too; and why not."""
     if not path.is_file():
-        return None, f"{path} is not there yet"
+        return None, False, f"{path} is not there yet"
+
+    def changed(file, attributes):
+        return next((f"{path} was made with another {name.removeprefix('sha256 of ')}"
+                     for name, value in attributes.items() if file.attrs.get(name) != value), None)
     try:
         with h5py.File(path, "r") as file:
-            for name, value in expected.items():
-                if file.attrs.get(name) != value:
-                    return None, f"{path} was made with another {name.removeprefix('sha256 of ')}"
-            return Retrieval(**{name: file[name][()] for name in Retrieval.__dataclass_fields__}), "the files match"
+            if why := changed(file, expected):
+                return None, False, why
+            content = Retrieval(**{name: file[name][()] for name in Retrieval.__dataclass_fields__})
+            why = changed(file, labels)
+            return content, why is None, why or "the files match"
     except (OSError, KeyError) as error:
-        return None, f"{path} cannot be read ({error})"
+        return None, False, f"{path} cannot be read ({error})"
 
 
 def write_retrieval(path, retrieval, attributes):

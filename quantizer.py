@@ -7,7 +7,6 @@ q = Σ_m codebooks[m, code_m].
 import numpy as np
 import scipy.linalg
 import scipy.sparse
-from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
 from util import DIMENSIONS, progress
@@ -47,6 +46,7 @@ def initial_codebooks(embeddings, codebooks, rng):
     Returns:
         float32 (M, K, D).
     """
+    from sklearn.cluster import MiniBatchKMeans  # takes a second, and validation does without
     width = DIMENSIONS // len(codebooks)
     centres = min(CODEWORDS, len(embeddings))
     codebooks = codebooks.copy()

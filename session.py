@@ -2,6 +2,7 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own notes on drivers it does not find
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # no Keras here: without this, importing it takes two seconds
 import tensorflow.compat.v1 as tf
 
 tf.logging.set_verbosity(tf.logging.ERROR)

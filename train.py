@@ -91,11 +91,11 @@ def main():
                                  options.margin, options.gamma, options.lambda_, options.notes)
     folder = dataset.find_dataset(options.dataset, options.root)
     training_set = dataset.load_training(folder, options.skip_bad)
-    stored = read_first_weights(options)
+    check_first_weights(options)
     log = open_log(options.root / "logs" / f"{experiment}.log")
     describe(log, training_set)
     record = {"options": plain(options), "seed": options.seed, **provenance(data_files(options, folder))}
-    train(options, training_set, stored, options.root / "checkpoints" / experiment, record, log)
+    train(options, training_set, options.root / "checkpoints" / experiment, record, log)
 
 
 def data_files(options, folder):
@@ -111,15 +111,12 @@ def plain(options):
     return {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
 
 
-def read_first_weights(options):
-    """The content of --weights, or None for random weights."""
-    if options.backbone_init == "lsuv":
-        return None
-    if not options.weights.is_file():
+def check_first_weights(options):
+    """Raise UserError if training is to start from --weights and they are not there."""
+    if options.backbone_init == "file" and not options.weights.is_file():
         raise UserError(f"{options.weights}: no such file: training starts from AlexNet's ImageNet weights in the "
                         "release's format (see 'AlexNet weights' in README.md), or from random ones with "
                         "--backbone-init lsuv")
-    return read_weights(options.weights)
 
 
 def describe(log, training_set):
@@ -128,7 +125,7 @@ def describe(log, training_set):
              f"{training_set.untagged} images have none, {training_set.skipped} bad images were left out.")
 
 
-def train(options, training_set, stored, target, record, log):
+def train(options, training_set, target, record, log):
     """The experiment: build, run, save. `target` is the checkpoint's path without its suffix."""
     import alexnet
     import dataset
@@ -136,6 +133,7 @@ def train(options, training_set, stored, target, record, log):
     import quantizer
     from session import device_name, open_session
 
+    stored = read_weights(options.weights) if options.backbone_init == "file" else None
     device = device_name(options.gpu, log.warning)
     store = dataset.ImageStore(training_set.paths, options.cache_gb * 1e9)
     schedule = net.Schedule(len(store), options.batch_size, options.seed)
@@ -159,6 +157,7 @@ def train(options, training_set, stored, target, record, log):
             log.info(f"resumed before step {start + 1}.")
         else:
             graph.initialize(session, first_weights(options, stored, store, device, log))
+        stored = None  # a quarter of a GB
         if options.iterations <= schedule.period and not has_codebooks:
             log.warning(f"the first update of the codebooks would follow step {schedule.period + 1}, and this run "
                         f"has {options.iterations}: the checkpoint will hold random codebooks.")

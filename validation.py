@@ -35,27 +35,30 @@ def main():
     import net_val
 
     folder = dataset.find_dataset(options.dataset, options.root)
-    attributes = net_val.sources(folder, options.checkpoint, options.crops, options.seed, options.skip_bad)
+    splits = net_val.load_splits(folder, skip_bad=True) if options.skip_bad else None
+    attributes = net_val.sources(folder, options.checkpoint, options.crops, options.seed, splits)
     experiment = options.checkpoint.stem
     log = open_log(options.root / "logs" / f"{experiment}.log")
-    retrieval = embed_and_encode(options, folder, attributes, log)
+    retrieval = embed_and_encode(options, folder, splits, attributes, log)
     report(options, retrieval, {**attributes[0], **attributes[1]}, experiment, log)
 
 
-def embed_and_encode(options, folder, attributes, log):
-    """The content of the retrieval file, computed as far as the one that is there was made from other files."""
+def embed_and_encode(options, folder, splits, attributes, log):
+    """The content of the retrieval file, computed as far as the one that is there was made from other files.
+
+    `splits`: as of `net_val.load_splits`, or None to load them when they are needed.
+    """
     import net_val
     from session import device_name
     path = options.checkpoint.with_name(f"{options.checkpoint.stem}_retrieval.h5")
     embeddings, labels = attributes
-    retrieval, why = net_val.read_retrieval(path, {**embeddings, **labels})
-    if retrieval is not None:
+    retrieval, same_labels, why = net_val.read_retrieval(path, embeddings, labels)
+    if same_labels:
         log.info(f"embeddings and codes are those of {path}: {why}.")
         return retrieval
-    splits = net_val.load_splits(folder, options.skip_bad)
-    retrieval, why_embed = net_val.read_retrieval(path, embeddings)
+    splits = splits or net_val.load_splits(folder, skip_bad=False)
     if retrieval is None:
-        log.info(f"embedding and encoding: {why_embed}.")
+        log.info(f"embedding and encoding: {why}.")
         device = device_name(options.gpu, log.warning)
         retrieval = net_val.compute_retrieval(folder, options.checkpoint, splits, options.crops, options.seed,
                                               device, log)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
 
-from dataset import RELEASE_FOLDERS, SHOWN_FAULTS, TAG_LISTS, image_faults
+from dataset import RELEASE_FOLDERS, TAG_LISTS, image_faults, list_faults
 from util import ROOT, UserError, number, run_program, sync
 
 REQUIRED = ("image", "tags", "split")
@@ -195,13 +195,11 @@ def sound_photos(path, photos, images, skip_bad):
     faults = image_faults([images / photo.image for photo in photos])
     if not faults:
         return photos
-    shown = "; ".join(f"{photos[i].image} (row {photos[i].row}) {why}"
-                      for i, why in list(faults.items())[:SHOWN_FAULTS])
-    more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
+    shown = list_faults(faults, lambda i: f"{photos[i].image} (row {photos[i].row})")
     bad = f"{len(faults):,} of {len(photos):,} photos cannot be used"
     if not skip_bad:
-        raise UserError(f"{path}: {bad} (--skip-bad leaves them out): {shown}{more}")
-    print(f"left out: {bad}: {shown}{more}")
+        raise UserError(f"{path}: {bad} (--skip-bad leaves them out): {shown}")
+    print(f"left out: {bad}: {shown}")
     return [photo for i, photo in enumerate(photos) if i not in faults]
 
 

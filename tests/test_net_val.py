@@ -69,7 +69,8 @@ def test_the_retrieval_file_holds_the_release_s_datasets_and_comes_back_whole(tm
         assert file["db_codes"].dtype == np.uint8
         np.testing.assert_allclose(file["qry_reconstr"][()],
                                    quantizer.reconstruct(retrieval.qry_codes, retrieval.codebooks))
-    back, _ = net_val.read_retrieval(path, {"sha256 of checkpoint": "abc", "crops": 10})
+    back, same_labels, _ = net_val.read_retrieval(path, {"sha256 of checkpoint": "abc", "crops": 10}, {})
+    assert same_labels
     for name in net_val.Retrieval.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(back, name), getattr(retrieval, name))
 
@@ -78,7 +79,8 @@ def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_it_is_said_why(t
     path = tmp_path / "x_retrieval.h5"
 
     def refusal(**expected):
-        retrieval, why = net_val.read_retrieval(path, {f"sha256 of {name}": value for name, value in expected.items()})
+        expected = {f"sha256 of {name}": value for name, value in expected.items()}
+        retrieval, _, why = net_val.read_retrieval(path, expected, {})
         assert retrieval is None
         return why
 

@@ -281,6 +281,12 @@ def test_skip_bad_leaves_out_image_and_row_together_and_counts_them(tiny):
         labels = np.loadtxt(tiny / "data/tiny/database_label.txt")
         np.testing.assert_array_equal(file["db_label"][()], labels[1:])
         assert file["qry_label"].shape == (QUERIES - 1, 2)
+    shutil.copy(tiny / "datasets/tiny/1.jpg", tiny / "datasets/tiny/0.jpg")
+    code, output = validate(tiny, "--skip-bad")
+    assert code == 0, output
+    assert "was made with another choice of database images" in output
+    with h5py.File(tiny / "checkpoints" / f"{EXPERIMENT}_retrieval.h5") as file:
+        assert len(file["db_features"]) == len(file["db_label"]) == len(labels)
 
 
 class _Command:
