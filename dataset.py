@@ -107,6 +107,15 @@ def read_tag_names(path):
     return [words[0] for words in lines]
 
 
+def read_label_names(dataset, columns):
+    """The name of each label column, from `labels.txt` if there is one."""
+    path = dataset.splits / "labels.txt"
+    names = read_lines(path) if path.is_file() else [f"label {column}" for column in range(columns)]
+    if len(names) != columns:
+        raise UserError(f"{path} has {len(names)} rows, but the label matrix has {columns} columns")
+    return names
+
+
 def read_binary_matrix(path):
     """A 0/1 matrix of whitespace-separated text as scipy CSR, uint8, one row a line.
 
@@ -249,7 +258,7 @@ class RetrievalSet:
 
 def load_training(dataset, skip_bad=False):
     """The training set, every image checked. Raises UserError for whatever does not fit together."""
-    names, raw = _read_split(dataset, "train")
+    names, raw = read_split(dataset, "train")
     embeddings = read_tag_embeddings(dataset.tag_embeddings)
     groups = read_merge_map(dataset.merge_map, raw.shape[1])
     if len(groups) != len(embeddings):
@@ -265,12 +274,13 @@ def load_training(dataset, skip_bad=False):
 
 def load_retrieval(dataset, split, skip_bad=False):
     """Split `database` or `test` with its labels, every image checked. Raises UserError."""
-    names, labels = _read_split(dataset, split)
+    names, labels = read_split(dataset, split)
     paths, keep = _sound_images(dataset.images, names, skip_bad)
     return RetrievalSet(paths, labels[keep].toarray(), keep, len(names) - len(paths))
 
 
-def _read_split(dataset, split):
+def read_split(dataset, split):
+    """The image names of a split and its 0/1 matrix, CSR uint8, row for row. Raises UserError."""
     list_file, matrix_file = dataset.split_files(split)
     names = read_image_list(list_file)
     matrix = read_binary_matrix(matrix_file)

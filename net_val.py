@@ -93,6 +93,25 @@ def embed_images(store, graph, session, crops, what):
     return np.concatenate(parts)
 
 
+class Encoder:
+    """A trained network that stands ready to embed images.
+
+    Args:
+        weights: `{layer: [kernel, bias]}`.
+        crops, device: as of EncodingGraph.
+    """
+
+    def __init__(self, weights, crops, device):
+        self._crops = crops
+        self._graph = EncodingGraph(crops, device)
+        self._session = open_session(self._graph.graph)
+        self._graph.initialize(self._session, weights)
+
+    def embed(self, paths, what="embedding"):
+        """Embeddings of image files, float32 (N, D); `what` is told where it takes long."""
+        return embed_images(ImageStore(paths), self._graph, self._session, self._crops, what)
+
+
 # ---------------------------------------------------------------- the retrieval file
 
 @dataclass(frozen=True)
@@ -182,27 +201,25 @@ def compute_retrieval(dataset, checkpoint, splits, crops, seed, device, log):
     """Embed and encode database and queries. Raises UserError if the checkpoint does not fit."""
     weights, codebooks = read_checkpoint(checkpoint)
     factor = quantizer.semantic_factor(read_tag_embeddings(dataset.tag_embeddings))
-    graph = EncodingGraph(crops, device)
+    encoder = Encoder(weights, crops, device)
     arrays = {"codebooks": codebooks}
-    with open_session(graph.graph) as session:
-        graph.initialize(session, weights)
-        for split, prefix in SPLITS.items():
-            began = time.perf_counter()
-            content = splits[split]
-            features = embed_images(ImageStore(content.paths), graph, session, crops, f"embedding {split} images")
-            log.info(f"embedded {len(features)} {split} images ({content.skipped} bad ones were left out), "
-                     f"duration: {time.perf_counter() - began:.2f} sec.")
-            began = time.perf_counter()
-            codes = quantizer.encode(features, codebooks, factor, stream(seed, f"encode {split}"), CHUNK)
-            log.info(f"encoded {len(codes)} {split} images, duration: {time.perf_counter() - began:.2f} sec.")
-            arrays |= {f"{prefix}_features": features, f"{prefix}_codes": codes, f"{prefix}_label": content.labels}
+    for split, prefix in SPLITS.items():
+        began = time.perf_counter()
+        content = splits[split]
+        features = encoder.embed(content.paths, f"embedding {split} images")
+        log.info(f"embedded {len(features)} {split} images ({content.skipped} bad ones were left out), "
+                 f"duration: {time.perf_counter() - began:.2f} sec.")
+        began = time.perf_counter()
+        codes = quantizer.encode(features, codebooks, factor, stream(seed, f"encode {split}"), CHUNK)
+        log.info(f"encoded {len(codes)} {split} images, duration: {time.perf_counter() - began:.2f} sec.")
+        arrays |= {f"{prefix}_features": features, f"{prefix}_codes": codes, f"{prefix}_label": content.labels}
     return Retrieval(**arrays)
 
 
 # ---------------------------------------------------------------- MAP
 
 def measure(retrieval, topk, seed, log):
-    """MAP@topk and precision of AQD, SQD and feats, and of a random ranking: what the metrics file holds."""
+    """`{ranking: (metrics.Quality at topk, seconds)}` of AQD, SQD and feats, and of a random ranking."""
     r = retrieval
     reconstructed = quantizer.reconstruct(r.qry_codes, r.codebooks)
     scores = {
@@ -222,8 +239,13 @@ def measure(retrieval, topk, seed, log):
             quality = metrics.evaluate(counted, r.qry_label, r.db_label, topk)
         seconds = time.perf_counter() - began
         log.info(f"{name} mAP@{topk} = [{quality.map:.4f}], duration: {seconds:.2f} sec.")
-        results[name] = {
-            "map": quality.map, "map_min_rk": quality.map_min_rk, "queries_left_out": quality.left_out,
-            "precision": {str(n): float(quality.precision[n - 1]) for n in PRECISION_AT if n <= topk},
-            "seconds": round(seconds, 3)}
+        results[name] = quality, seconds
     return results
+
+
+def as_numbers(results, topk):
+    """What the metrics file holds of the results of `measure`: `{ranking: {what: number}}`."""
+    return {name: {
+        "map": quality.map, "map_min_rk": quality.map_min_rk, "queries_left_out": quality.left_out,
+        "precision": {str(n): float(quality.precision[n - 1]) for n in PRECISION_AT if n <= topk},
+        "seconds": round(seconds, 3)} for name, (quality, seconds) in results.items()}

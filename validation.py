@@ -25,12 +25,17 @@ def parse_arguments():
     parser.add_argument("--topk", type=number(int, 1), default=5000, metavar="K",
                         help="results a query that count in MAP@K (default 5000)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--figures", action="store_true",
+                        help="draw curves, rankings, a t-SNE map, codeword usage and the training into "
+                             "<experiment>_figures/ beside the checkpoint (needs matplotlib)")
     add_shared_options(parser)
     return parser.parse_args()
 
 
 def main():
     options = parse_arguments()
+    if options.figures:
+        import figures  # so that a missing matplotlib is told at once
     import dataset
     import net_val
 
@@ -40,7 +45,11 @@ def main():
     experiment = options.checkpoint.stem
     log = open_log(options.root / "logs" / f"{experiment}.log")
     retrieval = embed_and_encode(options, folder, splits, attributes, log)
-    report(options, retrieval, {**attributes[0], **attributes[1]}, experiment, log)
+    results = report(options, retrieval, {**attributes[0], **attributes[1]}, experiment, log)
+    if options.figures:
+        figures.write_all(options.checkpoint.with_name(f"{experiment}_figures"), retrieval, results,
+                          dataset.read_label_names(folder, retrieval.db_label.shape[1]), image_paths(folder, splits),
+                          options.root / "logs" / f"{experiment}.log", options.seed, log)
 
 
 def embed_and_encode(options, folder, splits, attributes, log):
@@ -69,8 +78,21 @@ def embed_and_encode(options, folder, splits, attributes, log):
     return retrieval
 
 
+def image_paths(folder, splits):
+    """`{split: image files}` in the order of the retrieval file, whose rows are all unless bad ones were left out.
+
+    `splits`: as of `net_val.load_splits` where bad images may have been left out, else None.
+    """
+    import dataset
+    import net_val
+    if splits:
+        return {split: content.paths for split, content in splits.items()}
+    return {split: [folder.images / name for name in dataset.read_image_list(folder.split_files(split)[0])]
+            for split in net_val.SPLITS}
+
+
 def report(options, retrieval, attributes, experiment, log):
-    """Measure, print the table, and write the metrics file."""
+    """Measure, print the table, and write the metrics file. The results as of `net_val.measure`."""
     import net_val
     queries, images = len(retrieval.qry_label), len(retrieval.db_label)
     topk = min(options.topk, images)
@@ -78,12 +100,14 @@ def report(options, retrieval, attributes, experiment, log):
         log.info(f"the database holds {images} images, so MAP counts the first {topk} results, not {options.topk}.")
     log.info(f"{queries} queries, {images} database images, {8 * len(retrieval.codebooks)} bits an image.")
     results = net_val.measure(retrieval, topk, options.seed, log)
+    numbers = net_val.as_numbers(results, topk)
     path = options.checkpoint.with_name(f"{experiment}_metrics.json")
     write_json(path, {"dataset": options.dataset, "bits": 8 * len(retrieval.codebooks), "topk": topk,
-                      "queries": queries, "database_images": images, **results,
+                      "queries": queries, "database_images": images, **numbers,
                       "sources": attributes, **provenance({})})
-    print_table(results, topk)
+    print_table(numbers, topk)
     log.info(f"saved {path}.")
+    return results
 
 
 def print_table(results, topk):

@@ -6,10 +6,10 @@ PYTHON=.venv/bin/python
 [ -x "$PYTHON" ] || PYTHON=python3
 
 # install FILE: make the virtual environment if there is none, and install what the requirements FILE names.
-# A second call does nothing until FILE changes, so it needs no network.
+# A second call does nothing until a requirements file changes, so it needs no network.
 install() {
     local base=python3.11 stamp=".venv/installed-$1"
-    if [ ! "$stamp" -nt "$1" ] || [ ! "$stamp" -nt requirements.txt ]; then
+    if [ ! -e "$stamp" ] || [ -n "$(find . -maxdepth 1 -name 'requirements*.txt' -newer "$stamp")" ]; then
         command -v "$base" > /dev/null || { echo "error: Python 3.11 is needed, and there is no $base" >&2; exit 2; }
         "$base" -m venv .venv
         .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"

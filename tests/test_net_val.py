@@ -101,9 +101,11 @@ def test_measure_ranks_by_reconstructions_and_leaves_the_labels_alone():
     np.testing.assert_array_equal(retrieval.db_label, labels)
     assert lines[0].startswith("AQD mAP@50 = [")
     second = net_val.measure(retrieval, 50, 0, log)
-    assert [row["map"] for row in first.values()] == [row["map"] for row in second.values()]
+    assert [quality.map for quality, _ in first.values()] == [quality.map for quality, _ in second.values()]
     assert list(first) == ["AQD", "SQD", "feats", "random"]
-    assert list(first["AQD"]["precision"]) == ["1", "10"]
+    numbers = net_val.as_numbers(first, 50)
+    assert numbers["AQD"]["map"] == first["AQD"][0].map
+    assert list(numbers["AQD"]["precision"]) == ["1", "10"]
 
 
 @pytest.mark.parametrize(("stacked", "sentence"), [

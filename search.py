@@ -1,0 +1,409 @@
+"""Search photos by a photo, by words, or for a photo's tags: `python search.py build | query | tags`.
+
+In a notebook:
+
+    import search
+    photos = search.open_index("indexes/mine")
+    photos.by_photo("beach.jpg", topk=10)
+    photos.by_words("beach sunset")
+    photos.tags("beach.jpg")
+"""
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from util import ROOT, UserError, fingerprint, gpu_number, number, provenance, run_program, stream
+
+BLOCK = 4096  # images that are embedded before they are encoded, so that no more embeddings are held
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what counts as a photo in a folder
+DEFAULT_TOPK = 20
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description="Make a searchable index of photos from a trained checkpoint, and ask it.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="build | query | tags")
+    build = commands.add_parser("build", help="make an index, or add the photos that are not in it yet")
+    build.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an .npy file that train.py wrote")
+    build.add_argument("dataset", metavar="DATASET", help="a data set, of which the database is taken, or any folder "
+                                                          "of photos")
+    build.add_argument("--out", type=Path, metavar="DIR", help="the index (default indexes/<experiment> in --root)")
+    build.add_argument("--trained-on", metavar="NAME",
+                       help="data set whose tags the checkpoint learned (default: as its .json file says)")
+    build.add_argument("--crops", type=int, choices=(10, 5, 1), default=10, help="crops a photo (default 10)")
+    build.add_argument("--lists", type=number(int, 0), metavar="N",
+                       help="sort the codes into N lists, of which a query looks into some (default: none up to a "
+                            "million photos, then about 4·√photos)")
+    build.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
+    build.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of codes and lists (default 0)")
+    build.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
+                       help="folder that holds data/, datasets/ and indexes/ (default: this program's folder)")
+    query = commands.add_parser("query", help="the photos that are most like a photo or some words")
+    tags = commands.add_parser("tags", help="the model's own tags for a photo")
+    for asking, default in ((query, DEFAULT_TOPK), (tags, 10)):
+        asking.add_argument("index", metavar="INDEX", type=Path, help="a folder that build wrote")
+        asking.add_argument("photo", metavar="PHOTO", type=Path, nargs="?" if asking is query else None)
+        asking.add_argument("--topk", type=number(int, 1), default=default, metavar="K",
+                            help=f"results to show (default {default})")
+        asking.add_argument("--json", action="store_true", help="print JSON, for programs")
+        asking.add_argument("--checkpoint", type=Path, metavar="FILE", help="the checkpoint, if it was moved")
+    query.add_argument("--words", help="search for one or more words instead of a photo")
+    query.add_argument("--figure", type=Path, metavar="FILE", help="draw the query and its results, PNG")
+    query.add_argument("--nprobe", type=number(int, 1), metavar="N", help="lists to look into (default 32)")
+    query.add_argument("--images", type=Path, metavar="DIR", help="folder of the indexed photos, if it was moved")
+    for command in (build, query, tags):
+        command.add_argument("--gpu", type=gpu_number, default=None, metavar="GPU",
+                             help="number of the GPU (default: the CPU)")
+    options = parser.parse_args()
+    if options.command == "query" and (options.photo is None) == (options.words is None):
+        parser.error("query: expected either a PHOTO or --words")
+    return options
+
+
+def main():
+    options = parse_arguments()
+    if options.command == "build":
+        build(options.checkpoint, options.dataset, options.out, options.root, options.trained_on, options.crops,
+              options.lists, options.skip_bad, options.seed, options.gpu)
+        return
+    if options.command == "tags":
+        show_tags(options, open_index(options.index, options.checkpoint, options.gpu))
+    else:
+        show_results(options, open_index(options.index, options.checkpoint, options.gpu, options.images))
+
+
+# ---------------------------------------------------------------- build
+
+@dataclass(frozen=True)
+class Source:
+    """Photos to index. names: N paths relative to `folder`; labels: uint8 (N, L) or None; label_names: L or none;
+    dataset: the `dataset.Dataset` whose database they are, or None."""
+    folder: Path
+    names: list
+    labels: np.ndarray | None
+    label_names: list
+    dataset: object
+
+
+def build(checkpoint, dataset, out=None, root=ROOT, trained_on=None, crops=10, lists=None, skip_bad=False, seed=0,
+          gpu=None):
+    """Make the index of a data set's database or of a folder of photos; one that is there grows by the new photos.
+
+    Arguments are those of the command line; `gpu` is a number, or None for the CPU. Returns the `index.Index`.
+    """
+    import index
+    import net_val
+    checkpoint, root = Path(checkpoint), Path(root)
+    out = Path(out) if out else root / "indexes" / checkpoint.stem
+    weights, codebooks = net_val.read_checkpoint(checkpoint)
+    source = photo_source(str(dataset), root)
+    tagged = training_dataset(checkpoint, source, root, trained_on)
+    if (out / index.MANIFEST).is_file():
+        before = growing(out, checkpoint, source, crops)
+    else:
+        before = beginning(checkpoint, codebooks, source, tagged, root, crops, seed)
+    rows = new_rows(source, before, out, skip_bad)
+    codes = stored_codes(checkpoint, source, rows, before.facts)
+    if codes is None:
+        codes = encode_photos([source.folder / source.names[row] for row in rows], weights, before, gpu)
+    content = replace(before, codes=np.concatenate([before.codes, codes]),
+                      images=[*before.images, *(source.names[row] for row in rows)],
+                      labels=None if before.labels is None else np.concatenate([before.labels, source.labels[rows]]))
+    lists = index.default_lists(len(content.codes)) if lists is None else lists
+    made = index.save(out, content, lists)
+    print(f"{out}: {len(made):,} photos, {len(rows):,} of them new, {8 * len(codebooks)} bits each"
+          + (f", in {lists} lists" if lists else ""))
+    return made
+
+
+def photo_source(name, root):
+    """The photos of data set `name`, or of the folder of that name. Raises UserError."""
+    import dataset
+    if "/" in name or not (root / "data" / dataset.RELEASE_FOLDERS.get(name, name)).is_dir():
+        return folder_source(Path(name), dataset.known_datasets(root))
+    found = dataset.find_dataset(name, root)
+    images, matrix = found.split_files("database")
+    if not images.is_file():  # for training only
+        return Source(found.images, dataset.read_image_list(found.split_files("train")[0]), None, [], found)
+    names = dataset.read_image_list(images)
+    labels = dataset.read_binary_matrix(matrix).toarray()
+    if len(labels) != len(names):
+        raise UserError(f"{matrix} has {len(labels)} rows, but {images} lists {len(names)} images")
+    return Source(found.images, names, labels, dataset.read_label_names(found, labels.shape[1]), found)
+
+
+def folder_source(folder, known):
+    """The photos in a folder and its subfolders, by name. `known`: data sets to name if it is no folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is neither a data set nor a folder; data sets: {', '.join(known) or 'none yet'}")
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*")
+                   if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder}: expected photos ({' '.join(SUFFIXES)}), found none")
+    return Source(folder, names, None, [], None)
+
+
+def training_dataset(checkpoint, source, root, name):
+    """The data set whose tags the checkpoint learned: `name`, or what its record says, or else the source.
+
+    Raises UserError if there is none, or if its tags were processed anew since.
+    """
+    import dataset
+    path = checkpoint.with_suffix(".json")
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if name is None and record is None and source.dataset is None:
+        raise UserError(f"{path}: no such file: say with --trained-on which data set {checkpoint.name} learned")
+    name = name or (record["options"]["dataset"] if record else source.dataset.name)
+    found = dataset.find_dataset(name, root)
+    if record and fingerprint(found.tag_embeddings) != record["fingerprints"][found.tag_embeddings.name]:
+        raise UserError(f"{found.tag_embeddings} is not the one that {checkpoint} was trained with")
+    return found
+
+
+def beginning(checkpoint, codebooks, source, tagged, root, crops, seed):
+    """The content of an index without photos."""
+    import dataset
+    import index
+    names = dataset.read_tag_names(tagged.tag_list)
+    groups = dataset.read_merge_map(tagged.merge_map, len(names))
+    embeddings = dataset.read_tag_embeddings(tagged.tag_embeddings)
+    if len(groups) != len(embeddings):
+        raise UserError(f"{tagged.merge_map} holds {len(groups)} merged tags, but {tagged.tag_embeddings} has "
+                        f"{len(embeddings)} rows")
+    facts = {"experiment": checkpoint.stem, "checkpoint": str(checkpoint.resolve()),
+             "checkpoint_sha256": fingerprint(checkpoint), "crops": crops, "seed": seed,
+             "images": str(source.folder.resolve()), "dataset": source.dataset and source.dataset.name,
+             "root": str(root.resolve()), "trained_on": tagged.name, "versions": provenance({})["versions"]}
+    return index.Content(
+        codes=np.empty((0, len(codebooks)), np.uint8), codebooks=codebooks, images=[],
+        tag_names=[[names[column] for column in group] for group in groups], tag_embeddings=embeddings,
+        labels=None if source.labels is None else source.labels[:0], label_names=source.label_names, facts=facts)
+
+
+def growing(out, checkpoint, source, crops):
+    """The content of the index in `out`, to which photos are added. Raises UserError if they do not belong there."""
+    import index
+    content = index.load(out).content
+    check_checkpoint(out, content.facts, checkpoint)
+    for what, there, here in (("crops", content.facts["crops"], crops),
+                              ("the photos of", content.facts["images"], str(source.folder.resolve())),
+                              ("labels", _columns(content.labels), _columns(source.labels))):
+        if there != here:
+            raise UserError(f"{out} is an index with {what} {there}, not {here}: choose another --out")
+    return content
+
+
+def _columns(labels):
+    return 0 if labels is None else labels.shape[1]
+
+
+def check_checkpoint(folder, facts, checkpoint):
+    """Raise UserError if the index in `folder` was made with another checkpoint, or this one is not there."""
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: no such file, but {folder} was made with it; --checkpoint names it if it moved")
+    if fingerprint(checkpoint) != facts["checkpoint_sha256"]:
+        raise UserError(f"{folder} is an index of another checkpoint ({facts['experiment']}), not of {checkpoint}")
+
+
+def new_rows(source, before, out, skip_bad):
+    """Rows of the source's photos that are not in the index yet, int64; bad ones are refused, or left out and told."""
+    import dataset
+    known = set(before.images)
+    if gone := known.difference(source.names):
+        print(f"note: {len(gone):,} photos of {out} are not in {source.folder} any more, such as {min(gone)}; they "
+              "stay in the index (to drop them, delete it and build it anew)", file=sys.stderr)
+    rows = np.array([row for row, name in enumerate(source.names) if name not in known], np.int64)
+    faults = dataset.image_faults([source.folder / source.names[row] for row in rows])
+    if not faults:
+        return rows
+    listed = dataset.list_faults(faults, lambda i: str(source.folder / source.names[rows[i]]))
+    told = f"{len(faults)} of {len(rows)} photos cannot be used"
+    if not skip_bad:
+        raise UserError(f"{told} (--skip-bad leaves them out): {listed}")
+    print(f"left out: {told}: {listed}", file=sys.stderr)
+    if len(faults) == len(rows):
+        raise UserError(f"{source.folder}: none of the {len(rows)} new photos can be used")
+    return np.delete(rows, list(faults))
+
+
+def stored_codes(checkpoint, source, rows, facts):
+    """The codes of all the source's photos, uint8 (N, M), if validation.py left them beside the checkpoint."""
+    import net_val
+    path = checkpoint.with_name(f"{checkpoint.stem}_retrieval.h5")
+    if source.dataset is None or len(rows) < len(source.names) or not path.is_file():
+        return None
+    try:
+        expected, _ = net_val.sources(source.dataset, checkpoint, facts["crops"], facts["seed"])
+    except UserError:  # it was made from files that are gone
+        return None
+    retrieval, _, _ = net_val.read_retrieval(path, expected, {})
+    if retrieval is None:
+        return None
+    print(f"the codes are those of {path}")
+    return retrieval.db_codes
+
+
+def encode_photos(paths, weights, content, gpu):
+    """Codes of photos, uint8 (N, M), embedded and encoded in blocks."""
+    import net_val
+    import quantizer
+    from session import device_name
+    codes = [content.codes[:0]]
+    if paths:
+        encoder = net_val.Encoder(weights, content.facts["crops"], device_name(gpu, warn))
+    factor = quantizer.semantic_factor(content.tag_embeddings)
+    for start in range(0, len(paths), BLOCK):
+        block = paths[start:start + BLOCK]
+        embeddings = encoder.embed(block, f"embedding photos {start + 1} to {start + len(block)} of {len(paths)}")
+        rng = stream(content.facts["seed"], "index", len(content.codes) + start)
+        codes.append(quantizer.encode(embeddings, content.codebooks, factor, rng, net_val.CHUNK))
+    return np.concatenate(codes)
+
+
+def warn(line):
+    print(line, file=sys.stderr)
+
+
+# ---------------------------------------------------------------- ask
+
+@dataclass(frozen=True)
+class Result:
+    """A photo that was found. hit: whether it shares a label with the query, None where that is not known."""
+    rank: int
+    score: float
+    path: str
+    hit: bool | None
+
+
+def open_index(folder, checkpoint=None, gpu=None, images=None):
+    """The photos of an index that `build` wrote, ready to be searched.
+
+    Args:
+        checkpoint: where the checkpoint is now, if it was moved.
+        gpu: number of the GPU that embeds queries, None for the CPU.
+        images: where the indexed photos are now, if they were moved.
+    """
+    import index
+    loaded = index.load(folder)
+    if index.faiss is None:
+        warn("note: FAISS is not installed, so NumPy searches, slower (pip install -r requirements-search.txt)")
+    if images is not None:
+        loaded.content.facts["images"] = str(images)
+    return Photos(loaded, Path(checkpoint or loaded.content.facts["checkpoint"]), gpu)
+
+
+class Photos:
+    """An index and the network that embeds queries, which is loaded when the first photo is asked for."""
+
+    def __init__(self, index, checkpoint, gpu):
+        self.index = index
+        self._facts = index.content.facts
+        self._checkpoint = checkpoint
+        self._gpu = gpu
+
+    @cached_property
+    def _encoder(self):
+        check_checkpoint(self.index.folder, self._facts, self._checkpoint)
+        import net_val
+        from session import device_name
+        weights, _ = net_val.read_checkpoint(self._checkpoint)
+        return net_val.Encoder(weights, self._facts["crops"], device_name(self._gpu, warn))
+
+    def embed(self, photo):
+        """The embedding of a photo, float32 (D,). Raises UserError for a file that is no sound image."""
+        import dataset
+        if fault := dataset.image_fault(photo):
+            raise UserError(f"{photo} {fault}")
+        return self._encoder.embed([photo])[0]
+
+    def by_photo(self, photo, topk=DEFAULT_TOPK, **options):
+        """The photos most like a photo, best first: a list of Result. `options`: as of `Index.search`."""
+        return self._results(self.embed(photo), self._labels_of(Path(photo)), topk, options)
+
+    def by_words(self, words, topk=DEFAULT_TOPK, **options):
+        """The photos that one or more words describe best, best first: a list of Result."""
+        query = self.index.words(words)
+        names = {name: column for column, name in enumerate(self.index.content.label_names)}
+        labels = np.zeros(len(names), np.uint8)
+        labels[[names[word] for word in words.split() if word in names]] = 1
+        return self._results(query, labels if labels.any() else None, topk, options)
+
+    def tags(self, photo):
+        """The model's tags for a photo, best first: a list of (cosine, names of the merged tag)."""
+        rows, cosines = self.index.tags(self.embed(photo))
+        return [(float(cosine), self.index.content.tag_names[row]) for row, cosine in zip(rows, cosines, strict=True)]
+
+    def _results(self, query, labels, topk, options):
+        scores, rows = self.index.search(query[None], topk, **options)
+        known = labels is not None and self.index.content.labels is not None
+        return [Result(rank, float(score), str(self.index.image_path(row)),
+                       bool((self.index.content.labels[row] & labels).any()) if known else None)
+                for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), 1) if row >= 0]
+
+    def _labels_of(self, photo):
+        """The labels of a photo of the data set's queries or database, uint8 (L,), or None."""
+        import dataset
+        if self.index.content.labels is None:
+            return None
+        try:
+            found = dataset.find_dataset(self._facts["dataset"], Path(self._facts["root"]))
+            for split in ("test", "database"):
+                names, matrix = dataset.read_split(found, split)
+                rows = [row for row, name in enumerate(names) if Path(name).name == photo.name
+                        and (found.images / name).resolve() == photo.resolve()]
+                if rows:
+                    return matrix[rows[:1]].toarray()[0]
+        except UserError:  # the data set is not there any more
+            pass
+        return None
+
+
+# ---------------------------------------------------------------- show
+
+def show_tags(options, photos):
+    """Print the tags of a photo."""
+    tags = photos.tags(options.photo)[:options.topk]
+    if options.json:
+        print(json.dumps({"photo": str(options.photo),
+                          "tags": [{"cosine": cosine, "names": names} for cosine, names in tags]}, ensure_ascii=False))
+        return
+    for cosine, names in tags:
+        print(f"{cosine:8.4f}  {'/'.join(names)}")
+
+
+def show_results(options, photos):
+    """Ask the query, print what was found, and draw it if that is wanted."""
+    probes = {} if options.nprobe is None else {"probes": options.nprobe}
+    if options.words is None:
+        results = photos.by_photo(options.photo, options.topk, **probes)
+    else:
+        results = photos.by_words(options.words, options.topk, **probes)
+    query = str(options.photo or options.words)
+    if options.figure:
+        draw(options.figure, options.photo, options.words, results)
+    if options.json:
+        print(json.dumps({"query": query, "results": [asdict(result) for result in results]}, ensure_ascii=False))
+        return
+    marks = {True: "hit ", False: "miss", None: "    "}
+    print(f"rank    score  {'    ' if results[0].hit is None else 'label'} photo")
+    for result in results:
+        print(f"{result.rank:4}{result.score:9.4f}  {marks[result.hit]}  {result.path}")
+    if gone := [result.path for result in results if not Path(result.path).is_file()]:
+        warn(f"note: {len(gone)} of these photos are not there any more, such as {gone[0]}")
+
+
+def draw(path, photo, words, results):
+    """The query and its results as a picture."""
+    import figures
+    query = (figures.thumbnail(photo), "query") if photo else (words, "")
+    figures.ranking_figure(path, [(*query, [(figures.thumbnail(result.path), f"{result.score:.3f}", result.hit)
+                                            for result in results])])
+
+
+if __name__ == "__main__":
+    run_program(main)

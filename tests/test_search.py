@@ -1,0 +1,223 @@
+"""Searching photos: building an index, asking it by photo and by words, the model's tags."""
+import json
+import shutil
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+
+import index
+import quantizer
+import search
+from tiny import EXPERIMENT, TRAINING, make_tiny, run, train, validate
+from util import UserError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The tiny data set and a checkpoint that was not trained long, but is complete."""
+    root = make_tiny(tmp_path_factory.mktemp("search"))
+    (root / "data/tiny/labels.txt").write_text("a\nz\n")
+    code, output = train(root, iterations=1)
+    assert code == 0, output
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoint(root):
+    return root / "checkpoints" / f"{EXPERIMENT}.npy"
+
+
+@pytest.fixture(scope="module")
+def photos(root, checkpoint):
+    """The index of the data set's database, opened."""
+    search.build(checkpoint, "tiny", root=root, crops=1)
+    return search.open_index(root / "indexes" / EXPERIMENT)
+
+
+def photo(root, number):
+    return root / "datasets/tiny" / f"{number}.jpg"
+
+
+# ---------------------------------------------------------------- build
+
+def test_an_index_holds_the_database_and_tells_what_it_was_made_of(root, checkpoint, photos):
+    made = photos.index
+    assert list(made.content.images) == [f"{i}.jpg" for i in range(TRAINING)]
+    assert made.content.codes.shape == (TRAINING, 2)
+    assert made.content.tag_names == [["a"], ["b"], ["c"], ["d"], ["e"]]
+    assert made.content.label_names == ["a", "z"]
+    assert made.content.facts["checkpoint"] == str(checkpoint)
+    assert made.content.facts["trained_on"] == "tiny"
+
+
+def test_photos_that_are_added_leave_the_others_as_they_are(root, checkpoint, tmp_path, capsys):
+    folder, out = tmp_path / "my photos", tmp_path / "index"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(4):
+        shutil.copy(photo(root, number), folder / "sub" / f"{number} é.jpg")
+    (folder / "notes.txt").write_text("no photo")
+    arguments = {"out": out, "root": root, "crops": 1}
+    first = search.build(checkpoint, folder, **arguments).content.codes
+    shutil.copy(photo(root, 5), folder / "added.JPG")
+    (folder / "sub" / "0 é.jpg").unlink()
+    made = search.build(checkpoint, folder, **arguments)
+    printed = capsys.readouterr()
+    assert "5 photos, 1 of them new" in printed.out
+    assert "1 photos of" in printed.err
+    assert "0 é.jpg" in printed.err
+    np.testing.assert_array_equal(made.content.codes[:4], first)
+    assert made.content.images[-1] == "added.JPG"
+    assert list(index.load(out).content.images) == made.content.images
+    search.build(checkpoint, folder, **arguments)
+    assert "5 photos, 0 of them new" in capsys.readouterr().out
+
+
+def test_codes_that_validation_left_are_not_computed_again(root, checkpoint, tmp_path, capsys):
+    code, output = validate(root)
+    assert code == 0, output
+    made = search.build(checkpoint, "tiny", out=tmp_path, root=root, crops=1)
+    assert "the codes are those of" in capsys.readouterr().out
+    with h5py.File(checkpoint.with_name(f"{EXPERIMENT}_retrieval.h5")) as file:
+        np.testing.assert_array_equal(made.content.codes, file["db_codes"][()])
+
+
+# ---------------------------------------------------------------- ask
+
+def test_photos_are_ranked_by_the_inner_product_of_embedding_and_reconstruction(root, photos):
+    results = photos.by_photo(photo(root, 11), topk=4)
+    content = photos.index.content
+    scores = quantizer.reconstruct(content.codes, content.codebooks) @ photos.embed(photo(root, 11))
+    np.testing.assert_allclose([result.score for result in results], -np.sort(-scores)[:4], rtol=1e-4)
+    assert [result.rank for result in results] == [1, 2, 3, 4]
+    assert results[0].path == str(photo(root, scores.argmax()))
+
+
+def test_hits_share_a_label_with_the_query_where_its_labels_are_known(root, photos, tmp_path):
+    labels = np.loadtxt(root / "data/tiny/database_label.txt")
+    query = np.loadtxt(root / "data/tiny/test_label.txt")[1]
+    for result in photos.by_photo(photo(root, TRAINING + 1), topk=TRAINING):
+        row = int(result.path.rsplit("/", 1)[1].removesuffix(".jpg"))
+        assert result.hit == bool((labels[row] * query).any())
+    shutil.copy(photo(root, TRAINING + 1), tmp_path / "a stranger.jpg")
+    assert {result.hit for result in photos.by_photo(tmp_path / "a stranger.jpg")} == {None}
+
+
+def test_words_search_by_their_tags_vectors(photos):
+    content = photos.index.content
+    results = photos.by_words("b", topk=3)
+    unit = content.tag_embeddings[1] / np.linalg.norm(content.tag_embeddings[1])
+    best = np.sort(quantizer.reconstruct(content.codes, content.codebooks) @ unit)[::-1]
+    np.testing.assert_allclose([result.score for result in results], best[:3], rtol=1e-4)
+    assert {result.hit for result in results} == {None}
+    assert {result.hit for result in photos.by_words("a", topk=TRAINING)} <= {True, False}
+
+
+def test_tags_of_a_photo_come_best_first(root, photos):
+    tags = photos.tags(photo(root, 0))
+    assert sorted(names[0] for _, names in tags) == list("abcde")
+    cosines = [cosine for cosine, _ in tags]
+    assert cosines == sorted(cosines, reverse=True)
+    assert -1 <= cosines[-1] <= cosines[0] <= 1
+
+
+def test_without_faiss_the_answers_are_the_same_and_a_note_says_so(root, photos, monkeypatch, capsys):
+    pytest.importorskip("faiss")
+    fast = [result.path for result in photos.by_words("b c")]
+    monkeypatch.setattr(index, "faiss", None)
+    slow = search.open_index(root / "indexes" / EXPERIMENT)
+    assert "FAISS is not installed" in capsys.readouterr().err
+    assert [result.path for result in slow.by_words("b c")] == fast
+
+
+# ---------------------------------------------------------------- the program
+
+def printed_json(output):
+    return json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+
+
+def test_the_program_prints_tables_json_and_a_figure(root, photos, tmp_path):
+    folder = root / "indexes" / EXPERIMENT
+    code, output = run("search.py", "query", folder, photo(root, 11), "--topk", 3, "--figure", tmp_path / "found.png")
+    assert code == 0, output
+    assert "rank    score  label photo" in output
+    assert len([line for line in output.splitlines() if str(root / "datasets") in line]) == 3
+    assert cv2.imread(str(tmp_path / "found.png")).std() > 10
+    code, output = run("search.py", "query", folder, "--words", "a e", "--json", "--topk", 2)
+    assert code == 0, output
+    found = printed_json(output)
+    assert found["query"] == "a e"
+    assert [set(result) for result in found["results"]] == 2 * [{"rank", "score", "path", "hit"}]
+    code, output = run("search.py", "tags", folder, photo(root, 0), "--topk", 2, "--json")
+    assert code == 0, output
+    assert len(printed_json(output)["tags"]) == 2
+
+
+def test_a_result_that_was_deleted_is_noted(root, checkpoint, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(root / "datasets/tiny", folder)
+    search.build(checkpoint, folder, out=tmp_path / "index", root=root, crops=1)
+    (folder / "3.jpg").unlink()
+    code, output = run("search.py", "query", tmp_path / "index", "--words", "a", "--figure", tmp_path / "f.png")
+    assert code == 0, output
+    assert "1 of these photos are not there any more, such as" in output
+    assert "3.jpg" in output
+    assert (tmp_path / "f.png").is_file()
+
+
+def _other_checkpoint(root, tmp_path):
+    shutil.copy(root / "checkpoints" / f"{EXPERIMENT}.npy", tmp_path / "other.npy")
+    with open(tmp_path / "other.npy", "ab") as file:
+        file.write(b"\0")
+    return ["query", root / "indexes" / EXPERIMENT, photo(root, 1), "--checkpoint", tmp_path / "other.npy"]
+
+
+def _corrupt_photo(root, tmp_path):
+    data = photo(root, 1).read_bytes()
+    (tmp_path / "half.jpg").write_bytes(data[:len(data) // 2])
+    return ["query", root / "indexes" / EXPERIMENT, tmp_path / "half.jpg"]
+
+
+def _altered_index(root, tmp_path):
+    shutil.copytree(root / "indexes" / EXPERIMENT, tmp_path / "index")
+    codes = next((tmp_path / "index").glob("codes-*"))
+    codes.write_bytes(codes.read_bytes()[:-1] + b"\0")
+    return ["query", tmp_path / "index", "--words", "a"]
+
+
+def _empty_folder(root, tmp_path):
+    (tmp_path / "empty").mkdir()
+    return ["build", root / "checkpoints" / f"{EXPERIMENT}.npy", tmp_path / "empty", "--root", root]
+
+
+@pytest.mark.parametrize(("prepare", "sentence"), [
+    (_other_checkpoint, "is an index of another checkpoint"),
+    (_corrupt_photo, "half.jpg is truncated"),
+    (_altered_index, "was altered since it was written"),
+    (_empty_folder, "expected photos"),
+    (lambda root, _: ["query", root / "indexes" / EXPERIMENT, root / "gone.jpg"], "gone.jpg is missing"),
+    (lambda root, _: ["query", root / "indexes" / EXPERIMENT, "--words", "aa"], "'aa' is none of the 5 tags"),
+    (lambda root, _: ["query", root / "indexes" / EXPERIMENT, photo(root, 1), "--checkpoint", root / "x.npy"],
+     "x.npy: no such file"),
+    (lambda root, _: ["query", root / "indexes" / EXPERIMENT], "expected either a PHOTO or --words"),
+    (lambda root, _: ["query", root / "nothing", "--words", "a"], "expected an index"),
+    (lambda root, _: ["build", root / "checkpoints" / f"{EXPERIMENT}.npy", "nowhere", "--root", root],
+     "neither a data set nor a folder; data sets: tiny"),
+])
+def test_bad_input_is_one_sentence_and_exit_code_2(root, photos, tmp_path, prepare, sentence):
+    code, output = run("search.py", *prepare(root, tmp_path))
+    assert code == 2, output
+    assert "Traceback" not in output
+    assert sentence in output
+
+
+def test_an_index_grows_only_by_its_own_kind(root, checkpoint, photos):
+    for arguments, sentence in (({"crops": 5}, "crops 1, not 5"), ({"dataset": root / "datasets"}, "the photos of")):
+        with pytest.raises(UserError, match=sentence):
+            search.build(**{"checkpoint": checkpoint, "dataset": "tiny", "root": root, "crops": 1, **arguments,
+                            "out": root / "indexes" / EXPERIMENT})
+    copy = root / "checkpoints" / "copy.npy"
+    shutil.copy(checkpoint, copy)
+    with pytest.raises(UserError, match="--trained-on"):
+        search.build(copy, root / "datasets", root=root)

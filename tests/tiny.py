@@ -1,0 +1,57 @@
+"""A dozen small photos as a data set `tiny`, and the programs run on it as people run them."""
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from util import stream, write_pickle
+
+PROJECT = Path(__file__).resolve().parent.parent
+TRAINING, QUERIES, TAGS = 10, 3, 6
+STEPS = 8  # with 4 images a step the first update follows step 7
+EXPERIMENT = "tiny_WSDQH_nbits=16_adaMargin_gamma=1_lambda=0.0001_t"
+
+
+def run(*arguments):
+    """Run a program of the project; its exit code and all that it printed."""
+    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=PROJECT, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def train(root, *options, iterations=STEPS, codebooks=2, gpu="cpu"):
+    return run("train.py", "tiny", 0.00003, iterations, 0.0001, codebooks, "WSDQH", "t", gpu, "--root", root,
+               "--batch-size", 4, "--backbone-init", "lsuv", *options)
+
+
+def validate(root, *options, checkpoint=None):
+    checkpoint = checkpoint or root / "checkpoints" / f"{EXPERIMENT}.npy"
+    return run("validation.py", "tiny", checkpoint, "cpu", "--root", root, "--crops", 1, *options)
+
+
+def make_tiny(root):
+    """A data set of random photos; photo 2 has no tag that was kept."""
+    rng = stream(0, "tiny")
+    splits, images = root / "data" / "tiny", root / "datasets" / "tiny"
+    images.mkdir(parents=True)
+    (splits / "tags").mkdir(parents=True)
+    names = [f"{i}.jpg" for i in range(TRAINING + QUERIES)]
+    for name in names:
+        colour = rng.integers(0, 256, 3)
+        noise = rng.integers(-30, 30, (60, 80, 3))
+        assert cv2.imwrite(str(images / name), np.clip(colour + noise, 0, 255).astype(np.uint8))
+    tags = (rng.random((TRAINING, TAGS)) < 0.2).astype(int)
+    tags[np.arange(TRAINING), np.arange(TRAINING) % (TAGS - 1)] = 1
+    tags[2] = 0
+    tags[:, -1] = np.arange(TRAINING) == 2
+    labels = rng.integers(0, 2, (len(names), 2)) | np.array([1, 0])
+    for split, rows in (("train", slice(TRAINING)), ("database", slice(TRAINING)), ("test", slice(TRAINING, None))):
+        (splits / f"{split}_img.txt").write_text("\n".join(names[rows]) + "\n")
+        if split != "train":
+            np.savetxt(splits / f"{split}_label.txt", labels[rows], fmt="%d")
+    np.savetxt(splits / "train_tag.txt", tags, fmt="%d")
+    (splits / "common_tags.txt").write_text("\n".join("abcdef") + "\n")
+    np.savetxt(splits / "tags" / "FinalTagEmbs.txt", rng.normal(size=(TAGS - 1, 300)))
+    write_pickle(splits / "tags" / "TagIdMergeMap.pkl", {**{i: [i] for i in range(TAGS - 1)}, -1: [TAGS - 1]})
+    return root
