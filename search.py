@@ -400,7 +400,7 @@ def show_results(options, photos):
 def draw(path, photo, words, results):
     """The query and its results as a picture."""
     import figures
-    query = (figures.thumbnail(photo), "query") if photo else (words, "")
+    query = (figures.thumbnail(photo), photo.name) if photo else (words, "")
     figures.ranking_figure(path, [(*query, [(figures.thumbnail(result.path), f"{result.score:.3f}", result.hit)
                                             for result in results])])
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import index
 from util import DIMENSIONS, stream
 
-CODEBOOKS, TOPK, QUERIES, ROUNDS = 4, 100, 200, 7
+CODEBOOKS, TOPK, QUERIES, ROUNDS = 4, 100, 200, 15
 
 
 def additive(codes, codebooks):
