@@ -189,7 +189,9 @@ class StepReport:
 class Trainer:
     """Takes the steps of a training: each depends on its number, the seed and what came before, nothing else."""
 
-    def __init__(self, training_set, store, schedule, graph, alternation, first_rate, quantization_weight):
+    def __init__(self, training_set, store, schedule, graph, alternation, first_rate, quantization_weight,
+                 joint=True):
+        """`joint`: whether codebooks and codes are learned in turns with the network, as the method does."""
         self._tags = training_set.tags
         self._store = store
         self._schedule = schedule
@@ -197,6 +199,7 @@ class Trainer:
         self._alternation = alternation
         self._first_rate = first_rate
         self._quantization_weight = quantization_weight
+        self._joint = joint
 
     def load(self, step):
         """The batch of a 0-based step: rows, int64 (B,), and crops, uint8 (B, 227, 227, 3)."""
@@ -215,7 +218,7 @@ class Trainer:
             session, images, labels, reconstructions, rate, weight, seeds)
         seconds = time.perf_counter() - began
         alternation.embeddings[rows] = embeddings
-        if self._schedule.updates_after(step):
+        if self._joint and self._schedule.updates_after(step):
             alternation.update(step)
         return StepReport(rate, float(embedding), float(quantization), seconds)
 

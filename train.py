@@ -23,6 +23,7 @@ from util import (
     write_weights,
 )
 
+SECOND_STAGE = 5  # updates of --two-stage: as many as the released 800 steps have
 INITIAL_IMAGES = 64  # of the batch that sets the scale of random weights
 # what a resumed run may change
 FREE_OPTIONS = ("iterations", "gpu", "cache_gb", "root", "save_every", "resume", "weights")
@@ -51,6 +52,8 @@ def parse_arguments():
     margin.add_argument("--no-l2-norm", action="store_true", help="embeddings and words are not normalised")
     margin.add_argument("--negative-sampling", action="store_true",
                         help="only the best-scored tags of an image count as ones it has not")
+    margin.add_argument("--two-stage", action="store_true",
+                        help="the paper's ablation: train the network first, codebooks and codes afterwards")
     network = parser.add_argument_group("network")
     network.add_argument("--weights", type=Path, metavar="FILE",
                          help="weights to start from, in the release's format (default: alexnet.npy in --root)")
@@ -142,7 +145,8 @@ def train(options, training_set, target, record, log):
         len(store), quantizer.semantic_factor(training_set.embeddings), codebooks, options.seed, has_codebooks)
     trainable = list(alexnet.LAYERS) if options.finetune == "all" else [alexnet.LAST]
     graph = net.TrainingGraph(training_set.embeddings, embedding_loss(options), options.dropout, trainable, device)
-    trainer = net.Trainer(training_set, store, schedule, graph, alternation, options.lr, options.lambda_)
+    trainer = net.Trainer(training_set, store, schedule, graph, alternation, options.lr, options.lambda_,
+                          joint=not options.two_stage)
     states = net.States(target.with_name(f"{target.name}_state"), graph, alternation, resumed_settings(record))
 
     start = states.newest_step() if options.resume else 0
@@ -158,15 +162,25 @@ def train(options, training_set, target, record, log):
         else:
             graph.initialize(session, first_weights(options, stored, store, device, log))
         stored = None  # a quarter of a GB
-        if options.iterations <= schedule.period and not has_codebooks:
+        if options.iterations <= schedule.period and not has_codebooks and not options.two_stage:
             log.warning(f"the first update of the codebooks would follow step {schedule.period + 1}, and this run "
                         f"has {options.iterations}: the checkpoint will hold random codebooks.")
         run_steps(progress(batches, total=len(steps), desc="training"), trainer, states, session, options, log,
                   options.root / "logs" / target.name)
         weights = session.run(graph.variables)
+    if options.two_stage:
+        learn_codebooks(alternation, training_set.paths, weights, options.iterations, device)
     write_weights(f"{target}.npy", {**weights, "C": alternation.codebooks.reshape(-1, codebooks.shape[-1])})
     write_json(f"{target}.json", record)
     log.info(f"saved {target}.npy.")
+
+
+def learn_codebooks(alternation, paths, weights, iterations, device):
+    """The second of two stages: codebooks and codes of the trained network's embeddings of the plain centre."""
+    import net_val
+    alternation.embeddings = net_val.Encoder(weights, 1, device).embed(paths, "embedding training images")
+    for update in range(SECOND_STAGE):
+        alternation.update(iterations + update)
 
 
 def resumed_settings(record):

@@ -52,6 +52,17 @@ def test_log_lines_are_the_released_ones(trained):
     assert lines[0].split(",", 1)[1] in output
 
 
+def test_two_stages_learn_codebooks_only_after_the_network(tiny):
+    code, output = train(tiny, "--two-stage", iterations=9)
+    assert code == 0, output
+    assert output.count("quantization loss [ 0.0000]") == 9
+    code, _ = validate(tiny)
+    assert code == 0
+    with h5py.File(tiny / "checkpoints" / f"{EXPERIMENT}_retrieval.h5") as file:
+        error = np.square(file["db_features"][()] - file["db_reconstr"][()]).sum()
+        assert error < 0.5 * np.square(file["db_features"][()]).sum()
+
+
 def test_images_without_a_usable_tag_are_kept_and_counted(trained):
     assert "10 training images, 5 merged tags" in trained[1]
     assert "1 images have none" in trained[1]

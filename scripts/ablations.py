@@ -1,0 +1,134 @@
+"""The paper's ablations on one data set, over several seeds: trains, validates and prints one table.
+
+A run that is done is not done again, so the program can be interrupted and goes on where it was. Tags without the
+graph make a data set of their own, NAME_no_graph, with the same split files.
+"""
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
+
+import dataset
+from util import MOST_CODEBOOKS, ROOT, UserError, experiment_name, number, run_program, write_json
+
+LAMBDA = 0.0001
+
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table. paper: points of MAP below the full method on MIRFLICKR-25K and NUS-WIDE at 32 bits."""
+    name: str
+    notes: str
+    loss: str = "WSDQH"
+    graph: bool = True
+    options: tuple = ()
+    paper: str = ""
+
+
+VARIANTS = (
+    Variant("full method", "full", paper="0.772 / 0.731"),
+    Variant("without the tag graph", "nograph", graph=False, paper="−2.3 / −1.6"),
+    Variant("without L2 normalisation", "nol2", options=("--no-l2-norm",), paper="−2.9 / −1.4"),
+    Variant("WDHT's hinge loss", "hinge", loss="WDHT", paper="−2.8 / −3.3"),
+    Variant("two stages", "twostage", options=("--two-stage",), paper="−3.2 / −3.5"),
+    Variant("WDHT (hinge, no tag graph, two stages)", "wdht", loss="WDHT", graph=False, options=("--two-stage",),
+            paper="−3.4 / −5.3"),
+)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("dataset", metavar="DATASET", help="a data set that can be trained and validated")
+    parser.add_argument("vectors", metavar="WORD_VECTORS", help="as of tag_processing.py")
+    parser.add_argument("gpu", metavar="GPU", help="number of the GPU; -1 or cpu for the CPU")
+    parser.add_argument("--lr", type=number(float, 0), default=0.0001, help="learning rate (default 0.0001)")
+    parser.add_argument("--steps", type=number(int, 1), default=300, help="gradient steps (default 300)")
+    parser.add_argument("--batch-size", type=number(int, 1), default=64, help="images a step (default 64)")
+    parser.add_argument("--codebooks", type=number(int, 1, MOST_CODEBOOKS), default=4,
+                        help="8 bits each (default 4: 32 bits, as the paper's)")
+    parser.add_argument("--seeds", type=number(int, 1), default=3, help="runs of each variant (default 3)")
+    parser.add_argument("--crops", type=int, choices=(10, 5, 1), default=1, help="of the validation (default 1)")
+    parser.add_argument("--threshold", type=number(float, -1, 1), default=0.75, help="of the tag graph (default 0.75)")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="to start from (default alexnet.npy in --root)")
+    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
+                        help="folder that holds data/ and the rest (default: this program's folder)")
+    return parser.parse_args()
+
+
+def main():
+    options = parse_arguments()
+    prepare_tags(options)
+    results = {variant.name: [] for variant in VARIANTS}
+    for seed in range(options.seeds):
+        for variant in VARIANTS:
+            results[variant.name].append(run_variant(options, variant, seed))
+    print_table(results)
+    path = options.root / "logs" / f"{options.dataset}_ablations.json"
+    write_json(path, {"options": {key: str(value) for key, value in vars(options).items()}, "map": results})
+    print(f"saved {path}")
+
+
+def prepare_tags(options):
+    """Tags with the graph for the data set, and without it for a copy of its split files."""
+    found = dataset.find_dataset(options.dataset, options.root)
+    plain = plain_name(options)
+    splits = options.root / "data" / plain
+    splits.mkdir(exist_ok=True)
+    for path in [*sum((found.split_files(split) for split in ("train", "database", "test")), ()), found.tag_list]:
+        shutil.copyfile(path, splits / path.name)
+    images = options.root / "datasets" / plain
+    if not images.exists():
+        images.symlink_to(found.images.resolve())
+    common = [options.vectors, options.gpu, "--root", options.root]
+    program("tag_processing.py", options.dataset, *common, "--threshold", options.threshold)
+    program("tag_processing.py", plain, *common, "--no-graph")
+
+
+def plain_name(options):
+    return f"{options.dataset}_no_graph"
+
+
+def run_variant(options, variant, seed):
+    """Train and validate one variant, unless it was done; the MAP of AQD."""
+    name = options.dataset if variant.graph else plain_name(options)
+    notes = f"{variant.notes}{seed}"
+    experiment = experiment_name(name, variant.loss, options.codebooks, False, 0.7, 1.0, LAMBDA, notes)
+    checkpoint = options.root / "checkpoints" / f"{experiment}.npy"
+    metrics = checkpoint.with_name(f"{experiment}_metrics.json")
+    common = ["--root", options.root, "--seed", seed]
+    if not metrics.is_file():
+        start = [] if options.weights is None else ["--weights", options.weights]
+        if not checkpoint.is_file():
+            program("train.py", name, options.lr, options.steps, LAMBDA, options.codebooks, variant.loss, notes,
+                    options.gpu, "--batch-size", options.batch_size, *variant.options, *start, *common)
+        program("validation.py", name, checkpoint, options.gpu, "--crops", options.crops, *common)
+    return json.loads(metrics.read_text(encoding="utf-8"))["AQD"]["map"]
+
+
+def program(*arguments):
+    """Run a program of the project. Raises UserError if it ends with an error, which it has told by then."""
+    print("running", *arguments, flush=True)
+    if subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+        raise UserError(f"{arguments[0]} failed")
+
+
+def print_table(results):
+    """Mean and standard deviation of each variant's MAP over the seeds, and the paper's figures."""
+    full = statistics.mean(results[VARIANTS[0].name])
+    print(f"\n{'':40}{'AQD MAP':>16}{'points':>8}   paper, MIRFLICKR-25K / NUS-WIDE")
+    for variant in VARIANTS:
+        values = results[variant.name]
+        mean, deviation = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
+        points = "" if variant is VARIANTS[0] else f"{100 * (mean - full):+.1f}"
+        print(f"{variant.name:40}{mean:9.4f} ±{deviation:.4f}{points:>8}   {variant.paper}")
+
+
+if __name__ == "__main__":
+    run_program(main)
