@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs'
 
 import metrics
 import quantizer
-from index import flat_engine
 from util import (
     DIMENSIONS,
     MOST_CODEBOOKS,
@@ -265,6 +264,7 @@ BASELINES = {"LSH": (lsh_index, True), "ITQ": (itq_index, True), "PQ": (pq_index
 # ---------------------------------------------------------------- the rows
 
 def own_method(c):
+    from index import flat_engine
     m = len(c.codebooks)
     queries = np.tile(c.qry_features[:QUERIES_TIMED], (1, m))
     return Method(m, lambda q: quantizer.quantized_scores(c.qry_features[q], c.db_codes, c.codebooks),

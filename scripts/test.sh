@@ -4,4 +4,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install requirements-dev.txt
 
 "$PYTHON" -m ruff check .
-"$PYTHON" -m pytest -q "$@"
+"$PYTHON" -m pytest -q -n 2 --dist loadfile "$@"
