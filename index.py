@@ -17,7 +17,7 @@ import numpy as np
 
 import metrics
 import quantizer
-from util import UserError, fingerprint, read_npy, replacing, write_json
+from util import UserError, fingerprint, progress, read_npy, replacing, write_json
 
 try:
     import faiss
@@ -29,6 +29,7 @@ MANIFEST = "manifest.json"
 FLAT_IMAGES = 1_000_000  # more images than that are sorted into lists, unless told otherwise
 MOST_LISTS = 8192
 LIST_SAMPLE = 64  # images a list that its centre is learned from
+LIST_SWEEPS = 10  # of k-means
 BLOCK = 2**18  # images that are scored, reconstructed or assigned at once
 DEFAULT_PROBES = 32  # lists that a query looks into
 
@@ -186,9 +187,11 @@ def listed_engine(codes, codebooks, lists, seed):
     m, _, d = codebooks.shape
     rng = np.random.default_rng(seed)
     sample = codes[np.sort(rng.permutation(len(codes))[:LIST_SAMPLE * lists])]
-    kmeans = faiss.Kmeans(d, lists, niter=10, spherical=True, seed=seed, max_points_per_centroid=LIST_SAMPLE,
+    kmeans = faiss.Kmeans(d, lists, niter=1, spherical=True, seed=seed, max_points_per_centroid=LIST_SAMPLE,
                           min_points_per_centroid=1)
-    kmeans.train(quantizer.reconstruct(sample, codebooks))
+    reconstructed = quantizer.reconstruct(sample, codebooks)
+    for _ in progress(range(LIST_SWEEPS), desc="learning the lists' centres"):
+        kmeans.train(reconstructed, init_centroids=kmeans.centroids)
     centres = normalise(kmeans.centroids)  # (lists, D)
     coarse = faiss.IndexFlatIP(m * d)
     coarse.add(np.tile(centres, (1, m)) / m)
@@ -198,7 +201,7 @@ def listed_engine(codes, codebooks, lists, seed):
     engine.is_trained = True
     nearest = faiss.IndexFlatIP(d)
     nearest.add(centres)
-    for start in range(0, len(codes), BLOCK):
+    for start in progress(range(0, len(codes), BLOCK), desc="sorting codes into lists"):
         block = np.ascontiguousarray(codes[start:start + BLOCK])
         _, assigned = nearest.search(quantizer.reconstruct(block, codebooks), 1)
         add_to_lists(engine, block, assigned[:, 0], start)
