@@ -1,0 +1,114 @@
+"""Downloads that go on where they were interrupted, and get their name only once they have been checked.
+
+In this file: fetching one file over HTTP, and MD5 sums. Which files, and what makes them sound, stands elsewhere.
+"""
+import hashlib
+import http.client
+import os
+import time
+import urllib.error
+import urllib.request
+
+from util import UserError, progress, sync
+
+BLOCK = 2**18  # bytes read at a time
+TIMEOUT = 60  # seconds without an answer
+TRIES = 3  # so many in a row may bring no new byte
+PAUSE = 2.0  # seconds between two tries
+
+
+def fetch(url, path, check):
+    """Download `url` to `path`, by way of `<path>.part`, which a later call goes on with.
+
+    Args:
+        check: called with the whole file before it is renamed; raises UserError, and the file is removed.
+    """
+    part = path.with_name(f"{path.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    idle = 0
+    while fault := _transfer(url, part):
+        reason, progressed = fault
+        idle = 0 if progressed else idle + 1
+        if idle == TRIES:
+            raise UserError(f"{url}: {reason}; run this again to go on with {part}")
+        time.sleep(PAUSE)
+    try:
+        check(part)
+    except UserError as error:
+        part.unlink()
+        raise UserError(f"{error}; the file was removed, run this again to download it anew") from error
+    sync(part)
+    os.replace(part, path)
+    sync(path.parent)
+
+
+def _transfer(url, part):
+    """Download what `part` lacks. None once it is whole, else (what went wrong, whether bytes arrived)."""
+    have = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            start = _start(url, response, have)
+            length = response.headers.get("Content-Length", "")
+            total = start + int(length) if length.isdecimal() else None
+            _save(response, part, start, total)
+    except urllib.error.HTTPError as error:
+        return _refusal(url, error, part, have)
+    except (OSError, http.client.HTTPException) as error:
+        return f"the download failed ({getattr(error, 'reason', error)})", _size(part) > have
+    size = _size(part)
+    if total is not None and size < total:
+        return f"the server ended after {size:,} of {total:,} bytes", size > have
+    return None
+
+
+def _start(url, response, have):
+    """The offset of the first byte the server sends: `have`, or 0 if it knows no ranges."""
+    if response.status != 206:
+        return 0
+    content_range = response.headers.get("Content-Range", "")
+    if not content_range.startswith(f"bytes {have}-"):
+        raise UserError(f"{url}: asked for the bytes from {have} on, the server sent {content_range!r}")
+    return have
+
+
+def _save(response, part, start, total):
+    with open(part, "ab" if start else "wb") as file, \
+            progress(initial=start, total=total, unit="B", unit_scale=True, desc=part.stem) as bar:
+        while block := response.read(BLOCK):
+            file.write(block)
+            bar.update(len(block))
+
+
+def _refusal(url, error, part, have):
+    """As of _transfer, for an answer that is no file. Raises UserError for one that will not get better."""
+    if error.code == 416:  # nothing after the bytes we have
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return None
+        part.unlink()  # longer than the file on the server, so it is part of another file
+        return "the server's file is another one than that of the earlier download", False
+    if error.code < 500:
+        raise UserError(f"{url}: the server answered {error.code} {error.reason}") from error
+    return f"the server answered {error.code} {error.reason}", False
+
+
+def _size(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def md5(path):
+    """MD5 of a file, 32 upper-case hex digits."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file, \
+            progress(total=path.stat().st_size, unit="B", unit_scale=True, desc="checking MD5", leave=False) as bar:
+        while block := file.read(2**20):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest().upper()
+
+
+def check_md5(path, expected):
+    """Raise UserError if the file has another MD5."""
+    found = md5(path)
+    if found != expected.upper():
+        raise UserError(f"{path}: expected MD5 {expected.upper()}, found {found}")

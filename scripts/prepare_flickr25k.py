@@ -1,0 +1,346 @@
+"""MIRFLICKR-25K's archives become the data set `flickr`: images at datasets/flickr25k, split files in data/flickr25k.
+
+What belongs here: the collection's formats, unpacking its archive, and its two usual splits. Nothing is in its place
+before it is whole: images are unpacked and split files written under other names.
+"""
+import argparse
+import contextlib
+import os
+import posixpath
+import re
+import shutil
+import stat
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
+
+import numpy as np
+import scipy.sparse
+
+from dataset import image_faults, list_faults
+from download import check_md5, fetch, md5
+from split_files import (
+    Collection,
+    Rows,
+    alone,
+    counts,
+    draw_queries,
+    draw_training,
+    finish,
+    finish_moving,
+    link_images,
+    temporary_folder,
+)
+from util import UserError, add_shared_options, number, progress, run_program, stream
+
+FOLDER = "flickr25k"
+URL_BASE = "http://press.liacs.nl/mirflickr/mirflickr25k.v3b/"
+IMAGES, ANNOTATIONS = "mirflickr25k.zip", "mirflickr25k_annotations_v080.zip"
+IMAGES_MD5 = "A23D0A8564EE84CDA5622A6C2F947785"
+COUNT = 25_000  # images of the whole collection
+LABELS = ["animals", "baby", "bird", "car", "clouds", "dog", "female", "flower", "food", "indoor", "lake", "male",
+          "night", "people", "plant_life", "portrait", "river", "sea", "sky", "structures", "sunset", "transport",
+          "tree", "water"]
+COMMON_TAGS = "doc/common_tags.txt"
+# what is unpacked of the archive's folder mirflickr/: no EXIF data, no tags as typed, no licenses
+PART = re.compile(r"im[1-9]\d*\.jpg|meta/tags/tags[1-9]\d*\.txt|doc/[\w.-]+\.txt")
+# what reading a member of a damaged, encrypted or strange archive can raise
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+
+
+def main():
+    options = parse_options()
+    place, splits = options.root / "datasets" / FOLDER, options.root / "data" / FOLDER
+    with alone(place):
+        finish_moving(splits)
+        labels_file, images = sources(options, place)
+        annotations = read_annotations(labels_file)
+        folder = unpacked(images, place / "mirflickr", options.md5) if images.is_file() else images_folder(images)
+        collection = read_collection(folder, annotations, labels_file)
+        rows = draw(collection, options)
+        link_images(place / "mirflickr", folder)
+        finish(collection, rows, splits, options, {"dataset": "flickr", "protocol": options.protocol})
+    if len(collection.names) != COUNT:
+        print(f"note: these are {len(collection.names):,} images; the whole collection has {COUNT:,}")
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(
+        description="Make the data set flickr of MIRFLICKR-25K: split files and report.json in data/flickr25k, "
+                    "images at datasets/flickr25k/mirflickr. Interrupted, it goes on when run again.")
+    parser.add_argument("--images", type=Path, metavar="PATH",
+                        help=f"{IMAGES}, or the folder it unpacks to (default: what lies in datasets/{FOLDER})")
+    parser.add_argument("--annotations", type=Path, metavar="PATH",
+                        help=f"{ANNOTATIONS}, or a folder of its files (default: as above)")
+    parser.add_argument("--download", action="store_true",
+                        help=f"download what is not there to datasets/{FOLDER} (3 GB), and check it")
+    parser.add_argument("--url-base", default=URL_BASE, metavar="URL", type=web_address,
+                        help=f"folder to download from (default {URL_BASE})")
+    parser.add_argument("--md5", type=md5_digits, metavar="HEX",
+                        help="refuse an archive of images with another MD5 (default: of a download, "
+                             f"{IMAGES_MD5}; of your own file, only tell)")
+    parser.add_argument("--protocol", choices=("tagged", "sampled"), default="tagged",
+                        help="training images: all of the database with a common tag, or --training of them "
+                             "(default tagged)")
+    parser.add_argument("--queries", type=number(int, 1), default=2000, metavar="N",
+                        help="random queries; the rest is the database (default 2000)")
+    parser.add_argument("--training", type=number(int, 1), default=5000, metavar="N",
+                        help="training images of --protocol sampled (default 5000)")
+    parser.add_argument("--force", action="store_true", help="replace other split files in data/flickr25k")
+    add_shared_options(parser)
+    return parser.parse_args()
+
+
+def web_address(text):
+    """An argparse type: an http address that file names can be put behind."""
+    if not re.match(r"https?://", text):
+        raise argparse.ArgumentTypeError(f"expected an address that starts with http:// or https://, found {text!r}")
+    return text.rstrip("/") + "/"
+
+
+def md5_digits(text):
+    """An argparse type: an MD5."""
+    if not re.fullmatch(r"[0-9a-fA-F]{32}", text):
+        raise argparse.ArgumentTypeError(f"expected 32 hex digits, found {text!r}")
+    return text.upper()
+
+
+# ---------------------------------------------------------------- where the parts come from
+
+def sources(options, place):
+    """The paths of annotations and images: as given, as they lie in `place`, or downloaded there."""
+    def source(given, option, known, archive, check):
+        if given is not None:
+            if not given.exists():
+                raise UserError(f"{given}: no such file or folder, expected {archive} or what it unpacks to")
+            return given
+        for path in known:
+            if path.exists():
+                return path
+        if not options.download:
+            raise UserError(f"expected {option} with the path of {archive}, or --download")
+        fetch(options.url_base + archive, place / archive, check)
+        return place / archive
+
+    annotations = source(options.annotations, "--annotations", [place / ANNOTATIONS], ANNOTATIONS, read_annotations)
+    images = source(options.images, "--images", [place / "mirflickr", place / IMAGES], IMAGES,
+                    lambda path: check_md5(path, options.md5 or IMAGES_MD5))
+    return annotations, images
+
+
+@contextlib.contextmanager
+def open_archive(path):
+    """A zip archive whose members all stay inside of it and are there once. Raises UserError."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (*ZIP_ERRORS, ValueError) as error:
+        raise UserError(f"{path}: expected a whole zip archive, found a truncated or other file ({error})") from error
+    with archive:
+        names = archive.namelist()
+        for name in names:
+            if re.match(r"/|\w:/", plain := name.replace("\\", "/")) or ".." in plain.split("/"):
+                raise UserError(f"{path}: the member {name!r} leads out of the archive, so nothing was unpacked")
+        if len(set(names)) != len(names):
+            raise UserError(f"{path}: expected each member once, found some of one name")
+        yield archive
+
+
+def read_member(archive, member):
+    """The bytes of a small member."""
+    try:
+        return archive.read(member)
+    except ZIP_ERRORS as error:
+        raise UserError(f"{archive.filename}: the member {member} is damaged ({error})") from error
+
+
+# ---------------------------------------------------------------- annotations
+
+def read_annotations(path):
+    """The images of each label, from the archive or a folder: {label: image numbers, int64}. Raises UserError."""
+    if path.is_dir():
+        texts = {file.name: file.read_bytes() for folder in (path, path / ANNOTATIONS.removesuffix(".zip"))
+                 for file in folder.glob("[!.]*.txt")}
+    else:
+        with open_archive(path) as archive:
+            members = [name for name in archive.namelist()
+                       if re.search(r"(^|/)[^./][^/]*\.txt$", name) and not name.startswith("__MACOSX")]
+            texts = {posixpath.basename(name): read_member(archive, name) for name in members}
+    missing = [label for label in LABELS if f"{label}.txt" not in texts]
+    if missing:
+        raise UserError(f"{path}: expected the files of {len(LABELS)} labels such as sky.txt, found none of "
+                        f"{', '.join(f'{label}.txt' for label in missing)}")
+    return {label: image_numbers(f"{path}: {label}.txt", texts[f"{label}.txt"]) for label in LABELS}
+
+
+def image_numbers(where, text):
+    """The numbers in a file of one image number a line, int64."""
+    words = text.split()
+    for row, word in enumerate(words, 1):
+        if not re.fullmatch(rb"0*[1-9]\d{0,8}", word):
+            raise UserError(f"{where}: row {row}: expected the number of an image, found {decoded(word)!r}")
+    return np.array([int(word) for word in words], np.int64)
+
+
+# ---------------------------------------------------------------- the folder mirflickr
+
+def images_folder(path):
+    """`path` or the folder mirflickr in it, whichever holds the images."""
+    return path / "mirflickr" if (path / "mirflickr").is_dir() else path
+
+
+def parts_of_folder(folder):
+    """The parts of the collection in a folder: paths relative to it."""
+    found = (f"{prefix}{name}" for prefix in ("", "meta/tags/", "doc/") if (folder / prefix).is_dir()
+             for name in os.listdir(folder / prefix))
+    return {name for name in found if PART.fullmatch(name)}
+
+
+def parts_of_archive(archive):
+    """The same of an archive: {path relative to mirflickr/: its ZipInfo}; links are no parts."""
+    return {info.filename.removeprefix("mirflickr/"): info for info in archive.infolist()
+            if info.filename.startswith("mirflickr/") and PART.fullmatch(info.filename.removeprefix("mirflickr/"))
+            and not stat.S_ISLNK(info.external_attr >> 16)}
+
+
+def check_parts(where, parts):
+    """How many images there are. Raises UserError if one is missing, or its tags, or the list of common tags."""
+    numbers = {kind: {int(re.search(r"\d+", part)[0]) for part in parts if part.startswith(kind.partition("{")[0])}
+               for kind in ("im{}.jpg", "meta/tags/tags{}.txt")}
+    count = max(set().union(*numbers.values()), default=0)
+    for kind, found in numbers.items():
+        if not found:
+            raise UserError(f"{where}: expected mirflickr/{kind.format(1)}, …, found none")
+        if missing := set(range(1, count + 1)) - found:
+            raise UserError(f"{where}: expected mirflickr/{kind.format(1)} to {kind.format(count)}, found that "
+                            f"{len(missing):,} of them are missing, the first is {kind.format(min(missing))}")
+    if COMMON_TAGS not in parts:
+        raise UserError(f"{where}: expected mirflickr/{COMMON_TAGS}, found none")
+    return count
+
+
+def unpacked(path, folder, expected_md5):
+    """Unpack an archive of images to `folder`, or see that it is there already. Returns `folder`."""
+    with open_archive(path) as archive:
+        parts = parts_of_archive(archive)
+        check_parts(path, parts)
+        if os.path.lexists(folder):
+            if folder.is_symlink() or not same_sizes(parts, folder):
+                raise UserError(f"{folder} is already there and is not what {path} holds; remove or rename it")
+            return folder
+        if expected_md5:
+            check_md5(path, expected_md5)
+        elif (found := md5(path)) != IMAGES_MD5:
+            print(f"note: {path} has MD5 {found}; the official archive has {IMAGES_MD5}")
+        with temporary_folder(folder.with_name(f".{folder.name}.tmp")) as temporary:
+            unpack(archive, parts, temporary)
+            temporary.rename(folder)
+    return folder
+
+
+def same_sizes(parts, folder):
+    """Whether a folder has all parts of an archive in their sizes."""
+    if parts.keys() - parts_of_folder(folder):
+        return False
+    return all((folder / name).stat().st_size == info.file_size for name, info in parts.items())
+
+
+def unpack(archive, parts, folder):
+    """Write `parts` of an archive below `folder` and have them on the disk. Raises UserError."""
+    needed = sum(info.file_size for info in parts.values())
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise UserError(f"{folder.parent}: expected {needed / 1e9:.1f} GB of free disk space to unpack "
+                        f"{archive.filename}, found {free / 1e9:.1f} GB")
+    for name in ("", "meta", "meta/tags", "doc"):
+        (folder / name).mkdir()
+    with progress(total=needed, unit="B", unit_scale=True, desc="unpacking") as bar:
+        for name, info in parts.items():
+            try:
+                with archive.open(info) as packed, open(folder / name, "wb") as file:
+                    shutil.copyfileobj(packed, file)
+            except ZIP_ERRORS as error:
+                raise UserError(f"{archive.filename}: the member {info.filename} is damaged ({error})") from error
+            bar.update(info.file_size)
+    os.sync()  # tens of thousands of files, faster at once than one by one
+
+
+# ---------------------------------------------------------------- from the folder to a collection
+
+def read_collection(folder, annotations, labels_file):
+    """All images with tags and labels, as a Collection. Raises UserError for whatever is missing or bad."""
+    count = check_parts(folder, parts_of_folder(folder))
+    labels = label_matrix(annotations, count, labels_file)
+    faults = image_faults([folder / f"im{image}.jpg" for image in range(1, count + 1)])
+    if faults:
+        raise UserError(f"{folder}: {len(faults):,} of {count:,} images cannot be used: "
+                        + list_faults(faults, lambda row: f"im{row + 1}.jpg"))
+    tag_lines = common_tags(folder / COMMON_TAGS)
+    tags = tag_matrix(folder, count, [line.split()[0] for line in tag_lines])
+    return Collection([f"mirflickr/im{image}.jpg" for image in range(1, count + 1)], tags, labels,
+                      "common_tags.txt", tag_lines, LABELS, {})
+
+
+def label_matrix(annotations, count, where):
+    """Which of `count` images have which label: CSR uint8 (N, L)."""
+    for label, images in annotations.items():
+        if len(images) and images.max() > count:
+            raise UserError(f"{where}: {label}.txt: expected images 1 to {count}, found {images.max()}")
+    columns = np.repeat(np.arange(len(annotations)), [len(images) for images in annotations.values()])
+    return ones_at(np.concatenate(list(annotations.values())) - 1, columns, (count, len(annotations)))
+
+
+def ones_at(rows, columns, shape):
+    """CSR uint8 with ones there, however often a place is named."""
+    matrix = scipy.sparse.csr_array((np.ones(len(rows), np.int32), (rows, columns)), shape=shape)
+    return (matrix > 0).astype(np.uint8)
+
+
+def common_tags(path):
+    """The lines `tag count` of the list of common tags, a space between."""
+    rows = [line.split() for line in decoded(path.read_bytes()).split("\n") if line.strip()]
+    for row, words in enumerate(rows, 1):
+        if not (len(words) == 1 or (len(words) == 2 and words[1].isdecimal())):
+            raise UserError(f"{path}: row {row}: expected a tag and its count, found {' '.join(words)!r}")
+    if not rows or len({words[0] for words in rows}) != len(rows):
+        raise UserError(f"{path}: expected each tag once, found {'some twice' if rows else 'none'}")
+    return [" ".join(words) for words in rows]
+
+
+def tag_matrix(folder, count, tags):
+    """Which of `count` images have which of the common tags: CSR uint8 (N, R)."""
+    column = {tag: place for place, tag in enumerate(tags)}
+    rows, columns = [], []
+    for row in progress(range(count), desc="reading tags", leave=False):
+        text = decoded((folder / f"meta/tags/tags{row + 1}.txt").read_bytes())
+        found = [column[line.strip()] for line in text.split("\n") if line.strip() in column]
+        rows.extend([row] * len(found))
+        columns.extend(found)
+    return ones_at(np.array(rows, np.int64), np.array(columns, np.int64), (count, len(tags)))
+
+
+def decoded(text):
+    """Bytes as a string: UTF-8, or Latin-1 where it is not."""
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return text.decode("latin-1")
+
+
+# ---------------------------------------------------------------- the splits
+
+def draw(collection, options):
+    """The rows of each split; one seed gives the same queries under both protocols."""
+    rng = stream(options.seed, "flickr25k splits")
+    test, database = draw_queries(len(collection.names), options.queries, rng)
+    tagged = database[counts(collection.tags)[database] > 0]
+    if not len(tagged):
+        raise UserError("expected database images with a common tag to train on, found none")
+    train = tagged if options.protocol == "tagged" else draw_training(tagged, options.training, rng)
+    return Rows(train, database, test)
+
+
+if __name__ == "__main__":
+    run_program(main)

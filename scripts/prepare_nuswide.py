@@ -1,0 +1,235 @@
+"""NUS-WIDE's folders become the data set `nuswide`: a link to the images, and split files in data/nus-wide.
+
+What belongs here: NUS-WIDE's formats and its usual splits. Nothing is in its place before it is whole.
+Letters: N images, R raw tags, L labels.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
+
+import numpy as np
+import scipy.sparse
+
+from dataset import image_faults, list_faults, read_image_list, read_tag_names
+from split_files import (
+    Collection,
+    Rows,
+    alone,
+    counts,
+    draw_queries,
+    draw_training,
+    finish,
+    finish_moving,
+    link_images,
+)
+from util import UserError, add_shared_options, number, progress, run_program, stream
+
+FOLDER = "nus-wide"
+COUNT = 269_648  # images of the whole collection
+LABELS = 21  # the most frequent concepts
+PER_CONCEPT_QUERIES = 2100  # so many queries are 100 of each of the 21 concepts
+BLOCK = 2**25  # bytes of text parsed at a time; its masks and offsets take 20 times as much
+
+OTHER, BLANK, DIGIT = 0, 1, 2
+KIND = np.zeros(256, np.uint8)  # of a byte
+KIND[list(b" \t\r\n\v\f")] = BLANK
+KIND[list(b"01")] = DIGIT
+
+
+def main():
+    options = parse_options()
+    place, splits = options.root / "datasets" / FOLDER, options.root / "data" / FOLDER
+    images = options.images or options.release / "Flickr"
+    for folder in (options.release, images):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder")
+    with alone(place):
+        finish_moving(splits)
+        collection, total = read_collection(options.release, images)
+        rows = draw(collection, options)
+        link_images(place / "Flickr", images)
+        finish(collection, rows, splits, options,
+               {"dataset": "nuswide", "queries_of_each_label": options.per_concept})
+    if total != COUNT:
+        print(f"note: the lists name {total:,} images; the whole collection has {COUNT:,}")
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(
+        description="Make the data set nuswide of NUS-WIDE: split files and report.json in data/nus-wide, a link to "
+                    "the images at datasets/nus-wide/Flickr. The labels are the 21 most frequent concepts; images "
+                    "without one of them, or that cannot be read, are left out.")
+    parser.add_argument("release", metavar="ROOT", type=Path,
+                        help="folder that holds ImageList/, NUS_WID_Tags/, Groundtruth/ and ConceptsList/")
+    parser.add_argument("--images", type=Path, metavar="DIR",
+                        help="folder that holds actor/0001_2124494179.jpg and so on (default ROOT/Flickr)")
+    queries = parser.add_mutually_exclusive_group()
+    queries.add_argument("--queries", type=number(int, 1), default=5000, metavar="N",
+                         help="random queries; the rest is the database (default 5000). 2100 means --per-concept 100, "
+                              "as other papers do")
+    queries.add_argument("--per-concept", type=number(int, 1), metavar="N",
+                         help="N queries of each concept, in place of --queries")
+    parser.add_argument("--training", type=number(int, 1), default=10_000, metavar="N",
+                        help="database images with a tag to train on (default 10000)")
+    parser.add_argument("--force", action="store_true", help="replace other split files in data/nus-wide")
+    add_shared_options(parser)
+    options = parser.parse_args()
+    if options.queries == PER_CONCEPT_QUERIES and options.per_concept is None:
+        options.per_concept = PER_CONCEPT_QUERIES // LABELS
+    return options
+
+
+# ---------------------------------------------------------------- reading NUS-WIDE's files
+
+def read_collection(release, images):
+    """The images with a label that can be read, as a Collection, and how many images the lists name."""
+    image_list = release / "ImageList" / "Imagelist.txt"
+    names = image_names(image_list)
+    label_names, labels = read_labels(release, image_list, len(names))
+    tag_list = either(release / "NUS_WID_Tags", release / "ConceptsList", release, name="TagList1k.txt")
+    tag_names = read_tag_names(tag_list)
+    if not tag_names:
+        raise UserError(f"{tag_list}: expected one tag a line, found none")
+    tags = read_digits(release / "NUS_WID_Tags" / "AllTags1k.txt", len(tag_names), tag_list, "tags",
+                       len(names), image_list)
+    labelled = np.flatnonzero(counts(labels))
+    faults = image_faults([images / names[row] for row in labelled])
+    if len(faults) == len(labelled):
+        raise UserError(f"{images}: expected the images that {image_list} names, found that none of "
+                        f"{len(labelled):,} can be used: {names[labelled[0]]} {faults[0]}")
+    if faults:
+        print(f"left out: {len(faults):,} of {len(labelled):,} images cannot be used: "
+              + list_faults(faults, lambda i: names[labelled[i]]))
+    kept = np.delete(labelled, list(faults))
+    return Collection([f"Flickr/{names[row]}" for row in kept], tags[kept], labels[kept], "TagList1k.txt", tag_names,
+                      label_names, {f"Flickr/{names[labelled[i]]}": why for i, why in faults.items()}), len(names)
+
+
+def either(*folders, name):
+    """The file `name` in the first of `folders` that has it, or where it should be."""
+    return next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
+
+
+def image_names(path):
+    r"""The images' paths, `actor\0001_2124494179.jpg` as `actor/0001_2124494179.jpg`."""
+    names = [name.replace("\\", "/") for name in read_image_list(path)]
+    for row, name in enumerate(names, 1):
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise UserError(f"{path}: row {row}: expected a path inside the folder of the images, found {name!r}")
+    return names
+
+
+def read_labels(release, image_list, count):
+    """Names and matrix of the most frequent concepts, in the order of the list of concepts: L, CSR uint8 (N, L)."""
+    path = either(release / "ConceptsList", release, name="Concepts81.txt")
+    concepts = read_tag_names(path)
+    if len(concepts) < LABELS:
+        raise UserError(f"{path}: expected at least {LABELS} concepts, found {len(concepts)}")
+    folder = release / "Groundtruth" / "AllLabels"
+    columns = [read_digits(folder / f"Labels_{concept}.txt", 1, None, None, count, image_list)
+               for concept in progress(concepts, desc="reading labels", leave=False)]
+    frequent = np.argsort([-column.nnz for column in columns], kind="stable")[:LABELS]
+    frequent.sort()
+    return [concepts[i] for i in frequent], scipy.sparse.csr_array(scipy.sparse.hstack([columns[i] for i in frequent]))
+
+
+def read_digits(path, columns, columns_list, what, rows, rows_list):
+    """A big 0/1 matrix of single digits, CSR uint8 (rows, columns), a block of lines in memory at a time.
+
+    Args:
+        columns_list, what: the file that lists `columns` of these, for the error.
+        rows_list: the file that lists `rows` images, for the error.
+    """
+    blocks, done = [], 0
+    for text in line_blocks(path):
+        block = parse_digits(text, columns)
+        if block is None:
+            tell_bad_row(path, text, done, columns, columns_list, what)
+        blocks.append(block)
+        done += block.shape[0]
+    if done != rows:
+        raise UserError(f"{path} has {done:,} rows, but {rows_list} lists {rows:,} images")
+    return scipy.sparse.csr_array(scipy.sparse.vstack(blocks))
+
+
+def line_blocks(path):
+    """Yield the bytes of a file in blocks of whole lines, without blank ones at its end."""
+    try:
+        with open(path, "rb") as file, progress(total=path.stat().st_size, unit="B", unit_scale=True, leave=False,
+                                                desc=path.name) as bar:
+            rest = b""
+            while block := file.read(BLOCK):
+                bar.update(len(block))
+                text = rest + block
+                end = text.rfind(b"\n", 0, len(text.rstrip())) + 1  # of the last line but one that is not blank
+                if end:
+                    yield text[:end]
+                rest = text[end:]
+            if rest.strip():
+                yield rest.rstrip() + b"\n"
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+
+
+def parse_digits(text, columns):
+    """Lines of `columns` single digits each, CSR uint8 (lines, columns), or None if some line is not so."""
+    text = np.frombuffer(text, np.uint8)
+    kind = KIND[text]
+    digits = np.flatnonzero(kind == DIGIT)
+    ends = np.flatnonzero(text == ord("\n"))  # (lines,)
+    if (kind == OTHER).any() or (np.diff(digits) == 1).any() or len(digits) != len(ends) * columns:
+        return None
+    digits = digits.reshape(-1, columns)
+    if (digits[:, -1] > ends).any() or (digits[1:, 0] < ends[:-1]).any():
+        return None
+    ones = np.flatnonzero(text[digits.ravel()] == ord("1"))
+    starts = np.searchsorted(ones, np.arange(0, digits.size + 1, columns))
+    return scipy.sparse.csr_array((np.ones(len(ones), np.uint8), ones % columns, starts), shape=digits.shape)
+
+
+def tell_bad_row(path, text, done, columns, columns_list, what):
+    """Raise the UserError for the first bad line of a block that comes after `done` rows."""
+    for row, line in enumerate(text.split(b"\n"), done + 1):
+        words = line.split()
+        for word in words:
+            if word not in (b"0", b"1"):
+                raise UserError(f"{path}: row {row}: expected 0 or 1, found {word.decode('latin-1')!r}")
+        if len(words) != columns:
+            why = f" as {columns_list} lists {what}" if columns_list else ""
+            raise UserError(f"{path}: row {row} has {len(words)} numbers, expected {columns}{why}")
+    raise AssertionError("a block that was refused has no bad line")
+
+
+# ---------------------------------------------------------------- the splits
+
+def draw(collection, options):
+    """The rows of each split. Raises UserError if there are too few images."""
+    rng = stream(options.seed, "nus-wide splits")
+    count = len(collection.names)
+    if options.per_concept:
+        test = draw_per_concept(collection, options.per_concept, rng)
+        database = np.setdiff1d(np.arange(count), test)
+    else:
+        test, database = draw_queries(count, options.queries, rng)
+    tagged = database[counts(collection.tags)[database] > 0]
+    return Rows(draw_training(tagged, options.training, rng), database, test)
+
+
+def draw_per_concept(collection, each, rng):
+    """`each` rows of each label, no row twice, ascending; the rarest label chooses first. Raises UserError."""
+    by_label = collection.labels.tocsc()
+    free = np.ones(len(collection.names), bool)
+    for label in np.argsort(counts(by_label), kind="stable"):
+        rows = by_label.indices[by_label.indptr[label]:by_label.indptr[label + 1]]
+        rows = np.sort(rows[free[rows]])
+        if len(rows) < each:
+            raise UserError(f"expected at least {each:,} images of {collection.label_names[label]} that are not "
+                            f"queries yet, found {len(rows):,}")
+        free[rng.choice(rows, each, replace=False)] = False
+    return np.flatnonzero(~free)
+
+
+if __name__ == "__main__":
+    run_program(main)

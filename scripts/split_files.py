@@ -1,0 +1,253 @@
+"""What the programs that prepare MIRFLICKR-25K and NUS-WIDE share: from one big table to split files in their place.
+
+What belongs here: writing the files that dataset.py reads, moving them into place all together, and the report.
+Letters: N images, R raw tags, L labels.
+"""
+import contextlib
+import fcntl
+import filecmp
+import json
+import os
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+
+from dataset import TAG_LISTS, read_tag_names
+from util import UserError, fingerprint, sync, write_json
+
+LISTS_AND_MATRICES = tuple(f"{split}_{kind}.txt" for split, matrix in
+                           (("train", "tag"), ("database", "label"), ("test", "label")) for kind in ("img", matrix))
+LEFT_OUT = "left_out.txt"
+SPLIT_FILES = (*LISTS_AND_MATRICES, *TAG_LISTS, "labels.txt", LEFT_OUT)
+REPORT = "report.json"
+MOVING = ".prepared"  # in data/<name>/: whole and synced, on their way to the folder around them
+BLOCK_ROWS = 4096  # of a matrix that are text at a time
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All images that can be used, before they are split.
+
+    names: N paths relative to datasets/<name>/; tags: CSR uint8 (N, R); labels: CSR uint8 (N, L);
+    tag_list: name of its file; tag_lines: R; label_names: L; left_out: {path: what is wrong} of images not among N.
+    """
+    names: list
+    tags: scipy.sparse.csr_array
+    labels: scipy.sparse.csr_array
+    tag_list: str
+    tag_lines: list
+    label_names: list
+    left_out: dict
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a collection, ascending int64. The training images are database images too."""
+    train: np.ndarray
+    database: np.ndarray
+    test: np.ndarray
+
+
+# ---------------------------------------------------------------- drawing the splits
+
+def draw_queries(count, queries, rng):
+    """Any `queries` of `count` rows, and the others: two ascending int64 arrays. Raises UserError."""
+    if queries >= count:
+        raise UserError(f"expected more than {queries:,} images to draw {queries:,} queries from, found {count:,}")
+    order = rng.permutation(count)
+    return np.sort(order[:queries]), np.sort(order[queries:])
+
+
+def draw_training(tagged, wanted, rng):
+    """`wanted` of the rows `tagged`, ascending. Raises UserError if there are not so many."""
+    if len(tagged) < wanted:
+        raise UserError(f"expected at least {wanted:,} database images with a tag to train on, found "
+                        f"{len(tagged):,} (--training takes fewer)")
+    return np.sort(rng.choice(tagged, wanted, replace=False))
+
+
+def counts(matrix):
+    """How many ones each row of a CSR matrix has, int (N,)."""
+    return np.diff(matrix.indptr)
+
+
+# ---------------------------------------------------------------- writing
+
+def write_splits(collection, rows, folder):
+    """Write the split files into `folder`, which must be new."""
+    folder.mkdir()
+    write_lines(folder / collection.tag_list, collection.tag_lines)
+    write_lines(folder / "labels.txt", collection.label_names)
+    if collection.left_out:
+        write_lines(folder / LEFT_OUT, (f"{name} {fault}" for name, fault in collection.left_out.items()))
+    for split, matrix, name in (("train", collection.tags, "tag"), ("database", collection.labels, "label"),
+                                ("test", collection.labels, "label")):
+        chosen = getattr(rows, split)
+        write_lines(folder / f"{split}_img.txt", (collection.names[row] for row in chosen))
+        write_matrix(folder / f"{split}_{name}.txt", matrix[chosen])
+
+
+def write_lines(path, lines):
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def write_matrix(path, matrix):
+    """A CSR matrix (n, columns) as text: single digits between single spaces, a row a line."""
+    with open(path, "wb") as file:
+        for start in range(0, matrix.shape[0], BLOCK_ROWS):
+            block = matrix[start:start + BLOCK_ROWS].tocoo()
+            text = np.full((block.shape[0], 2 * block.shape[1]), ord(" "), np.uint8)
+            text[:, ::2] = ord("0")
+            text[block.row, 2 * block.col] = ord("1")
+            text[:, -1] = ord("\n")
+            file.write(text)
+
+
+# ---------------------------------------------------------------- all files in their place, or none
+
+@contextlib.contextmanager
+def alone(folder):
+    """Make sure that no other preparation works in `folder`, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however we end
+        except BlockingIOError:
+            raise UserError(f"{folder}: another preparation is at work here, wait until it has ended") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def temporary_folder(path):
+    """The name of a folder to be made, free of what an interrupted run left there; removed at the end."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def install(new, splits, force):
+    """Move the folder `new` to `splits`, or its files into it beside whatever else is there; says what was done.
+
+    Raises UserError if there are other split files and not `force`.
+    """
+    for path in (*new.iterdir(), new):
+        sync(path)
+    if not os.path.lexists(splits):
+        new.rename(splits)
+        sync(splits.parent)
+        return f"wrote {splits}"
+    old = {name for name in SPLIT_FILES if (splits / name).is_file()}
+    names = {name for name in SPLIT_FILES if (new / name).is_file()}
+    if old == names and all(filecmp.cmp(new / name, splits / name, shallow=False) for name in names):
+        write_json(splits / REPORT, json.loads((new / REPORT).read_text(encoding="utf-8")))
+        return f"unchanged: {splits} holds exactly these split files already"
+    if old and not force:
+        raise UserError(f"{splits} already holds other split files; --force replaces them")
+    new.rename(splits / MOVING)
+    finish_moving(splits)
+    return f"replaced the split files in {splits}" if old else f"wrote {splits}"
+
+
+def finish_moving(splits):
+    """Move what `install` has staged, also where an earlier run was interrupted.
+
+    The report moves first. So as long as it is still there, the old files are; they go before the first new one
+    comes, for old and new files must never stand side by side.
+    """
+    staged = splits / MOVING
+    if not staged.is_dir():
+        return
+    sync(splits)
+    if (staged / REPORT).exists():
+        for name in SPLIT_FILES:
+            (splits / name).unlink(missing_ok=True)
+        os.replace(staged / REPORT, splits / REPORT)
+    for path in sorted(staged.iterdir()):
+        os.replace(path, splits / path.name)
+    staged.rmdir()
+    sync(splits)
+
+
+def tags_are_stale(splits, tag_list):
+    """Whether `tags/` is there and was made from another tag list than the file `tag_list`."""
+    if not (splits / "tags" / "FinalTagEmbs.txt").is_file():
+        return False
+    try:
+        made_from = json.loads((splits / "tags" / REPORT).read_text(encoding="utf-8"))["fingerprints"]["tag_list"]
+    except (OSError, ValueError, KeyError, TypeError):  # tags of the release have no report
+        old = splits / tag_list.name
+        return not (old.is_file() and read_tag_names(old) == read_tag_names(tag_list))
+    return made_from != fingerprint(tag_list)
+
+
+def link_images(link, images):
+    """Let `link` name the folder `images`. Raises UserError if it names something else."""
+    images = images.resolve()
+    if not os.path.lexists(link):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(images, target_is_directory=True)
+    elif link.resolve() != images:
+        raise UserError(f"{link} is already there and is not {images}; remove or rename it")
+
+
+# ---------------------------------------------------------------- the two programs' last step
+
+def finish(collection, rows, splits, options, details):
+    """Write the split files and their report, move them into place, and tell of it.
+
+    `options`: namespace with root, seed and force; `details`: more to stand in the report, as JSON.
+    """
+    with temporary_folder(splits.with_name(f".{splits.name}.tmp")) as new:
+        write_splits(collection, rows, new)
+        report = {**details, "seed": options.seed, **summary(collection, rows),
+                  "files": {path.name: fingerprint(path) for path in sorted(new.iterdir())}}
+        write_json(new / REPORT, report)
+        stale = tags_are_stale(splits, new / collection.tag_list)
+        done = install(new, splits, options.force)
+    print_report(report)
+    print(done)
+    if stale:
+        print(f"note: {splits / 'tags'} was made from another tag list: run tag_processing.py again")
+
+
+def summary(collection, rows):
+    """The counts a person wants to see, as a dict."""
+    labelled = counts(collection.labels) > 0
+    database_labels = np.asarray(collection.labels[rows.database].sum(0, dtype=np.int64)).ravel()
+    return {
+        "images": {"queries": len(rows.test), "database": len(rows.database), "training": len(rows.train),
+                   "left_out": len(collection.left_out)},
+        "without_a_label": {"queries": int((~labelled[rows.test]).sum()),
+                            "database": int((~labelled[rows.database]).sum())},
+        "tags": len(collection.tag_lines),
+        "tags_of_a_training_image": spread(counts(collection.tags)[rows.train]),
+        "labels": len(collection.label_names),
+        "database_images_of_each_label": dict(zip(collection.label_names, database_labels.tolist(), strict=True)),
+    }
+
+
+def spread(numbers):
+    """Minimum, median, maximum and mean of an int array that is not empty, and how many are 0."""
+    return {"min": int(numbers.min()), "median": float(np.median(numbers)), "max": int(numbers.max()),
+            "mean": round(float(numbers.mean()), 3), "none": int((numbers == 0).sum())}
+
+
+def print_report(report):
+    images, without, tags = report["images"], report["without_a_label"], report["tags_of_a_training_image"]
+    print(f"queries   {images['queries']:9,}  {without['queries']:,} of them without a label")
+    print(f"database  {images['database']:9,}  {without['database']:,} of them without a label")
+    print(f"training  {images['training']:9,}  of the database, with {tags['min']} / {tags['median']:g} / "
+          f"{tags['max']} tags each (least / median / most)")
+    print(f"tags      {report['tags']:9,}")
+    print(f"labels    {report['labels']:9,}  {', '.join(report['database_images_of_each_label'])}")
+    for name, digest in report["files"].items():
+        print(f"    {digest}  {name}")
