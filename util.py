@@ -14,6 +14,7 @@ import pickle
 import platform
 import subprocess
 import sys
+import tokenize
 import zlib
 from pathlib import Path
 
@@ -256,7 +257,7 @@ def read_npy(path):
             if not dtype.hasobject:
                 file.seek(0)
                 return np.lib.format.read_array(file, allow_pickle=False)
-        except (ValueError, KeyError, EOFError) as error:
+        except (ValueError, KeyError, EOFError, SyntaxError, tokenize.TokenError) as error:
             raise UserError(f"{path}: expected a NumPy .npy file, found something else ({error})") from error
         array = _unpickle(file, path)
     if not (isinstance(array, np.ndarray) and array.size == math.prod(shape)):
