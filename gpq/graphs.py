@@ -1,0 +1,211 @@
+"""GPQ's two graphs, the training step and the encoder, and the checkpoints that they share.
+
+Letters: B labelled and U unlabelled images of a batch, S segments, K codewords, L dimensions of a feature, C classes.
+"""
+import json
+import os
+import shutil
+
+import numpy as np
+
+from gpq import losses, network, retrieval
+from gpq.data import SIDE, standardize
+from session import open_session, tf
+from util import UserError, progress, sync, write_json
+
+MODEL = "model.ckpt"  # in the folder of an epoch
+SETTINGS = "settings.json"
+ENCODED_AT_ONCE = 250  # images a run of the encoder
+BETA_1 = 0.5  # of Adam
+DECAY_STEPS, DECAY = 100, 0.95
+
+
+def learning_rate(first, step):
+    """The learning rate of a 0-based step."""
+    return first * DECAY ** (step // DECAY_STEPS)
+
+
+# ---------------------------------------------------------------- the training step
+
+class TrainingGraph:
+    """The graph of one training step, finalized.
+
+    Args:
+        config: a `gpq.config.Config`.
+        classes (int): C.
+        loss: "gpq" for the whole method; "classification" for that loss alone, without unlabelled images.
+        device: as of `session.device_name`.
+        convolutions: as `network.CONVOLUTIONS`.
+    """
+
+    def __init__(self, config, classes, loss, device, convolutions=network.CONVOLUTIONS):
+        shapes = network.parameter_shapes(config.length, config.words, classes, convolutions)
+        self._semi_supervised = loss == "gpq"
+        self.graph = tf.Graph()
+        with self.graph.as_default(), tf.device(device):
+            self._build_inputs()
+            self._build_features(shapes, convolutions)
+            self._build_losses(config)
+            self._build_train_op()
+            self._initialize = tf.global_variables_initializer()
+            self.saver = tf.train.Saver(max_to_keep=None)
+            self.graph.finalize()
+
+    def _build_inputs(self):
+        """images, labels, unlabelled images and learning_rate."""
+        self.images = tf.placeholder(tf.float32, [None, SIDE, SIDE, 3])  # (B, 32, 32, 3)
+        self.labels = tf.placeholder(tf.int64, [None])  # (B,)
+        self.unlabelled = tf.placeholder(tf.float32, [None, SIDE, SIDE, 3])  # (U, 32, 32, 3)
+        self.learning_rate = tf.placeholder(tf.float32, [])
+
+    def _build_features(self, shapes, convolutions):
+        """variables, moving averages and their update, F(x) as features (B, L) and target_features (U, L)."""
+        self.variables, self._first_values = network.make_variables(shapes)
+        averages = network.MovingAverages(training=True, convolutions=convolutions)
+        self.features, statistics = network.extract_features(
+            self.images, self.variables, averages, True, convolutions)
+        self._update = averages.update(statistics)
+        if self._semi_supervised:
+            self.target_features, statistics = network.extract_features(
+                self.unlabelled, self.variables, averages, True, convolutions)
+            with tf.control_dependencies([self._update]):
+                self._update = averages.update(statistics)
+
+    def _build_losses(self, config):
+        """hash L_N-PQ, cls L_cls, ent L_SEM and their weighted sum, loss."""
+        prototypes = losses.intra_normalize(self.variables[network.PROTOTYPES], config.n_book)  # P', (C, L)
+        codebooks = losses.soft_assign(prototypes, self.variables[network.CODEBOOKS], config.n_book, config.alpha)  # Z'
+        f = losses.intra_normalize(self.features, config.n_book)  # (B, L)
+        d = losses.soft_assign(codebooks, f, config.n_book, config.alpha)  # (B, L)
+        self.hash = losses.n_pair_loss(f, d, self.labels, config.n_book)
+        self.cls = losses.classification_loss(
+            losses.class_logits(f, prototypes, config.n_book, config.beta), self.labels)
+        if not self._semi_supervised:
+            self.ent, self.loss = tf.zeros([]), self.cls
+            return
+        g = losses.intra_normalize(losses.reverse_gradient(self.target_features), config.n_book)  # (U, L)
+        self.ent = losses.entropy_loss(losses.class_logits(g, prototypes, config.n_book, config.beta))
+        self.loss = self.hash + config.lambda_1 * self.ent + config.lambda_2 * self.cls
+
+    def _build_train_op(self):
+        """train_op: one step of Adam, and the moving averages."""
+        optimizer = tf.train.AdamOptimizer(self.learning_rate, beta1=BETA_1)
+        self.train_op = tf.group(optimizer.minimize(self.loss), self._update)
+
+    def initialize(self, session, values):
+        """Begin with `values`, `{name: array}`."""
+        session.run(self._initialize, {self._first_values[name]: value for name, value in values.items()})
+
+    def step(self, session, images, labels, unlabelled, rate):
+        """One training step: loss, hash, cls and ent before it, four floats."""
+        feed = {self.images: images, self.labels: labels, self.learning_rate: rate}
+        if self._semi_supervised:
+            feed[self.unlabelled] = unlabelled
+        return [float(value) for value in
+                session.run([self.loss, self.hash, self.cls, self.ent, self.train_op], feed)[:4]]
+
+
+# ---------------------------------------------------------------- checkpoints
+
+def save(folder, epoch, saver, session, settings):
+    """Write `folder`/epoch_NNNN, all that the training goes on from after that many epochs, whole or not at all."""
+    target = folder / f"epoch_{epoch:04d}"
+    partial = folder / f".{target.name}.{os.getpid()}.tmp"
+    partial.mkdir(parents=True)
+    saver.save(session, str(partial / MODEL), write_meta_graph=False, write_state=False)
+    write_json(partial / SETTINGS, settings)
+    for path in [*partial.iterdir(), partial]:
+        sync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    sync(folder)
+
+
+def saved_epochs(folder):
+    """The epochs whose checkpoints are in `folder`, ascending."""
+    return sorted(int(path.name.removeprefix("epoch_")) for path in folder.glob("epoch_*"))
+
+
+def restore(folder, epoch, saver, session, settings):
+    """Go back to the checkpoint of an epoch. Raises UserError if it is of a training with other settings."""
+    path = folder / f"epoch_{epoch:04d}"
+    saved = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+    differing = sorted(key for key in saved.keys() | settings.keys() if saved.get(key) != settings.get(key))
+    if differing:
+        raise UserError(f"{path} was saved with other settings: " + "; ".join(
+            f"{key} was {saved.get(key)}, now {settings.get(key)}" for key in differing))
+    saver.restore(session, str(path / MODEL))
+
+
+def find_checkpoint(path):
+    """The prefix of a checkpoint's files: `path` itself, or the newest epoch in the folder `path`. Raises UserError."""
+    if path.is_dir():
+        found = sorted(index for index in path.glob(f"**/{MODEL}.index") if not index.parent.name.startswith("."))
+        if not found:
+            raise UserError(f"{path}: expected a checkpoint of gpq.train in this folder, found none")
+        path = found[-1].with_suffix("")
+    if not path.with_name(f"{path.name}.index").is_file():
+        raise UserError(f"{path}: expected a TensorFlow checkpoint, and {path.name}.index is missing")
+    return path
+
+
+def check_checkpoint(path, config, needed):
+    """Raise UserError unless the checkpoint `path` holds what is `needed`, `{name: shape}`, for the config."""
+    try:
+        shapes = tf.train.load_checkpoint(str(path)).get_variable_to_shape_map()
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(f"{path}: this checkpoint cannot be read: {error}") from error
+    stored = shapes.get(network.CODEBOOKS)
+    if stored != list(needed[network.CODEBOOKS]):
+        raise UserError(f"{path}: {config.n_book} codebooks of {config.words} codewords of {config.len_code} "
+                        f"dimensions need Z with shape [{config.words}, {config.length}], and the checkpoint's is "
+                        f"{stored}: give --n-book, --bn-word and --len-code as in its training")
+    for name, shape in needed.items():
+        if shapes.get(name) != list(shape):
+            raise UserError(f"{path}: expected {name} with shape {list(shape)}, found {shapes.get(name, 'none')}")
+
+
+# ---------------------------------------------------------------- the encoder
+
+class Encoder:
+    """A trained network that stands ready to compute features.
+
+    Attributes:
+        codebooks: Z, raw, float32 (K, L).
+        prototypes: P, raw, float32 (C, L).
+
+    Args:
+        checkpoint: prefix of the checkpoint's files, ours or the release's. Raises UserError if it does not fit.
+    """
+
+    def __init__(self, checkpoint, config, classes, device, convolutions=network.CONVOLUTIONS):
+        self._n_book = config.n_book
+        graph = tf.Graph()
+        with graph.as_default(), tf.device(device):
+            self._images = tf.placeholder(tf.float32, [None, SIDE, SIDE, 3])  # (b, 32, 32, 3)
+            variables, _ = network.make_variables(
+                network.parameter_shapes(config.length, config.words, classes, convolutions))
+            averages = network.MovingAverages(training=False, convolutions=convolutions)
+            self._features, _ = network.extract_features(self._images, variables, averages, False, convolutions)
+            stored = {**variables, **averages.variables}
+            saver = tf.train.Saver(stored)
+            graph.finalize()
+        check_checkpoint(checkpoint, config, {name: tuple(variable.shape) for name, variable in stored.items()})
+        self._session = open_session(graph)
+        saver.restore(self._session, str(checkpoint))
+        self.codebooks, self.prototypes = self._session.run(
+            [variables[network.CODEBOOKS], variables[network.PROTOTYPES]])
+
+    def features(self, images, what):
+        """F(x), raw, float32 (N, L) of RGB uint8 (N, 32, 32, 3); `what` is told where it takes long."""
+        parts = []
+        with progress(total=len(images), desc=what, unit="image") as bar:
+            for start in range(0, len(images), ENCODED_AT_ONCE):
+                batch = images[start:start + ENCODED_AT_ONCE]
+                parts.append(self._session.run(self._features, {self._images: standardize(batch)}))
+                bar.update(len(batch))
+        return np.concatenate(parts)
+
+    def soft_codebooks(self, alpha):
+        """Z' of training, float32 (K, L)."""
+        return retrieval.soft_codebooks(self.prototypes, self.codebooks, self._n_book, alpha)

@@ -1,0 +1,86 @@
+"""GPQ's losses as TensorFlow graphs, and the two operations they are made of.
+
+Letters: B images of a batch, S segments (codebooks), K codewords of a codebook, D dimensions of a codeword,
+L = S·D, C classes. A codebook is a slice of Z, float32 (K, L): segment s of row k is codeword k of codebook s.
+"""
+from session import tf
+
+NORM_WEIGHT = 0.0005  # 0.25 · 0.002, on the squared norms in the N-pair loss
+SMALLEST = 1e-5  # keeps the logarithm of the entropy finite
+
+
+# ---------------------------------------------------------------- segments
+
+def segments(x, n_book):
+    """Rows of length L cut into S segments: (n, L) to (n, S, D)."""
+    return tf.reshape(x, [-1, n_book, x.shape[1] // n_book])
+
+
+def intra_normalize(x, n_book):
+    """intra(x): each segment of each row L2-normalised on its own, (n, L)."""
+    return tf.reshape(tf.nn.l2_normalize(segments(x, n_book), axis=2), tf.shape(x))
+
+
+def soft_assign(z, x, n_book, alpha):
+    """soft(z → x): each segment of x expressed in the rows of z, then intra-normalised, float32 (n, L).
+
+        w_k = softmax_k α·(x·z_k − 1)        x' = Σ_k w_k z_k
+
+    Args:
+        z: the rows that may be used, float32 (m, L).
+        x: what is expressed, float32 (n, L).
+        alpha: α, how hard the assignment is.
+    """
+    parts = []
+    for words, part in zip(tf.split(z, n_book, 1), tf.split(x, n_book, 1), strict=True):  # (m, D), (n, D)
+        weights = tf.nn.softmax(alpha * (tf.matmul(part, words, transpose_b=True) - 1))  # (n, m)
+        parts.append(tf.matmul(weights, words))
+    return intra_normalize(tf.concat(parts, 1), n_book)
+
+
+@tf.custom_gradient
+def reverse_gradient(x):
+    """x itself, with the sign of its gradient flipped: what is minimised before it is maximised behind it."""
+    return tf.identity(x), lambda gradient: -gradient
+
+
+# ---------------------------------------------------------------- losses
+
+def n_pair_loss(features, descriptors, labels, n_book):
+    """The N-pair product quantization loss L_N-PQ, with its regulariser on the norms, a scalar.
+
+        logits = S·f̂·d̂ᵀ        targets_ij ∝ [label_i = label_j]
+        L = mean of cross-entropies + 0.0005·(mean‖f‖² + mean‖d‖²)
+
+    Args:
+        features: f, float32 (B, L).
+        descriptors: d, the soft quantized f, float32 (B, L).
+        labels: int (B,).
+    """
+    logits = n_book * tf.matmul(tf.nn.l2_normalize(features, 1), tf.nn.l2_normalize(descriptors, 1), transpose_b=True)
+    same = tf.cast(tf.equal(labels[:, None], labels[None]), tf.float32)  # (B, B)
+    targets = same / tf.reduce_sum(same, 1, keepdims=True)
+    pairs = tf.nn.softmax_cross_entropy_with_logits(labels=targets, logits=logits)  # (B,)
+    norms = tf.reduce_sum(features ** 2, 1) + tf.reduce_sum(descriptors ** 2, 1)  # (B,)
+    return tf.reduce_mean(pairs) + NORM_WEIGHT * tf.reduce_mean(norms)
+
+
+def class_logits(features, prototypes, n_book, beta):
+    """Mean over the segments of the cosines with the prototypes, times β², float32 (B, C).
+
+    Args:
+        features: f, intra-normalised, float32 (B, L).
+        prototypes: P', intra-normalised, float32 (C, L).
+    """
+    return tf.matmul(beta * features, beta * prototypes, transpose_b=True) / n_book
+
+
+def classification_loss(logits, labels):
+    """L_cls, the mean cross-entropy of logits (B, C) with labels, int (B,)."""
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+
+
+def entropy_loss(logits):
+    """L_SEM, the negative entropy of the classes of unlabelled images, a scalar of logits (B, C)."""
+    p = tf.nn.softmax(logits)
+    return tf.reduce_mean(tf.reduce_sum(p * tf.log(p + SMALLEST), 1))

@@ -1,0 +1,90 @@
+"""Codes, distances from look-up tables and mAP (NumPy only).
+
+Letters: Q queries, N database images, S segments (codebooks), K codewords, D dimensions of a codeword, L = S·D,
+C classes. No session, no file and no data set in here.
+"""
+import numpy as np
+
+import metrics
+
+ENCODED_AT_ONCE = 4096  # images; bounds the memory of encoding to some 4·S·K bytes for each
+
+
+# ---------------------------------------------------------------- codebooks
+
+def _segments(x, n_book):
+    return x.reshape(len(x), n_book, -1)
+
+
+def intra_normalize(x, n_book):
+    """Each segment of each row L2-normalised on its own, float32 (n, L)."""
+    parts = _segments(x, n_book)
+    return (parts / np.maximum(np.linalg.norm(parts, axis=2, keepdims=True), 1e-6)).reshape(x.shape)
+
+
+def soft_codebooks(prototypes, codebooks, n_book, alpha):
+    """Z' of training: each codeword of Z expressed in the prototypes, float32 (K, L).
+
+    Args:
+        prototypes: P, raw, float32 (C, L).
+        codebooks: Z, raw, float32 (K, L).
+        alpha: α, how hard the assignment is.
+    """
+    p, z = _segments(intra_normalize(prototypes, n_book), n_book), _segments(codebooks, n_book)
+    logits = alpha * (np.einsum("ksd,csd->ksc", z, p) - 1)  # (K, S, C)
+    weights = np.exp(logits - logits.max(2, keepdims=True))
+    weights /= weights.sum(2, keepdims=True)
+    return intra_normalize(np.einsum("ksc,csd->ksd", weights, p).reshape(codebooks.shape), n_book)
+
+
+def hard_codes(features, codebooks, n_book):
+    """The codeword of the largest inner product in each segment, uint8 (N, S); of equal ones the first.
+
+    Args:
+        features: float32 (N, L); the lengths of their segments do not matter.
+        codebooks: float32 (K, L).
+    """
+    words = _segments(codebooks, n_book).transpose(1, 2, 0)  # (S, D, K)
+    codes = np.empty((len(features), n_book), np.uint8)
+    for start in range(0, len(features), ENCODED_AT_ONCE):
+        rows = slice(start, start + ENCODED_AT_ONCE)
+        parts = _segments(features[rows], n_book).transpose(1, 0, 2)  # (S, n, D)
+        codes[rows] = (parts @ words).argmax(2).T
+    return codes
+
+
+# ---------------------------------------------------------------- distances and mAP
+
+def distances(queries, codes, codebooks):
+    """Σ_s (1 − q_s·Z_s[code_s]) from tables of S·K numbers a query, float32 (Q, N).
+
+    Images of equal code get equal distances to the last bit, whatever their row.
+
+    Args:
+        queries: float32 (Q, L).
+        codes: uint8 (N, S).
+        codebooks: float32 (K, L).
+    """
+    n_book = codes.shape[1]
+    words, parts = _segments(codebooks, n_book), _segments(queries, n_book)
+    tables = 1 - np.einsum("qsd,ksd->qsk", parts, words)  # (Q, S, K)
+    columns = codes.T.astype(np.intp)  # (S, N)
+    result = np.empty((len(queries), len(codes)), np.float32)
+    for query, query_tables in enumerate(tables):
+        result[query] = sum(table.take(column) for table, column in zip(query_tables, columns, strict=True))
+    return result
+
+
+def mean_average_precision(score, query_labels, database_labels, classes):
+    """mAP over the whole database: AP is the mean of the precision at the relevant ranks, 0 where there are none.
+
+    Args:
+        score: function of a slice of queries that gives their scores, float32 (queries, N); larger is better, and
+            of equal scores the lower row comes first.
+        query_labels: int (Q,), below `classes`.
+        database_labels: int (N,).
+    """
+    one_hot = np.eye(classes, dtype=np.uint8)
+    quality = metrics.evaluate(score, one_hot[query_labels], one_hot[database_labels], len(database_labels))
+    answered = len(query_labels) - quality.left_out  # metrics leaves out the queries with no relevant image
+    return quality.map * answered / len(query_labels) if answered else 0.0

@@ -1,0 +1,132 @@
+"""Train GPQ on CIFAR-10: `python -m gpq.train GPU [options]`."""
+import argparse
+import math
+from dataclasses import asdict
+
+from gpq.config import add_options, from_options
+from util import UserError, fingerprint, gpu_number, open_log, progress, run_program, stream
+
+# what a resumed run may change
+FREE_OPTIONS = ("data", "pretrained", "checkpoints", "logs", "epochs", "save_period")
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        prog="python -m gpq.train",
+        description="Train GPQ's network, codebooks and prototypes on labelled and unlabelled images; writes "
+                    "<checkpoints>/<experiment>/epoch_NNNN and <logs>/<experiment>.log.")
+    parser.add_argument("gpu", metavar="GPU", type=gpu_number, help="number of the GPU; -1 or cpu for the CPU")
+    parser.add_argument("--loss", choices=("gpq", "classification"), default="gpq",
+                        help="the whole method, or, to compare with, the classification loss alone, without "
+                             "unlabelled images (default gpq)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    add_options(parser)
+    return parser.parse_args()
+
+
+def main():
+    options = parse_arguments()
+    from gpq import data
+    config = from_options(options)
+    experiment = f"cifar10_{options.loss}_nbits={config.bits}_seed={options.seed}"
+    split = data.load_split(config.data, config.labelled_per_class)
+    check_batches(config, split, options.loss)
+    log = open_log(config.logs / f"{experiment}.log")
+    log.info(f"{len(split.labelled)} labelled and {len(split.database)} unlabelled images, {len(split.query)} queries.")
+    train(options, config, split, config.checkpoints / experiment, config.logs / experiment, log)
+
+
+def check_batches(config, split, loss):
+    """Raise UserError unless each part holds a batch."""
+    parts = [("labelled", split.labelled, config.batch_size, "batch-size")]
+    if loss == "gpq":
+        parts.append(("unlabelled", split.database, config.batch_size_unlabelled, "batch-size-unlabelled"))
+    for what, part, size, option in parts:
+        if len(part) < size:
+            raise UserError(f"{config.data}: its {len(part)} {what} images are fewer than one batch of {size}; "
+                            f"--{option} makes it smaller")
+
+
+def settings_of(options, config, split):
+    """What a run that resumes must share with the one that saved, plain containers."""
+    from gpq.data import FILES
+    return {**{name: value for name, value in asdict(config).items() if name not in FREE_OPTIONS},
+            "loss": options.loss, "seed": options.seed, "classes": split.class_names,
+            "fingerprints": {name: fingerprint(config.data / name) for name in FILES}}
+
+
+def train(options, config, split, folder, events, log):
+    """The experiment: build, run, save. `folder` is for the checkpoints, `events` for TensorBoard."""
+    from gpq import data, graphs, network
+    from session import device_name, open_session
+
+    saved = graphs.saved_epochs(folder)
+    if options.resume and not saved:
+        raise UserError(f"{folder}: there is no checkpoint to resume")
+    if saved and not options.resume:
+        raise UserError(f"{folder} holds checkpoints: --resume goes on from them, --checkpoints names another folder")
+    start = saved[-1] if saved else 0
+    if start > config.epochs:
+        raise UserError(f"{folder}: the newest checkpoint follows epoch {start}, "
+                        f"beyond the {config.epochs} of --epochs")
+    classes = len(split.class_names)
+    settings = settings_of(options, config, split)
+    first = first_values(config, network.parameter_shapes(config.length, config.words, classes), options.seed)
+    graph = graphs.TrainingGraph(config, classes, options.loss, device_name(options.gpu, log.warning))
+
+    def load(step):
+        images, labels = data.draw(split.labelled, config.batch_size, "labelled", options.seed, step)
+        unlabelled = None
+        if options.loss == "gpq":
+            unlabelled, _ = data.draw(split.database, config.batch_size_unlabelled, "unlabelled", options.seed, step)
+        return images, labels, unlabelled
+
+    with open_session(graph.graph) as session:
+        if options.resume:
+            graphs.restore(folder, start, graph.saver, session, settings)
+            log.info(f"resumed after epoch {start}.")
+        else:
+            graph.initialize(session, first)
+        run_epochs(config, start, load, graph, session, events, log,
+                   save=lambda epoch: graphs.save(folder, epoch, graph.saver, session, settings))
+    log.info(f"saved {folder}.")
+
+
+def first_values(config, shapes, seed):
+    """`{name: array}` to start from: Xavier's, and those of --pretrained where it is given."""
+    from gpq import network
+    values = network.xavier(shapes, stream(seed, "gpq weights"))
+    return values if config.pretrained is None else values | network.read_pretrained(config.pretrained, shapes)
+
+
+def run_epochs(config, start, load, graph, session, events, log, save):
+    """Take the steps of the epochs after `start`, tell of them in the log and to TensorBoard, and save."""
+    from dataset import made_ahead
+    from gpq.graphs import learning_rate
+    from session import tf
+    steps = range(start * config.steps_per_epoch, config.epochs * config.steps_per_epoch)
+    writer = tf.summary.FileWriter(str(events))
+    if config.epochs == start == 0:
+        save(0)
+    for step, batch in progress(zip(steps, made_ahead(load, steps), strict=True), total=len(steps), desc="training"):
+        rate = learning_rate(config.learning_rate, step)
+        loss, hash_, cls, ent = graph.step(session, *batch, rate)
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {step + 1}: "
+                            f"try a --learning-rate below {config.learning_rate}")
+        scalars = {"loss/total": loss, "loss/n_pair": hash_, "loss/classification": cls, "loss/entropy": ent,
+                   "learning_rate": rate}
+        writer.add_summary(tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=value)
+                                             for tag, value in scalars.items()]), step + 1)
+        epoch, rest = divmod(step + 1, config.steps_per_epoch)
+        if rest:
+            continue
+        log.info(f"epoch: {epoch}/{config.epochs}, iter: {step + 1} - (Batch) loss: {loss:.4f}, hash: {hash_:.4f}, "
+                 f"cls: {cls:.4f}, ent: {ent:.4f}, lr: {rate:.5f}")
+        if epoch % config.save_period == 0 or epoch == config.epochs:
+            save(epoch)
+    writer.close()
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,84 @@
+"""GPQ's losses against the released functions, their oracles and finite differences."""
+import numpy as np
+import pytest
+
+import gpq_inputs as parity
+import gpq_oracles as oracles
+from gpq import losses
+from gpq_inputs import ALPHA, BETA, BOOKS
+from session import tf
+
+X = parity.arrays(parity.SEED)
+TRAINED = ("features", "target_features", "Z", "prototypes")
+
+
+@pytest.fixture(scope="module")
+def computed():
+    """Everything the parity file holds of the losses, from one graph in float32."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        x = {name: tf.constant(X[name]) for name in TRAINED}
+        labels = tf.constant(X["labels"])
+        f = losses.intra_normalize(x["features"], BOOKS)
+        p = losses.intra_normalize(x["prototypes"], BOOKS)
+        words = losses.soft_assign(p, x["Z"], BOOKS, ALPHA)
+        d = losses.soft_assign(words, f, BOOKS, ALPHA)
+        g = losses.intra_normalize(losses.reverse_gradient(x["target_features"]), BOOKS)
+        logits = losses.class_logits(f, p, BOOKS, BETA)
+        npq = losses.n_pair_loss(f, d, labels, BOOKS)
+        cls = losses.classification_loss(logits, labels)
+        sme = losses.entropy_loss(losses.class_logits(g, p, BOOKS, BETA))
+        total = npq + 0.1 * sme + 0.1 * cls
+        values = {"intra_norm": f, "soft_prototypes": words, "descriptor": d, "logits": logits, "npq_loss": npq,
+                  "cls_loss": cls, "sme_loss": sme, "total": total}
+        values |= {f"grad_{name}": gradient
+                   for name, gradient in zip(TRAINED, tf.gradients(total, list(x.values())), strict=True)}
+        return session.run(values)
+
+
+def assert_close(found, expected, relative=1e-5):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=relative * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["intra_norm", "soft_prototypes", "descriptor", "logits", "npq_loss", "cls_loss",
+                                  "sme_loss", "total", *(f"grad_{name}" for name in TRAINED)])
+def test_values_and_gradients_are_the_released_ones(computed, name):
+    # the released gradient of Z is 1.5e-5 off the float64 one, as α = 20 magnifies the rounding of x·z; ours 2e-6
+    assert_close(computed[name], parity.CASES[f"gpq/{name}"], 2e-5 if name == "grad_Z" else 1e-5)
+
+
+def test_values_are_the_oracles(computed):
+    f, p = oracles.intra(X["features"], BOOKS), oracles.intra(X["prototypes"], BOOKS)
+    words = oracles.soft(p, X["Z"], BOOKS, ALPHA)
+    d = oracles.soft(words, f, BOOKS, ALPHA)
+    logits = oracles.logits(f, p, BOOKS, BETA)
+    target = oracles.logits(oracles.intra(X["target_features"], BOOKS), p, BOOKS, BETA)
+    expected = {"intra_norm": f, "soft_prototypes": words, "descriptor": d, "logits": logits,
+                "npq_loss": oracles.n_pair(f, d, X["labels"], BOOKS),
+                "cls_loss": oracles.classification(logits, X["labels"]), "sme_loss": oracles.entropy(target)}
+    for name, value in expected.items():
+        assert_close(computed[name], value)
+
+
+@pytest.mark.parametrize(("name", "sign"), [("features", 1), ("Z", 1), ("prototypes", 1), ("target_features", -1)])
+def test_gradients_are_the_slopes_of_the_oracle_and_the_target_branch_has_the_other_sign(computed, name, sign):
+    def loss(value):
+        x = {key: X[key] for key in TRAINED} | {name: value}
+        return oracles.total(*(x[key] for key in TRAINED), X["labels"], BOOKS, ALPHA, BETA)
+
+    largest = float(np.abs(computed[f"grad_{name}"]).max())
+    for at in [(0, 0), (2, 17), (4, 71)]:
+        up, down = np.float64(X[name]), np.float64(X[name])
+        up[at] += 1e-6
+        down[at] -= 1e-6
+        slope = (loss(up) - loss(down)) / 2e-6
+        assert computed[f"grad_{name}"][at] == pytest.approx(sign * slope, abs=1e-5 * largest)
+
+
+def test_gradient_reversal_keeps_the_value_and_negates_the_gradient():
+    values = np.float32([[1.5, -2], [0, 1e-7]])
+    with tf.Graph().as_default(), tf.Session() as session:
+        x = tf.constant(values)
+        y = losses.reverse_gradient(x)
+        found, gradient = session.run([y, tf.gradients(tf.reduce_sum(y ** 2), x)[0]])
+    assert (found == values).all()
+    np.testing.assert_array_equal(gradient, -2 * values)
