@@ -14,13 +14,12 @@ import cv2
 import numpy as np
 import scipy.sparse
 
-from util import DIMENSIONS, UserError, progress, read_pickle
+from util import DIMENSIONS, UserError, first_few, progress, read_pickle
 
 IMAGE_SIDE = 256  # pixels of a stored image
 CROP_SIDE = 227  # pixels of what the network sees
 CROP_RANGE = IMAGE_SIDE - CROP_SIDE + 1  # a crop starts at 0 … 29 in each axis
 IMAGE_BYTES = IMAGE_SIDE * IMAGE_SIDE * 3
-SHOWN_FAULTS = 10  # of the bad images, so many are named in an error
 
 RELEASE_FOLDERS = {"flickr": "flickr25k", "nuswide": "nus-wide"}
 TAG_LISTS = ("common_tags.txt", "TagList1k.txt")  # MIRFLICKR's and NUS-WIDE's; own data sets use the first
@@ -314,8 +313,7 @@ def image_faults(paths):
 
 def list_faults(faults, name):
     """The first of `{row: what is wrong}` in words, and how many more there are; `name` gives a row's image."""
-    shown = "; ".join(f"{name(row)} {why}" for row, why in itertools.islice(faults.items(), SHOWN_FAULTS))
-    return shown + (f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else "")
+    return first_few([f"{name(row)} {why}" for row, why in faults.items()])
 
 
 def image_fault(path):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from util import stream
+
 QUERIES_AT_ONCE = 64  # bounds the memory: 8 bytes for each of these queries and each database image
 
 
@@ -42,6 +44,14 @@ def rank(scores, topk):
         candidates = np.flatnonzero(row >= least)
         top[query] = candidates[np.argsort(-row[candidates], kind="stable")[:topk]]
     return top
+
+
+def random_scores(rows, images, seed):
+    """Scores of a random order for the queries with these rows, float32 (len(rows), images).
+
+    Those of a query depend on its row and the seed, not on which queries are asked for with it.
+    """
+    return np.stack([stream(seed, "random ranking", row).random(images, dtype=np.float32) for row in rows])
 
 
 def pack_labels(labels):

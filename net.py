@@ -2,8 +2,6 @@
 
 Letters: N images, B images of a batch, T merged tags, D = 300, M codebooks of K = 256 codewords.
 """
-import json
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ import quantizer
 from dataset import CROP_SIDE, random_crops
 from losses import quantization_loss
 from session import tf
-from util import DIMENSIONS, UserError, stream, sync, write_json
+from util import DIMENSIONS, UserError, check_settings, replacing_folder, stream, write_json
 
 HALVING_STEPS = 300  # the learning rate halves every so many steps
 # Factors on the gradients, (kernel, bias). Adam divides them out again; the release has them, so they stay.
@@ -240,19 +238,12 @@ class States:
 
     def save(self, step, session):
         """Save the state that the 0-based `step` begins from, whole or not at all; then drop older ones."""
-        target = self._path(step)
-        partial = self._folder / f".{target.name}.{os.getpid()}.tmp"
-        partial.mkdir(parents=True)
-        self._graph.saver.save(session, str(partial / VARIABLES), write_meta_graph=False, write_state=False)
-        alternation = self._alternation
+        target, alternation = self._path(step), self._alternation
         codes = np.empty((0, 0), np.uint8) if alternation.codes is None else alternation.codes
-        np.savez(partial / TABLES, embeddings=alternation.embeddings, codebooks=alternation.codebooks, codes=codes)
-        write_json(partial / SETTINGS, self._settings)
-        for path in [*partial.iterdir(), partial]:
-            sync(path)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        sync(self._folder)
+        with replacing_folder(target) as new:
+            self._graph.saver.save(session, str(new / VARIABLES), write_meta_graph=False, write_state=False)
+            np.savez(new / TABLES, embeddings=alternation.embeddings, codebooks=alternation.codebooks, codes=codes)
+            write_json(new / SETTINGS, self._settings)
         for other in self._folder.iterdir():
             if other != target:
                 shutil.rmtree(other)
@@ -267,11 +258,7 @@ class States:
     def restore(self, session):
         """Go back to the newest state. Raises UserError if it is of a training with other settings."""
         newest = self._path(self.newest_step())
-        saved, now = json.loads((newest / SETTINGS).read_text(encoding="utf-8")), self._settings
-        differing = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
-        if differing:
-            raise UserError(f"{newest} was saved with other settings: " + "; ".join(
-                f"{key} was {saved.get(key)}, now {now.get(key)}" for key in differing))
+        check_settings(newest / SETTINGS, self._settings)
         self._graph.saver.restore(session, str(newest / VARIABLES))
         with np.load(newest / TABLES, allow_pickle=False) as tables:
             self._alternation.embeddings = tables["embeddings"]

@@ -226,8 +226,7 @@ def measure(retrieval, topk, seed, log):
         "AQD": lambda q: quantizer.quantized_scores(r.qry_features[q], r.db_codes, r.codebooks),
         "SQD": lambda q: quantizer.quantized_scores(reconstructed[q], r.db_codes, r.codebooks),
         "feats": lambda q: r.qry_features[q] @ r.db_features.T,
-        "random": lambda q: np.stack([stream(seed, "random ranking", query).random(len(r.db_label), dtype=np.float32)
-                                      for query in range(q.start, q.start + len(r.qry_label[q]))]),
+        "random": lambda q: metrics.random_scores(range(len(r.qry_label))[q], len(r.db_label), seed),
     }
     results = {}
     for name, score in scores.items():

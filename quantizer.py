@@ -124,8 +124,14 @@ def quantized_scores(queries, codes, codebooks):
     """Inner products of queries with reconstructions, from tables of M·K numbers a query: float32 (Q, N).
 
     Images of equal code get equal scores to the last bit, whatever their row.
+
+    Args:
+        queries: float32 (Q, D); (Q, M·D) for product quantization, where codebook m meets segment m of a query.
+        codes: uint8 (N, M).
+        codebooks: float32 (M, K, D).
     """
-    tables = (codebooks @ queries.T).transpose(2, 0, 1)  # (Q, M, K)
+    parts = queries.reshape(len(queries), -1, codebooks.shape[2])  # (Q, 1 or M, D)
+    tables = (codebooks @ parts.transpose(1, 2, 0)).transpose(2, 0, 1)  # (Q, M, K)
     columns = codes.T.astype(np.intp)  # (M, N)
     scores = np.empty((len(queries), len(codes)), np.float32)
     for query, query_tables in enumerate(np.ascontiguousarray(tables)):

@@ -21,6 +21,12 @@ def device_name(gpu, warn):
     return f"/gpu:{gpu}"
 
 
+def write_scalars(writer, step, scalars):
+    """Tell TensorBoard of `{tag: number}` after a 1-based step. `writer`: a tf.summary.FileWriter."""
+    writer.add_summary(tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=value)
+                                         for tag, value in scalars.items()]), step)
+
+
 def open_session(graph):
     """A session on `graph` with soft placement that takes GPU memory as it needs it."""
     config = tf.ConfigProto(allow_soft_placement=True)

@@ -191,7 +191,7 @@ def resumed_settings(record):
 
 def run_steps(batches, trainer, states, session, options, log, events):
     """Take a step for each (step, batch) and tell of it in the log and, in the folder `events`, to TensorBoard."""
-    from session import tf
+    from session import tf, write_scalars
     writer = tf.summary.FileWriter(str(events))
     for step, (rows, images) in batches:
         report = trainer.run(session, step, rows, images)
@@ -200,10 +200,9 @@ def run_steps(batches, trainer, states, session, options, log, events):
         loss = report.embedding_loss + report.quantization_loss
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {step + 1}: try a learning rate below {options.lr}")
-        scalars = {"loss/embedding": report.embedding_loss, "loss/quantization": report.quantization_loss,
-                   "learning_rate": report.rate}
-        writer.add_summary(tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=value)
-                                             for tag, value in scalars.items()]), step + 1)
+        write_scalars(writer, step + 1, {
+            "loss/embedding": report.embedding_loss, "loss/quantization": report.quantization_loss,
+            "learning_rate": report.rate})
         if options.save_every and (step + 1) % options.save_every == 0:
             states.save(step + 1, session)
     writer.close()

@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import platform
+import shutil
 import subprocess
 import sys
 import tokenize
@@ -24,12 +25,19 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent
 DIMENSIONS = 300  # D: length of a word vector, and so of an image embedding
 MOST_CODEBOOKS = 8  # M is 1 to 8: 8 to 64 bits an image
+SHOWN = 10  # of many faults, so many are told
 
 
 # ---------------------------------------------------------------- errors and command lines
 
 class UserError(Exception):
     """Something the user can put right, told in one sentence. Programs print it and exit with code 2."""
+
+
+def first_few(texts):
+    """The first of a list of texts in one, and how many more there are."""
+    more = len(texts) - SHOWN
+    return "; ".join(texts[:SHOWN]) + (f"; and {more:,} more" if more > 0 else "")
 
 
 def run_program(main):
@@ -168,6 +176,24 @@ def replacing(path):
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_folder(path):
+    """The same for a folder of files: give a new folder beside `path`; when the block ends well, it becomes `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for part in [*temporary.iterdir(), temporary]:
+            sync(part)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def sync(path):
     """Have the operating system write a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -186,6 +212,15 @@ def write_text(path, text):
 def write_json(path, content):
     """Replace `path` by `content` as JSON that people can read."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_settings(path, settings):
+    """Raise UserError unless the JSON file `path`, among what a run saved, holds the `settings` of the resuming run."""
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    differing = sorted(key for key in saved.keys() | settings.keys() if saved.get(key) != settings.get(key))
+    if differing:
+        raise UserError(f"{path.parent} was saved with other settings: " + "; ".join(
+            f"{key} was {saved.get(key)}, now {settings.get(key)}" for key in differing))
 
 
 def write_pickle(path, content):

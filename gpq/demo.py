@@ -3,11 +3,10 @@ import argparse
 import time
 from pathlib import Path
 
-import numpy as np
-
+import metrics
 from gpq import retrieval
 from gpq.config import add_options, from_options
-from util import gpu_number, progress, run_program, stream, write_json
+from util import gpu_number, progress, run_program, write_json
 
 
 def parse_arguments():
@@ -57,9 +56,7 @@ def scorers(queries, database, encoder, config, options):
     if options.release_table:
         found["release's table"] = by_codes(queries, database, encoder.codebooks, plain)
     return {**found, "features": lambda chosen: q[chosen] @ x.T,
-            "random": lambda chosen: np.stack([
-                stream(options.seed, "random ranking", query).random(len(x), dtype=np.float32)
-                for query in range(len(q))[chosen]])}
+            "random": lambda chosen: metrics.random_scores(range(len(q))[chosen], len(x), options.seed)}
 
 
 def measure(queries, database, split, encoder, config, options):

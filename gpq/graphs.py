@@ -2,16 +2,12 @@
 
 Letters: B labelled and U unlabelled images of a batch, S segments, K codewords, L dimensions of a feature, C classes.
 """
-import json
-import os
-import shutil
-
 import numpy as np
 
 from gpq import losses, network, retrieval
 from gpq.data import SIDE, standardize
 from session import open_session, tf
-from util import UserError, progress, sync, write_json
+from util import UserError, check_settings, progress, replacing_folder, write_json
 
 MODEL = "model.ckpt"  # in the folder of an epoch
 SETTINGS = "settings.json"
@@ -109,16 +105,9 @@ class TrainingGraph:
 
 def save(folder, epoch, saver, session, settings):
     """Write `folder`/epoch_NNNN, all that the training goes on from after that many epochs, whole or not at all."""
-    target = folder / f"epoch_{epoch:04d}"
-    partial = folder / f".{target.name}.{os.getpid()}.tmp"
-    partial.mkdir(parents=True)
-    saver.save(session, str(partial / MODEL), write_meta_graph=False, write_state=False)
-    write_json(partial / SETTINGS, settings)
-    for path in [*partial.iterdir(), partial]:
-        sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    sync(folder)
+    with replacing_folder(folder / f"epoch_{epoch:04d}") as new:
+        saver.save(session, str(new / MODEL), write_meta_graph=False, write_state=False)
+        write_json(new / SETTINGS, settings)
 
 
 def saved_epochs(folder):
@@ -129,11 +118,7 @@ def saved_epochs(folder):
 def restore(folder, epoch, saver, session, settings):
     """Go back to the checkpoint of an epoch. Raises UserError if it is of a training with other settings."""
     path = folder / f"epoch_{epoch:04d}"
-    saved = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
-    differing = sorted(key for key in saved.keys() | settings.keys() if saved.get(key) != settings.get(key))
-    if differing:
-        raise UserError(f"{path} was saved with other settings: " + "; ".join(
-            f"{key} was {saved.get(key)}, now {settings.get(key)}" for key in differing))
+    check_settings(path / SETTINGS, settings)
     saver.restore(session, str(path / MODEL))
 
 

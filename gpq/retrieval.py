@@ -6,6 +6,7 @@ C classes. No session, no file and no data set in here.
 import numpy as np
 
 import metrics
+import quantizer
 
 ENCODED_AT_ONCE = 4096  # images; bounds the memory of encoding to some 4·S·K bytes for each
 
@@ -55,24 +56,15 @@ def hard_codes(features, codebooks, n_book):
 
 # ---------------------------------------------------------------- distances and mAP
 
+def by_segment(codebooks, n_book):
+    """Codebooks (K, L) as quantizer.py and index.py take them, float32 (S, K, D)."""
+    return np.ascontiguousarray(_segments(codebooks, n_book).transpose(1, 0, 2))
+
+
 def distances(queries, codes, codebooks):
-    """Σ_s (1 − q_s·Z_s[code_s]) from tables of S·K numbers a query, float32 (Q, N).
-
-    Images of equal code get equal distances to the last bit, whatever their row.
-
-    Args:
-        queries: float32 (Q, L).
-        codes: uint8 (N, S).
-        codebooks: float32 (K, L).
-    """
+    """Σ_s (1 − q_s·Z_s[code_s]), float32 (Q, N), of queries, float32 (Q, L), codes, uint8 (N, S), and Z, (K, L)."""
     n_book = codes.shape[1]
-    words, parts = _segments(codebooks, n_book), _segments(queries, n_book)
-    tables = 1 - np.einsum("qsd,ksd->qsk", parts, words)  # (Q, S, K)
-    columns = codes.T.astype(np.intp)  # (S, N)
-    result = np.empty((len(queries), len(codes)), np.float32)
-    for query, query_tables in enumerate(tables):
-        result[query] = sum(table.take(column) for table, column in zip(query_tables, columns, strict=True))
-    return result
+    return n_book - quantizer.quantized_scores(queries, codes, by_segment(codebooks, n_book))
 
 
 def mean_average_precision(score, query_labels, database_labels, classes):

@@ -103,7 +103,7 @@ def run_epochs(config, start, load, graph, session, events, log, save):
     """Take the steps of the epochs after `start`, tell of them in the log and to TensorBoard, and save."""
     from dataset import made_ahead
     from gpq.graphs import learning_rate
-    from session import tf
+    from session import tf, write_scalars
     steps = range(start * config.steps_per_epoch, config.epochs * config.steps_per_epoch)
     writer = tf.summary.FileWriter(str(events))
     if config.epochs == start == 0:
@@ -114,10 +114,9 @@ def run_epochs(config, start, load, graph, session, events, log, save):
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {step + 1}: "
                             f"try a --learning-rate below {config.learning_rate}")
-        scalars = {"loss/total": loss, "loss/n_pair": hash_, "loss/classification": cls, "loss/entropy": ent,
-                   "learning_rate": rate}
-        writer.add_summary(tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=value)
-                                             for tag, value in scalars.items()]), step + 1)
+        write_scalars(writer, step + 1, {
+            "loss/total": loss, "loss/n_pair": hash_, "loss/classification": cls, "loss/entropy": ent,
+            "learning_rate": rate})
         epoch, rest = divmod(step + 1, config.steps_per_epoch)
         if rest:
             continue

@@ -5,7 +5,6 @@ a result: files that do not fit together, images that cannot be read, queries th
 what one may want to know. Nothing is changed.
 """
 import argparse
-import json
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
 
 from dataset import (
-    SHOWN_FAULTS,
     find_dataset,
     image_faults,
     list_faults,
@@ -28,8 +26,8 @@ from dataset import (
     read_tag_embeddings,
     read_tag_names,
 )
-from split_files import counts, spread
-from util import ROOT, UserError, fingerprint, progress, run_program, write_json
+from split_files import counts, spread, tags_made_from
+from util import ROOT, UserError, fingerprint, first_few, progress, run_program, write_json
 
 SPLITS = ("train", "database", "test")
 
@@ -97,7 +95,7 @@ def read_splits(dataset, check):
             check.findings.append(f"{matrix_file} has {matrix.shape[0]:,} rows, but {list_file} lists "
                                   f"{len(names):,} images")
         if repeated := [name for name, number in Counter(names).items() if number > 1]:
-            check.notes.append(f"{list_file} names {len(repeated):,} images more than once: {first(repeated)}")
+            check.notes.append(f"{list_file} names {len(repeated):,} images more than once: {first_few(repeated)}")
     if not check.names:
         raise UserError(check.findings[0] if check.findings else
                         f"{dataset.splits}: expected train_img.txt, database_img.txt or test_img.txt, found none")
@@ -164,11 +162,10 @@ def check_tags(dataset, check):
 
 
 def made_from_other_tags(dataset):
-    """Whether the report of tag_processing.py, if there is one, names another tag list than the one there is."""
+    """Whether `tags/` is known to be made from another tag list than the one there is."""
     try:
-        report = json.loads(dataset.tag_embeddings.with_name("report.json").read_text(encoding="utf-8"))
-        return report["fingerprints"]["tag_list"] != fingerprint(dataset.tag_list)
-    except (OSError, ValueError, KeyError, TypeError, UserError):  # the release has no report
+        return tags_made_from(dataset.splits) not in (None, fingerprint(dataset.tag_list))
+    except UserError:  # no tag list: check_columns tells of it
         return False
 
 
@@ -198,10 +195,10 @@ def check_overlap(dataset, check, unreadable):
                         if name not in names and hashes.get(name) in by_content]
         check.figures[f"queries_in_{split}"] = {"by_name": len(same_name), "by_content": len(same_content)}
         if same_name:
-            check.findings.append(f"{len(same_name):,} queries are in {split} too: {first(same_name)}")
+            check.findings.append(f"{len(same_name):,} queries are in {split} too: {first_few(same_name)}")
         if same_content:
             check.findings.append(f"{len(same_content):,} queries are in {split} too, under another name: "
-                                  + first(same_content))
+                                  + first_few(same_content))
 
 
 def content_hashes(folder, names, others):
@@ -214,12 +211,6 @@ def content_hashes(folder, names, others):
         found = progress(pool.map(lambda name: fingerprint(folder / name), candidates), total=len(candidates),
                          desc="comparing images", leave=False)
         return dict(zip(candidates, found, strict=True))
-
-
-def first(names):
-    """The first of some names in words, and how many more there are."""
-    more = len(names) - SHOWN_FAULTS
-    return "; ".join(names[:SHOWN_FAULTS]) + (f"; and {more:,} more" if more > 0 else "")
 
 
 # ---------------------------------------------------------------- report

@@ -177,13 +177,20 @@ def finish_moving(splits):
     sync(splits)
 
 
+def tags_made_from(splits):
+    """The fingerprint of the tag list that `tags/` was made from; None where no report tells, as with the release's."""
+    try:
+        return json.loads((splits / "tags" / REPORT).read_text(encoding="utf-8"))["fingerprints"]["tag_list"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def tags_are_stale(splits, tag_list):
     """Whether `tags/` is there and was made from another tag list than the file `tag_list`."""
     if not (splits / "tags" / "FinalTagEmbs.txt").is_file():
         return False
-    try:
-        made_from = json.loads((splits / "tags" / REPORT).read_text(encoding="utf-8"))["fingerprints"]["tag_list"]
-    except (OSError, ValueError, KeyError, TypeError):  # tags of the release have no report
+    made_from = tags_made_from(splits)
+    if made_from is None:
         old = splits / tag_list.name
         return not (old.is_file() and read_tag_names(old) == read_tag_names(tag_list))
     return made_from != fingerprint(tag_list)
