@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
 
 from dataset import RELEASE_FOLDERS, TAG_LISTS, image_faults, list_faults
+from split_files import write_lines
 from util import ROOT, UserError, number, run_program, sync
 
 REQUIRED = ("image", "tags", "split")
@@ -238,11 +239,6 @@ def write_splits(plan, folder):
                 write_matrix(folder / f"{split}_label.txt", (photo.labels for photo in photos), plan.labels)
     for path in (*folder.iterdir(), folder):
         sync(path)
-
-
-def write_lines(path, lines):
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)
 
 
 def write_matrix(path, rows, names):
