@@ -1,6 +1,7 @@
 """scripts/import_photos.py as people run it: real files, a real process, real folders."""
 import csv
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -365,10 +366,9 @@ def test_a_move_that_fails_leaves_neither_folder(desk, monkeypatch):
 def test_a_disk_that_is_full_leaves_nothing(desk):
     desk.accepted(PHOTOS, name="first")  # makes data/ and datasets/
     before = snapshot(desk.root)
-    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20)); import runpy, sys; " \
-            f"sys.argv[0] = {str(PROGRAM)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = subprocess.run([sys.executable, "-B", "-c", limit, "mine", desk.csv, "--images", desk.images,
-                           "--root", desk.root], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-B", PROGRAM, "mine", desk.csv, "--images", desk.images,
+                           "--root", desk.root], capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20)))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert snapshot(desk.root) == before
