@@ -1,9 +1,11 @@
 """A searchable index: the codes of many images, one byte a codebook each, and all that a query needs.
 
 The score of an image is q · Σ_m codebooks[m, code_m] (AQD, section 8 of the method). FAISS computes just that as a
-product quantizer over the query repeated M times; without FAISS, NumPy does. No TensorFlow in this file.
+product quantizer over the query repeated M times; without FAISS, NumPy does. Of GPQ, each codebook stands for a segment
+of the query, which is a product quantizer as it is. No TensorFlow in this file.
 
-Letters: N images, Q queries, D = 300, M codebooks of K = 256 codewords, T merged tags, L labels.
+Letters: N images, Q queries, D = 300, M codebooks of K = 256 codewords, T merged tags, L labels; of GPQ, K is 2 to 256,
+and D is the length of a codeword, so that a query has M·D numbers.
 """
 import difflib
 import hashlib
@@ -96,7 +98,7 @@ class Index:
         """The best images of each query, best first; of equal scores the lower row comes first.
 
         Args:
-            queries: float32 (Q, D).
+            queries: float32 (Q, D), of GPQ (Q, M·D).
             topk (int): results a query; cut to N.
             probes (int): lists to look into, where images were sorted into lists; all of them: the exact result.
         Returns:
@@ -107,7 +109,7 @@ class Index:
         topk = min(topk, len(self))
         if self.engine is None:
             return search_numpy(queries, self.content.codes, self.content.codebooks, topk)
-        return search_faiss(self.engine, queries, len(self.content.codebooks), topk, probes)
+        return search_faiss(self.engine, queries, topk, probes)
 
     def words(self, text):
         """The query of one or more words: the normalised mean of their tags' normalised vectors, float32 (D,).
@@ -154,12 +156,13 @@ def search_numpy(queries, codes, codebooks, topk):
     return scores, rows
 
 
-def search_faiss(engine, queries, codebooks, topk, probes):
-    """The same by FAISS, for M = `codebooks`; equal scores are put in the order of their rows."""
+def search_faiss(engine, queries, topk, probes):
+    """The same by FAISS; equal scores are put in the order of their rows."""
     options = {}
     if isinstance(engine, faiss.IndexIVF):
         options["params"] = faiss.SearchParametersIVF(nprobe=min(probes, engine.nlist))
-    scores, rows = engine.search(np.tile(queries, (1, codebooks)), topk, **options)
+    repeats = engine.d // queries.shape[1]  # M; of GPQ 1
+    scores, rows = engine.search(np.tile(queries, (1, repeats)), topk, **options)
     order = np.lexsort((rows, -scores), axis=1)
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
@@ -169,11 +172,13 @@ def search_faiss(engine, queries, codebooks, topk, probes):
 def flat_engine(codes, codebooks):
     """FAISS's index that scans all codes. It holds the codes as they are: nothing is encoded by another rule."""
     check_codes(codes, codebooks)
-    m, _, d = codebooks.shape
-    engine = faiss.IndexPQ(m * d, m, 8, faiss.METRIC_INNER_PRODUCT)
+    m, words, d = codebooks.shape
+    bits = words.bit_length() - 1
+    engine = faiss.IndexPQ(m * d, m, bits, faiss.METRIC_INNER_PRODUCT)
     faiss.copy_array_to_vector(codebooks.astype(np.float32).ravel(), engine.pq.centroids)
     engine.is_trained = True
-    engine.add_sa_codes(np.ascontiguousarray(codes))
+    packed = codes if bits == 8 else faiss.pack_bitstrings(codes.astype(np.int32), bits)
+    engine.add_sa_codes(np.ascontiguousarray(packed))
     return engine
 
 
@@ -221,10 +226,14 @@ def add_to_lists(engine, codes, assigned, first_row):
 
 def check_codes(codes, codebooks):
     """Raise UserError for what FAISS would take in silence: shapes that do not fit, NaN codewords."""
-    if codebooks.ndim != 3 or codebooks.shape[1] != quantizer.CODEWORDS:
-        raise UserError(f"expected codebooks of shape (M, {quantizer.CODEWORDS}, D), found {codebooks.shape}")
+    words = codebooks.shape[1] if codebooks.ndim == 3 else 0
+    if not 2 <= words <= quantizer.CODEWORDS or words & (words - 1):
+        raise UserError(f"expected codebooks of shape (M, K, D), K a power of 2 up to {quantizer.CODEWORDS}, found "
+                        f"{codebooks.shape}")
     if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != len(codebooks):
         raise UserError(f"expected uint8 codes of shape (N, {len(codebooks)}), found {codes.dtype} {codes.shape}")
+    if codes.size and codes.max() >= words:
+        raise UserError(f"expected codes below {words}, found {codes.max()}")
     if not np.isfinite(codebooks).all():
         raise UserError("the codebooks hold NaN or infinite values")
 

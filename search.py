@@ -292,6 +292,8 @@ def open_index(folder, checkpoint=None, gpu=None, images=None):
     loaded = index.load(folder)
     if index.faiss is None:
         warn("note: FAISS is not installed, so NumPy searches, slower (pip install -r requirements-search.txt)")
+    if "crops" not in loaded.content.facts:
+        raise UserError(f"{folder} is an index of another program: {loaded.content.facts.get('made_by')}")
     if images is not None:
         loaded.content.facts["images"] = str(images)
     return Photos(loaded, Path(checkpoint or loaded.content.facts["checkpoint"]), gpu)

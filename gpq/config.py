@@ -13,6 +13,7 @@ class Config:
     """The release's options with the release's defaults; 48 bits an image."""
     # data and paths; relative ones are in --root
     data: Annotated[Path, Path, "folder of CIFAR-10's python-format batches"] = Path("cifar10")
+    images: Annotated[int, A_COUNT, "use so many of the images, drawn by the seed; all if there are fewer"] = 60_000
     labelled_per_class: Annotated[int, A_COUNT, "images of each class whose labels are used"] = 500
     pretrained: Annotated[Path | None, Path, ".mat or .npz to start the network from; without it, Xavier"] = None
     checkpoints: Annotated[Path, Path, "folder of the checkpoints that training writes"] = Path("checkpoints/gpq")

@@ -57,9 +57,10 @@ def read_batch(path, classes):
 
 @dataclass(frozen=True)
 class Part:
-    """Images, RGB uint8 (N, 32, 32, 3), and their classes, int64 (N,)."""
+    """Images, RGB uint8 (N, 32, 32, 3), their classes, int64 (N,), and names: N of `<file>/<row>`."""
     images: np.ndarray
     labels: np.ndarray
+    names: list
 
     def __len__(self):
         return len(self.labels)
@@ -87,21 +88,26 @@ def split_rows(labels, labelled_per_class=500):
     return order[::QUERY_EVERY], rest[place < labelled_per_class], rest[place >= labelled_per_class]
 
 
-def load_split(folder, labelled_per_class=500):
-    """The Split of the batches in `folder`. Raises UserError if a file is missing or not what it should be."""
+def load_split(folder, labelled_per_class=500, most=None, seed=0):
+    """The Split of the batches in `folder`. Raises UserError if a file is missing or not what it should be.
+
+    `most`: how many images to use, drawn by the seed; None or more than there are: all.
+    """
     missing = [name for name in (META, *FILES) if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder}: expected CIFAR-10's python-format batches, and {', '.join(missing)} "
-                        f"{'is' if len(missing) == 1 else 'are'} missing")
-    names = read_class_names(folder)
-    parts = [read_batch(folder / name, len(names)) for name in FILES]
+                        f"{'is' if len(missing) == 1 else 'are'} missing (scripts/prepare_cifar10.py puts them there)")
+    classes = read_class_names(folder)
+    parts = [read_batch(folder / name, len(classes)) for name in FILES]
     images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-    chosen = split_rows(labels, labelled_per_class)
+    names = [f"{name}/{row}" for name, (_, part) in zip(FILES, parts, strict=True) for row in range(len(part))]
+    used = np.sort(stream(seed, "gpq images").permutation(len(labels))[:most])
+    chosen = [used[rows] for rows in split_rows(labels[used], labelled_per_class)]
     for what, rows in zip(("queries", "labelled images", "database images"), chosen, strict=True):
         if not len(rows):
-            raise UserError(f"{folder}: {len(labels)} images with {labelled_per_class} labelled ones a class leave "
+            raise UserError(f"{folder}: {len(used)} images with {labelled_per_class} labelled ones a class leave "
                             f"no {what}")
-    return Split(*(Part(images[rows], labels[rows]) for rows in chosen), names)
+    return Split(*(Part(images[rows], labels[rows], [names[row] for row in rows]) for rows in chosen), classes)
 
 
 # ---------------------------------------------------------------- batches

@@ -67,6 +67,11 @@ def distances(queries, codes, codebooks):
     return n_book - quantizer.quantized_scores(queries, codes, by_segment(codebooks, n_book))
 
 
+def one_hot(labels, classes):
+    """0/1 labels as metrics.py and index.py take them, uint8 (N, C), of int (N,)."""
+    return np.eye(classes, dtype=np.uint8)[labels]
+
+
 def mean_average_precision(score, query_labels, database_labels, classes):
     """mAP over the whole database: AP is the mean of the precision at the relevant ranks, 0 where there are none.
 
@@ -76,7 +81,7 @@ def mean_average_precision(score, query_labels, database_labels, classes):
         query_labels: int (Q,), below `classes`.
         database_labels: int (N,).
     """
-    one_hot = np.eye(classes, dtype=np.uint8)
-    quality = metrics.evaluate(score, one_hot[query_labels], one_hot[database_labels], len(database_labels))
+    quality = metrics.evaluate(score, one_hot(query_labels, classes), one_hot(database_labels, classes),
+                               len(database_labels))
     answered = len(query_labels) - quality.left_out  # metrics leaves out the queries with no relevant image
     return quality.map * answered / len(query_labels) if answered else 0.0

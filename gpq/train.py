@@ -2,12 +2,14 @@
 import argparse
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 from gpq.config import add_options, from_options
-from util import UserError, fingerprint, gpu_number, open_log, progress, run_program, stream
+from util import UserError, gpu_number, open_log, progress, provenance, run_program, stream, write_json
 
 # what a resumed run may change
-FREE_OPTIONS = ("data", "pretrained", "checkpoints", "logs", "epochs", "save_period")
+FREE_OPTIONS = ("data", "pretrained", "checkpoints", "logs", "epochs", "save_period", "versions", "git_commit")
+RECORD = "record.json"  # in the folder of the checkpoints
 
 
 def parse_arguments():
@@ -29,7 +31,7 @@ def main():
     from gpq import data
     config = from_options(options)
     experiment = f"cifar10_{options.loss}_nbits={config.bits}_seed={options.seed}"
-    split = data.load_split(config.data, config.labelled_per_class)
+    split = data.load_split(config.data, config.labelled_per_class, config.images, options.seed)
     check_batches(config, split, options.loss)
     log = open_log(config.logs / f"{experiment}.log")
     log.info(f"{len(split.labelled)} labelled and {len(split.database)} unlabelled images, {len(split.query)} queries.")
@@ -47,12 +49,19 @@ def check_batches(config, split, loss):
                             f"--{option} makes it smaller")
 
 
-def settings_of(options, config, split):
-    """What a run that resumes must share with the one that saved, plain containers."""
+def record_of(options, config, split):
+    """All that the result depends on, plain containers: options, classes, versions, SHA-256 of the files."""
     from gpq.data import FILES
-    return {**{name: value for name, value in asdict(config).items() if name not in FREE_OPTIONS},
-            "loss": options.loss, "seed": options.seed, "classes": split.class_names,
-            "fingerprints": {name: fingerprint(config.data / name) for name in FILES}}
+    files = {name: config.data / name for name in FILES}
+    if config.pretrained is not None:
+        files[config.pretrained.name] = config.pretrained
+    return {**asdict(config), "loss": options.loss, "seed": options.seed, "classes": split.class_names,
+            **provenance(files)}
+
+
+def resumed_settings(record):
+    """What a run that resumes must share with the one that saved."""
+    return {name: value for name, value in record.items() if name not in FREE_OPTIONS}
 
 
 def train(options, config, split, folder, events, log):
@@ -70,8 +79,9 @@ def train(options, config, split, folder, events, log):
         raise UserError(f"{folder}: the newest checkpoint follows epoch {start}, "
                         f"beyond the {config.epochs} of --epochs")
     classes = len(split.class_names)
-    settings = settings_of(options, config, split)
     first = first_values(config, network.parameter_shapes(config.length, config.words, classes), options.seed)
+    record = record_of(options, config, split)
+    settings = resumed_settings(record)
     graph = graphs.TrainingGraph(config, classes, options.loss, device_name(options.gpu, log.warning))
 
     def load(step):
@@ -81,6 +91,8 @@ def train(options, config, split, folder, events, log):
             unlabelled, _ = data.draw(split.database, config.batch_size_unlabelled, "unlabelled", options.seed, step)
         return images, labels, unlabelled
 
+    write_json(folder / RECORD, {name: str(value) if isinstance(value, Path) else value
+                                 for name, value in record.items()})
     with open_session(graph.graph) as session:
         if options.resume:
             graphs.restore(folder, start, graph.saver, session, settings)

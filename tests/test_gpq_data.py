@@ -106,11 +106,25 @@ def test_augmentation_is_a_flip_and_a_crop_out_of_zeros():
     assert {top for _, top, _ in seen} == {left for _, _, left in seen} == set(range(9))
 
 
+def test_a_seeded_part_of_the_images_is_split_as_the_whole_would_be(tmp_path):
+    write_batches(tmp_path)
+    whole, same = data.load_split(tmp_path, 20), data.load_split(tmp_path, 20, 1000, seed=3)
+    assert whole.database.names == same.database.names
+    part, again, other = (data.load_split(tmp_path, 10, 240, seed) for seed in (3, 3, 4))
+    assert (len(part.query), len(part.labelled), len(part.database)) == (4, 100, 136)
+    assert part.database.names == again.database.names != other.database.names
+    for name, image, label in zip(part.query.names, part.query.images, part.query.labels, strict=True):
+        file, row = name.split("/")
+        images, labels = data.read_batch(tmp_path / file, 10)
+        assert (images[int(row)] == image).all()
+        assert labels[int(row)] == label
+
+
 def test_a_batch_depends_on_seed_and_step_and_repeats_no_image(tmp_path):
     write_batches(tmp_path)
     part = data.load_split(tmp_path, labelled_per_class=20).labelled
     marked = data.Part(np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None, None], (200, 32, 32, 3)),
-                       np.arange(200))
+                       np.arange(200), [])
     images, labels = data.draw(marked, 200, "labelled", 1, 5)
     assert sorted(labels) == list(range(200))
     np.testing.assert_allclose(images[:, 16, 16], data.standardize(np.uint8(labels)[:, None]), rtol=1e-6)

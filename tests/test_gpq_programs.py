@@ -4,16 +4,19 @@ import pickle
 import re
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import scipy.io
 
 import gpq_inputs as inputs
 import gpq_oracles as oracles
+import index
+import search
 from gpq import config, demo, graphs, network, retrieval, train
 from session import open_session, tf
 from test_gpq_network import NARROW
-from util import run_program, stream
+from util import UserError, run_program, stream
 
 SMALL = config.Config(n_book=3, bn_word=2, len_code=4)
 TINY = ("--labelled-per-class", 20, "--batch-size", 4, "--batch-size-unlabelled", 5, "--steps-per-epoch", 1,
@@ -112,7 +115,11 @@ def test_training_writes_the_released_lines_and_names_and_the_demo_measures_it(r
     lines = re.findall(rf"epoch: \d/2, iter: \d - \(Batch\) loss: {number}, hash: {number}, cls: {number}, "
                        rf"ent: {number}, lr: 0\.00020\n", output)
     assert len(lines) == 2
-    assert [path.name for path in sorted((root / NAME).iterdir())] == ["epoch_0001", "epoch_0002"]
+    assert [path.name for path in sorted((root / NAME).iterdir())] == ["epoch_0001", "epoch_0002", "record.json"]
+    record = json.loads((root / NAME / "record.json").read_text())
+    assert record["batch_size"] == 4
+    assert set(record["fingerprints"]) == set(inputs.cifar_batches(3)) - {"batches.meta"}
+    assert "tensorflow" in record["versions"]
     names = set(stored(root / NAME))
     assert {"Z", "C", "Fixed_VGG/dense/kernel", "Fixed_VGG/batch3-2/moving_variance", "Z/Adam", "C/Adam_1"} <= names
     assert list((root / "logs/gpq/cifar10_gpq_nbits=48_seed=0").glob("events*"))
@@ -124,10 +131,44 @@ def test_training_writes_the_released_lines_and_names_and_the_demo_measures_it(r
     assert metrics["bits"] == 48
     assert list(metrics["map"]) == ["codes, Z'", "codes, intra(Z)", "release's table", "features", "random"]
     assert all(0 < value <= 1 for value in metrics["map"].values())
+    assert len(metrics["codewords_used"]) == 12
+    for name in ("ranking.png", "tsne.png"):
+        assert cv2.imread(str(root / NAME / "epoch_0002" / name)) is not None
+    check_index(root / NAME / "epoch_0002")
     code, output = call(monkeypatch, capsys, demo, *arguments, "--n-book", 6)
     assert code == 2
     assert "6 codebooks of 16 codewords of 12 dimensions need Z with shape [16, 72]" in output
     assert "Traceback" not in output
+
+
+def check_index(folder):
+    """The index ranks as the distances of Z' do, and search.py says that it is not its own."""
+    searched = index.load(folder / "index")
+    content = searched.content
+    queries = retrieval.intra_normalize(stream(0, "gpq queries").standard_normal((5, 144), np.float32), 12)
+    scores, rows = searched.search(queries, 30)
+    distances = retrieval.distances(queries, content.codes, content.codebooks.transpose(1, 0, 2).reshape(16, 144))
+    np.testing.assert_allclose(np.take_along_axis(12 - distances, rows, 1), scores, atol=1e-4)
+    np.testing.assert_allclose(scores, -np.sort(distances - 12, 1)[:, :30], atol=1e-4)
+    assert {name.split("/")[0] for name in content.images} <= set(inputs.cifar_batches(3))
+    assert content.label_names == [f"class {number}" for number in range(10)]
+    with pytest.raises(UserError, match=r"is an index of another program: gpq\.demo"):
+        search.open_index(folder / "index")
+
+
+def test_the_demo_draws_the_query_that_is_asked_for_or_nothing(root, monkeypatch, capsys):
+    call(monkeypatch, capsys, train, "cpu", "--root", root, *TINY, "--epochs", 0)
+    arguments = (root / NAME, "cpu", "--root", root, *TINY)
+    code, output = call(monkeypatch, capsys, demo, *arguments, "--no-figures")
+    assert code == 0, output
+    assert not list((root / NAME / "epoch_0000").glob("*.png"))
+    drawn = []
+    monkeypatch.setattr(demo, "draw", lambda *values: drawn.append(values[4]))
+    assert call(monkeypatch, capsys, demo, *arguments, "--query", 2)[0] == 0
+    assert drawn == [2]
+    code, output = call(monkeypatch, capsys, demo, *arguments, "--query", 6)
+    assert code == 2
+    assert "expected a row from 0 to 5, found 6" in output
 
 
 def test_a_resumed_training_ends_as_an_uninterrupted_one(root, monkeypatch, capsys):

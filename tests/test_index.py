@@ -50,6 +50,19 @@ def engine(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.parametrize(("codebooks", "words", "length"), [(12, 16, 12), (5, 2, 7), (3, 256, 4)])
+def test_a_product_quantizer_ranks_by_the_products_of_segments(tmp_path, engine, codebooks, words, length):
+    rng = stream(words, "index test")
+    content = make_content()
+    content.codes = rng.integers(0, words, (N, codebooks), dtype=np.uint8)
+    content.codebooks = rng.normal(size=(codebooks, words, length)).astype(np.float32)
+    asked = rng.normal(size=(9, codebooks * length)).astype(np.float32)
+    reconstructed = np.hstack([content.codebooks[m][content.codes[:, m]] for m in range(codebooks)])
+    index.save(tmp_path, content)
+    scores, rows = index.load(tmp_path).search(asked, 50)
+    assert_same_ranking(rows, scores, asked @ reconstructed.T)
+
+
 @pytest.mark.parametrize("codebooks", [1, 2, 3, 4])
 def test_scores_and_rankings_are_those_of_the_dense_product(tmp_path, engine, codebooks):
     content = make_content(codebooks)
@@ -159,7 +172,8 @@ def test_a_writing_that_is_cut_off_leaves_the_old_index(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("spoil", "sentence"), [
-    (lambda c: setattr(c, "codebooks", c.codebooks[:, :200]), r"shape \(M, 256, D\), found \(2, 200, 300\)"),
+    (lambda c: setattr(c, "codebooks", c.codebooks[:, :200]), r"K a power of 2 up to 256, found \(2, 200, 300\)"),
+    (lambda c: setattr(c, "codebooks", c.codebooks[:, :64]), "expected codes below 64, found 255"),
     (lambda c: c.codebooks.__setitem__((1, 7, 3), np.nan), "NaN"),
     (lambda c: setattr(c, "codes", c.codes[:, :1]), r"codes of shape \(N, 2\)"),
     (lambda c: setattr(c, "codes", c.codes.astype(np.int64)), "uint8"),
