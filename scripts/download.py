@@ -2,9 +2,11 @@
 
 In this file: fetching one file over HTTP, and MD5 sums. Which files, and what makes them sound, stands elsewhere.
 """
+import argparse
 import hashlib
 import http.client
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -94,6 +96,13 @@ def _refusal(url, error, part, have):
 
 def _size(path):
     return path.stat().st_size if path.exists() else 0
+
+
+def md5_digits(text):
+    """An argparse type: an MD5."""
+    if not re.fullmatch(r"[0-9a-fA-F]{32}", text):
+        raise argparse.ArgumentTypeError(f"expected 32 hex digits, found {text!r}")
+    return text.upper()
 
 
 def md5(path):

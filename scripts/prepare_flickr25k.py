@@ -21,7 +21,7 @@ import numpy as np
 import scipy.sparse
 
 from dataset import image_faults, list_faults
-from download import check_md5, fetch, md5
+from download import check_md5, fetch, md5, md5_digits
 from split_files import (
     Collection,
     Rows,
@@ -99,13 +99,6 @@ def web_address(text):
     if not re.match(r"https?://", text):
         raise argparse.ArgumentTypeError(f"expected an address that starts with http:// or https://, found {text!r}")
     return text.rstrip("/") + "/"
-
-
-def md5_digits(text):
-    """An argparse type: an MD5."""
-    if not re.fullmatch(r"[0-9a-fA-F]{32}", text):
-        raise argparse.ArgumentTypeError(f"expected 32 hex digits, found {text!r}")
-    return text.upper()
 
 
 # ---------------------------------------------------------------- where the parts come from

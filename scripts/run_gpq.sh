@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
-# GPQ on CIFAR-10 at 48 bits: 300 epochs of 10 steps of 500 + 500 images, then mAP; run_gpq.sh [GPU].
-# CIFAR-10's python-format batches lie in cifar10/. It starts from Xavier, so the paper's figures, which start from
-# an ImageNet-trained network, are not to be expected. Meant for a GPU: on 2 CPU cores a step takes half a minute.
+# GPQ on CIFAR-10 at 48 bits, everything: install, CIFAR-10, 300 epochs of 10 steps of 500 + 500 images, mAP, figures;
+# run_gpq.sh [GPU] [options of gpq.train]. Run again, it goes on from the newest checkpoint. It starts from Xavier, so
+# the paper's figures, which start from an ImageNet-trained network, are not to be expected. Meant for a GPU: on 2 CPU
+# cores a step takes half a minute.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install requirements.txt
+install requirements-search.txt
 
-"$PYTHON" -m gpq.train "${1:-0}"
-"$PYTHON" -m gpq.demo checkpoints/gpq/cifar10_gpq_nbits=48_seed=0 "${1:-0}"
+gpu=${1:-0} checkpoint=checkpoints/gpq/cifar10_gpq_nbits=48_seed=0
+resume=$(compgen -G "$checkpoint/epoch_*" > /dev/null && echo --resume || true)
+[ -e cifar10/test_batch ] || "$PYTHON" scripts/prepare_cifar10.py --download
+"$PYTHON" -m gpq.train "$gpu" $resume "${@:2}"
+"$PYTHON" -m gpq.demo "$checkpoint" "$gpu"

@@ -1,0 +1,80 @@
+"""CIFAR-10's archive, as its site offers it, becomes the folder cifar10/ of batches that gpq reads.
+
+What belongs here: fetching, checking and unpacking that one archive.
+"""
+import argparse
+import shutil
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
+
+from download import check_md5, fetch, md5_digits
+from gpq.data import FILES, META, load_split
+from util import ROOT, UserError, progress, replacing, run_program
+
+ARCHIVE = "cifar-10-python.tar.gz"
+URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
+MD5 = "C58F30108F718F92721AF3B95E74349A"
+FOLDER = "cifar-10-batches-py"  # in the archive
+
+
+def main():
+    options = parse_options()
+    folder = options.root / "cifar10"
+    if all((folder / name).is_file() for name in (META, *FILES)):
+        print(f"{folder} holds all batches already")
+    else:
+        unpack(checked_archive(options), folder)
+    split = load_split(folder)
+    print(f"{folder}: {len(split.query):,} queries, {len(split.labelled):,} labelled images, {len(split.database):,} "
+          f"database images of {len(split.class_names)} classes: {', '.join(split.class_names)}")
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(
+        description=f"Unpack the batches of {ARCHIVE} into cifar10/, for python -m gpq.train. Interrupted, it goes on "
+                    "when run again.")
+    parser.add_argument("--archive", type=Path, metavar="FILE", help=f"{ARCHIVE} (default: what lies in --root)")
+    parser.add_argument("--download", action="store_true",
+                        help=f"download {ARCHIVE} to --root (170 MB) if it is not there")
+    parser.add_argument("--url", default=URL, help=f"where to download from (default {URL})")
+    parser.add_argument("--md5", type=md5_digits, default=MD5, metavar="HEX",
+                        help=f"refuse an archive with another MD5 (default {MD5})")
+    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
+                        help="folder that holds cifar10/ (default: the folder of train.py)")
+    return parser.parse_args()
+
+
+def checked_archive(options):
+    """The archive's path, its MD5 checked: as given, as it lies in --root, or downloaded there. Raises UserError."""
+    archive = options.archive or options.root / ARCHIVE
+    if archive.is_file():
+        check_md5(archive, options.md5)
+    elif options.archive is None and options.download:
+        fetch(options.url, archive, check=lambda path: check_md5(path, options.md5))
+    elif options.archive is None:
+        raise UserError(f"expected --archive with the path of {ARCHIVE}, or --download")
+    else:
+        raise UserError(f"{archive}: no such file")
+    return archive
+
+
+def unpack(archive, folder):
+    """Write each batch in the archive into `folder`, whole or not at all. Raises UserError."""
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for name in progress((META, *FILES), desc="unpacking"):
+                member = tar.extractfile(f"{FOLDER}/{name}")
+                with replacing(folder / name) as temporary, open(temporary, "wb") as file:
+                    shutil.copyfileobj(member, file)
+    except KeyError as error:
+        raise UserError(f"{archive}: expected {FOLDER}/{name} in it, found none") from error
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive}: this archive cannot be read ({error})") from error
+
+
+if __name__ == "__main__":
+    run_program(main)
