@@ -6,25 +6,35 @@ import collections
 import itertools
 import mmap
 import os
+import stat
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(2**27)  # MOST_PIXELS; OpenCV looks at it once, when it is loaded
 
 import cv2
 import numpy as np
 import scipy.sparse
 
-from util import DIMENSIONS, UserError, first_few, progress, read_pickle
+from util import DIMENSIONS, UserError, check_seal, first_few, note, progress, read_pickle
 
 IMAGE_SIDE = 256  # pixels of a stored image
 CROP_SIDE = 227  # pixels of what the network sees
+THUMBNAIL_SIDE = 160  # pixels of a thumbnail's longer side
 CROP_RANGE = IMAGE_SIDE - CROP_SIDE + 1  # a crop starts at 0 … 29 in each axis
 IMAGE_BYTES = IMAGE_SIDE * IMAGE_SIDE * 3
+MOST_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # of an image file; decoding takes 6 bytes for each
+SURE_SIDE = 65500  # pixels: OpenCV reads no longer side of a JPEG, and any PNG up to there
+CHECKED_TOGETHER = 64  # image files that a thread checks at a time
+MOST_SHOWN = 80  # characters of a faulty text
 
 RELEASE_FOLDERS = {"flickr": "flickr25k", "nuswide": "nus-wide"}
 TAG_LISTS = ("common_tags.txt", "TagList1k.txt")  # MIRFLICKR's and NUS-WIDE's; own data sets use the first
 
 cv2.setNumThreads(1)  # images are decoded side by side, one thread each
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong is told here, with the file's name
 
 
 # ---------------------------------------------------------------- where a data set lies
@@ -52,6 +62,16 @@ class Dataset:
     def merge_map(self):
         return self.splits / "tags" / "TagIdMergeMap.pkl"
 
+    @property
+    def tag_report(self):
+        return self.splits / "tags" / "report.json"
+
+    def check_tags(self):
+        """Raise UserError if the files in `tags/` were altered since tag_processing.py; the release's are noted."""
+        if not check_seal(self.tag_report):
+            note(f"{self.tag_report} tells no checksums, so damage to the files in {self.tag_report.parent} would go "
+                 "unnoticed")
+
     def split_files(self, split):
         """The image list and the 0/1 matrix of split `train`, `database` or `test`."""
         matrix = "train_tag.txt" if split == "train" else f"{split}_label.txt"
@@ -77,24 +97,52 @@ def known_datasets(root):
 
 # ---------------------------------------------------------------- split files
 
-def read_lines(path):
-    """The lines of a text file without their ends; empty ones at the end of the file do not count."""
+def read_text(path):
+    """A UTF-8 text file without its byte order mark, every line ended by \\n. Raises UserError with the row."""
     try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n").splitlines()
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text, found something else ({error})") from error
+        row = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: row {row}: expected UTF-8 text, found something else ({error})") from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if (nul := text.find("\0")) >= 0:
+        row = text.count("\n", 0, nul) + 1
+        raise UserError(f"{path}: row {row}: expected text, found a NUL byte")
+    return text
+
+
+def read_lines(path):
+    """The lines of a text file without their ends; blank ones at the end of the file do not count."""
+    text = read_text(path).rstrip()
+    return text.split("\n") if text else []
+
+
+def shown(text):
+    """A text from outside as it stands in a message: in quotes, not longer than a line."""
+    return repr(text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…")
 
 
 def read_image_list(path):
-    """Image paths relative to the data set's image folder, one a line."""
+    """Image paths relative to the data set's image folder, one a line. Raises UserError for one that leads out."""
     names = [line.strip() for line in read_lines(path)]
-    if not any(names):
+    if not names:
         raise UserError(f"{path}: expected one image path a line, found none")
-    if "" in names:
-        raise UserError(f"{path}: row {names.index('') + 1} is empty, expected an image path")
+    for row, name in enumerate(names, 1):
+        if not name:
+            raise UserError(f"{path}: row {row} is empty, expected an image path")
+        if leads_out(name):
+            raise UserError(f"{path}: row {row}: expected a path inside the image folder, found {shown(name)}, which "
+                            "leads out of it")
     return names
+
+
+def leads_out(name):
+    """Whether a path is absolute or climbs by `..`, if only for a while."""
+    return name[0] == "/" or (".." in name and ".." in name.replace("\\", "/").split("/"))
 
 
 def read_tag_names(path):
@@ -102,14 +150,17 @@ def read_tag_names(path):
     lines = [line.split() for line in read_lines(path)]
     for row, words in enumerate(lines, 1):
         if not (len(words) == 1 or (len(words) == 2 and words[1].isdecimal())):
-            raise UserError(f"{path}: row {row}: expected a tag, or a tag and its count, found {' '.join(words)!r}")
+            raise UserError(f"{path}: row {row}: expected a tag, or a tag and its count, found "
+                            + shown(" ".join(words)))
     return [words[0] for words in lines]
 
 
 def read_label_names(dataset, columns):
     """The name of each label column, from `labels.txt` if there is one."""
     path = dataset.splits / "labels.txt"
-    names = read_lines(path) if path.is_file() else [f"label {column}" for column in range(columns)]
+    if not path.is_file():
+        return [f"label {column}" for column in range(columns)]
+    names = [line.strip() for line in read_lines(path)]
     if len(names) != columns:
         raise UserError(f"{path} has {len(names)} rows, but the label matrix has {columns} columns")
     return names
@@ -220,6 +271,20 @@ def read_merge_map(path, raw_tags):
     return groups
 
 
+def read_tags(dataset, raw_tags):
+    """The raw tag columns of each merged tag, as T lists, and their embeddings W, float32 (T, 300). Raises UserError.
+
+    `raw_tags`: how many raw tag columns there are.
+    """
+    dataset.check_tags()
+    groups = read_merge_map(dataset.merge_map, raw_tags)
+    embeddings = read_tag_embeddings(dataset.tag_embeddings)
+    if len(groups) != len(embeddings):
+        raise UserError(f"{dataset.merge_map} holds {len(groups)} merged tags, but {dataset.tag_embeddings} "
+                        f"has {len(embeddings)} rows; run tag_processing.py again")
+    return groups, embeddings
+
+
 def merge_tags(raw, groups):
     """Merged labels: the logical OR of each group's raw columns. CSR uint8 (N, columns) → CSR uint8 (N, T)."""
     columns = np.concatenate([np.asarray(group, np.int64) for group in groups])
@@ -258,11 +323,7 @@ class RetrievalSet:
 def load_training(dataset, skip_bad=False):
     """The training set, every image checked. Raises UserError for whatever does not fit together."""
     names, raw = read_split(dataset, "train")
-    embeddings = read_tag_embeddings(dataset.tag_embeddings)
-    groups = read_merge_map(dataset.merge_map, raw.shape[1])
-    if len(groups) != len(embeddings):
-        raise UserError(f"{dataset.merge_map} holds {len(groups)} merged tags, but {dataset.tag_embeddings} "
-                        f"has {len(embeddings)} rows; run tag_processing.py again")
+    groups, embeddings = read_tags(dataset, raw.shape[1])
     tags = merge_tags(raw, groups)  # (N, T)
     paths, keep = _sound_images(dataset.images, names, skip_bad)
     tags = tags[keep]
@@ -293,7 +354,7 @@ def read_split(dataset, split):
 def _sound_images(folder, names, skip_bad):
     """Paths of the sound images and their rows. Bad ones are refused by name, or left out if `skip_bad`."""
     paths = [folder / name for name in names]
-    faults = image_faults(paths)
+    faults = faults_in(folder, names)
     if faults and not skip_bad:
         raise UserError(f"{len(faults)} of {len(paths)} images cannot be used (--skip-bad leaves them out): "
                         + list_faults(faults, lambda row: f"{paths[row]} (row {row + 1})"))
@@ -303,12 +364,47 @@ def _sound_images(folder, names, skip_bad):
     return [paths[row] for row in keep], keep
 
 
+def faults_in(folder, names):
+    """{row: what is wrong} of a data set's images as of `image_faults`, and of links out of its folder."""
+    outside = links_out(folder, names)
+    rows = [row for row in range(len(names)) if row not in outside]
+    faults = image_faults([folder / names[row] for row in rows])
+    return dict(sorted({**outside, **{rows[i]: why for i, why in faults.items()}}.items()))
+
+
+def links_out(folder, names):
+    """{row: where it leads} of the images that a link puts outside `folder`.
+
+    `folder` itself may be a link, and so may the folders directly in it: they are there to tell where images are.
+    """
+    places = {parent: _places(folder, parent) for parent in {os.path.dirname(name) for name in names}}
+    outside = {}
+    for row, name in enumerate(names):
+        path = f"{folder}/{name}"
+        place, own = places[os.path.dirname(name)]
+        if os.path.islink(path):
+            place = os.path.realpath(path)
+        if not any(place == root or place.startswith(f"{root}/") for root in own):
+            outside[row] = f"is a link to {place}, expected an image inside {own[0]}"
+    return outside
+
+
+def _places(folder, parent):
+    """Where a parent folder of images really is, and in which folders it may be."""
+    first = os.path.normpath(parent).split("/")[0]
+    return os.path.realpath(f"{folder}/{parent}"), [os.path.realpath(folder), os.path.realpath(f"{folder}/{first}")]
+
+
 def image_faults(paths):
     """{row: what is wrong} of the files that are missing, empty, truncated or no image; headers and ends only."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = progress(pool.map(image_fault, paths, chunksize=64), total=len(paths), desc="checking images",
-                         leave=False)
-        return {row: why for row, why in enumerate(found) if why}
+    batches = [paths[start:start + CHECKED_TOGETHER] for start in range(0, len(paths), CHECKED_TOGETHER)]
+    faults = {}
+    with (ThreadPoolExecutor(os.cpu_count()) as pool,
+          progress(total=len(paths), desc="checking images", leave=False) as bar):
+        for batch, found in enumerate(pool.map(lambda batch: [image_fault(path) for path in batch], batches)):
+            faults.update({batch * CHECKED_TOGETHER + i: why for i, why in enumerate(found) if why})
+            bar.update(len(found))
+    return faults
 
 
 def list_faults(faults, name):
@@ -317,44 +413,94 @@ def list_faults(faults, name):
 
 
 def image_fault(path):
-    """What is wrong with an image file, or None. JPEG and PNG are not decoded: their structure tells."""
+    """What is wrong with an image file, or None. Usual JPEG and PNG are not decoded: their structure tells."""
     try:
-        if os.path.getsize(path) == 0:
+        status = os.stat(path)  # follows links, and does not wait for a FIFO as opening it would
+        if not stat.S_ISREG(status.st_mode):
+            return "cannot be read (it is no regular file)"
+        if not status.st_size:
             return "is empty"
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data[:3] == b"\xff\xd8\xff":
-                scan = _jpeg_scan_start(data)
-                return None if scan and data.rfind(b"\xff\xd9", scan) >= 0 else "is truncated"
-            if data[:8] == b"\x89PNG\r\n\x1a\n":
-                return None if data.rfind(b"IEND") >= 0 else "is truncated"
+                structure = _jpeg_structure(data)
+            elif data[:8] == b"\x89PNG\r\n\x1a\n":
+                structure = _png_structure(data)
+            else:
+                return decode(path)[1]
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return None if cv2.imread(str(path)) is not None else "is not an image that OpenCV reads"
+    if structure is None:
+        return "is truncated"
+    width, height, usual = structure
+    if width * height > MOST_PIXELS:
+        return f"has {width:,}×{height:,} pixels, more than {MOST_PIXELS:,}"
+    return None if usual and 0 < width <= SURE_SIDE and 0 < height <= SURE_SIDE else decode(path)[1]
 
 
-def _jpeg_scan_start(data):
-    """Offset of the first start-of-scan marker, or None. In a scan FF D9 is always the end, never data."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        if data[at + 1] == 0xFF:  # fill byte
+def _jpeg_structure(data):
+    """Width, height, and whether the coding is a usual one; None if the start or the end of a scan is not there.
+
+    In a scan FF D9 is always the end, never data; before it, it may be a thumbnail's.
+    """
+    at, frame = 2, (0, 0, 0, 0, 0)
+    while (at := data.find(b"\xff", at)) >= 0 and at + 10 <= len(data):
+        kind = data[at + 1]
+        if kind == 0xDA:  # start of scan
+            marker, bits, height, width, channels = frame
+            usual = 0xC0 <= marker <= 0xC2 and bits == 8 and channels in (1, 3, 4)
+            return (width, height, usual) if data.rfind(b"\xff\xd9", at) >= 0 else None
+        if kind == 0xFF:  # fill byte
             at += 1
-        elif data[at + 1] == 0xDA:
-            return at
+        elif kind < 0xC0 or 0xD0 <= kind <= 0xD8:  # these have no length
+            at += 2
         else:
+            if kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+                frame = struct.unpack(">BxxBHHB", data[at + 1:at + 10])
             at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
     return None
 
 
+def _png_structure(data):
+    """Width, height and True; None if the first or the last chunk is not there."""
+    at = 8
+    while data[at + 4:at + 8] not in (b"IDAT", b""):  # a chunk before the pixels may hold a whole PNG
+        at += 12 + int.from_bytes(data[at:at + 4], "big")
+    if data[12:16] != b"IHDR" or data.rfind(b"\0\0\0\0IEND\xaeB`\x82", at) < 0:
+        return None
+    return *struct.unpack(">II", data[16:24]), True
+
+
 # ---------------------------------------------------------------- images and batches
 
+def decode(path):
+    """An image as OpenCV reads it, upright, BGR, uint8 (h, w, 3), and None; or None and what is wrong."""
+    try:
+        image = cv2.imread(os.fsencode(path))  # of a str, a name that is not UTF-8 would crash it
+    except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error):
+            return None, f"has more than {MOST_PIXELS:,} pixels"
+        return None, f"cannot be decoded ({error.err})"
+    return (image, None) if image is not None else (None, "is not an image that OpenCV reads")
+
+
 def read_image(path):
-    """An image as the release reads it: BGR, bilinearly resized, uint8 (256, 256, 3)."""
-    image = cv2.imread(str(path))
+    """An image as the release reads it: BGR, bilinearly resized, uint8 (256, 256, 3). Raises UserError."""
+    image, fault = decode(path)
     if image is None:
-        raise UserError(f"{path}: cannot be decoded as an image")
+        raise UserError(f"{path} {image_fault(path) or fault}")
     return cv2.resize(image, (IMAGE_SIDE, IMAGE_SIDE))
+
+
+def thumbnail(path):
+    """An image file as uint8 RGB (h, w, 3) of at most 160 pixels, or None if it is missing or no image."""
+    image = decode(path)[0] if os.path.isfile(path) else None
+    if image is None:
+        return None
+    scale = min(1, THUMBNAIL_SIDE / max(image.shape[:2]))
+    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    return cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
 
 
 class ImageStore:

@@ -5,15 +5,14 @@ Letters: N database images, M codebooks of K = 256 codewords, D = 300, L labels.
 """
 import re
 import textwrap
-from pathlib import Path
 
-import cv2
 import numpy as np
 from scipy.ndimage import median_filter
 from threadpoolctl import threadpool_limits
 
 import metrics
 import quantizer
+from dataset import thumbnail
 from util import UserError, replacing, stream
 
 try:
@@ -23,7 +22,6 @@ except ImportError as error:
     raise UserError("figures need matplotlib: pip install -r requirements-search.txt") from error
 
 PIXELS_AN_INCH = 150
-THUMBNAIL = 160  # pixels of the longer side
 KINDS = {  # colour and line of each ranking; the colours are Okabe and Ito's, apart for colour-blind eyes too
     "AQD": ("#0072B2", "-"),
     "SQD": ("#D55E00", "--"),
@@ -151,19 +149,6 @@ def _plot_rankings(axes, qualities, along):
 
 
 # ---------------------------------------------------------------- rankings
-
-def thumbnail(path):
-    """An image file as uint8 RGB (h, w, 3) of at most 160 pixels, or None if it is missing or no image."""
-    try:
-        image = cv2.imread(str(path)) if Path(path).is_file() else None
-    except (OSError, cv2.error):
-        return None
-    if image is None:
-        return None
-    scale = min(1, THUMBNAIL / max(image.shape[:2]))
-    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    return cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
-
 
 def sample_rankings(retrieval, names, paths, seed):
     """Rows for `ranking_figure`: some seeded queries that have a relevant image, and their first AQD results."""

@@ -28,6 +28,8 @@ except ImportError:  # optional: requirements-search.txt
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+NEEDED_FILES = {"codes", "codebooks", "tag_embeddings", "images"}
+NEEDED_FACTS = {"generation", "lists", "tag_names", "label_names", "images", "seed"}
 FLAT_IMAGES = 1_000_000  # more images than that are sorted into lists, unless told otherwise
 MOST_LISTS = 8192
 LIST_SAMPLE = 64  # images a list that its centre is learned from
@@ -91,8 +93,11 @@ class Index:
         return len(self.content.codes)
 
     def image_path(self, row):
-        """The file of image `row`."""
-        return Path(self.content.facts["images"]) / self.content.images[row]
+        """The file of image `row`. Raises UserError if its name leads out of the folder of images."""
+        folder, name = self.content.facts["images"], self.content.images[row]
+        if name.startswith("/") or ".." in name.split("/"):
+            raise UserError(f"{self.folder}: image {row + 1}: expected a path inside {folder}, found {name!r}")
+        return Path(folder) / name
 
     def search(self, queries, topk, probes=DEFAULT_PROBES):
         """The best images of each query, best first; of equal scores the lower row comes first.
@@ -322,12 +327,18 @@ def read_manifest(folder):
     try:
         manifest = json.loads(path.read_bytes())
         stored = manifest.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        names = [file["name"] for file in manifest["files"].values()]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: expected the manifest of an index, found something else ({error})") from error
     if stored != _digest(manifest):
         raise UserError(f"{path} was altered since it was written: its checksum differs")
-    if manifest["format"] != FORMAT:
-        raise UserError(f"{path}: expected format {FORMAT}, found {manifest['format']}")
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{path}: expected format {FORMAT}, found {manifest.get('format')}")
+    for name in names:
+        if not isinstance(name, str) or name != Path(name).name:
+            raise UserError(f"{path}: expected the name of a file in the index's folder, found {name!r}")
+    if missing := NEEDED_FILES - manifest["files"].keys() or NEEDED_FACTS - manifest.keys():
+        raise UserError(f"{path}: expected the manifest of an index, found none of {', '.join(sorted(missing))}")
     return manifest
 
 
@@ -340,7 +351,7 @@ def load(folder):
         paths[role] = folder / file["name"]
         if not paths[role].is_file():
             raise UserError(f"{paths[role]}: no such file, but {MANIFEST} names it")
-        if fingerprint(paths[role]) != file["sha256"]:
+        if fingerprint(paths[role]) != file.get("sha256"):
             raise UserError(f"{paths[role]} was altered since it was written: its checksum differs")
     content = Content(
         codes=read_npy(paths["codes"]), codebooks=read_npy(paths["codebooks"]), images=Lines(paths["images"]),

@@ -12,8 +12,8 @@ import alexnet
 import quantizer
 from dataset import CROP_SIDE, random_crops
 from losses import quantization_loss
-from session import tf
-from util import DIMENSIONS, UserError, check_settings, replacing_folder, stream, write_json
+from session import check_finite, finite_operations, save_variables, tf
+from util import DIMENSIONS, SEAL, UserError, check_seal, check_settings, replacing_folder, stream, write_json
 
 HALVING_STEPS = 300  # the learning rate halves every so many steps
 # Factors on the gradients, (kernel, bias). Adam divides them out again; the release has them, so they stay.
@@ -85,6 +85,7 @@ class TrainingGraph:
             self._build_losses(words, embedding_loss)
             self._build_train_op(backbone.LAST)
             self._initialize = tf.global_variables_initializer()
+            self._finite = finite_operations(tf.global_variables())
             self.saver = tf.train.Saver(max_to_keep=None)
             self.graph.finalize()
 
@@ -127,6 +128,10 @@ class TrainingGraph:
     def initialize(self, session, weights):
         """Begin with `weights`, `{layer: [kernel, bias]}`."""
         session.run(self._initialize, alexnet.feed_weights(self._first_values, weights))
+
+    def check_finite(self, session, step):
+        """Raise UserError if a variable holds NaN or infinite values after a 1-based `step`."""
+        check_finite(step, session.run(self._finite))
 
     def step(self, session, images, labels, reconstructions, rate, quantization_weight, dropout_seeds):
         """One gradient step: embeddings r before it, float32 (B, D), L_emb and λ·L_q."""
@@ -215,9 +220,12 @@ class Trainer:
         embeddings, embedding, quantization = self._graph.step(
             session, images, labels, reconstructions, rate, weight, seeds)
         seconds = time.perf_counter() - began
+        check_finite(step + 1, {"embedding loss": np.isfinite(embedding), "embeddings": np.isfinite(embeddings).all(),
+                                "quantization loss": np.isfinite(quantization)})
         alternation.embeddings[rows] = embeddings
         if self._joint and self._schedule.updates_after(step):
             alternation.update(step)
+            check_finite(step + 1, {"codebooks": np.isfinite(alternation.codebooks).all()})
         return StepReport(rate, float(embedding), float(quantization), seconds)
 
 
@@ -237,11 +245,15 @@ class States:
         self._settings = settings
 
     def save(self, step, session):
-        """Save the state that the 0-based `step` begins from, whole or not at all; then drop older ones."""
+        """Save the state that the 0-based `step` begins from, whole or not at all; then drop older ones.
+
+        Raises UserError, and keeps the older ones, if a variable is not finite.
+        """
+        self._graph.check_finite(session, step)
         target, alternation = self._path(step), self._alternation
         codes = np.empty((0, 0), np.uint8) if alternation.codes is None else alternation.codes
         with replacing_folder(target) as new:
-            self._graph.saver.save(session, str(new / VARIABLES), write_meta_graph=False, write_state=False)
+            save_variables(self._graph.saver, session, new / VARIABLES)
             np.savez(new / TABLES, embeddings=alternation.embeddings, codebooks=alternation.codebooks, codes=codes)
             write_json(new / SETTINGS, self._settings)
         for other in self._folder.iterdir():
@@ -256,8 +268,9 @@ class States:
         return int(states[-1].name.removeprefix("step_"))
 
     def restore(self, session):
-        """Go back to the newest state. Raises UserError if it is of a training with other settings."""
+        """Go back to the newest state. Raises UserError if it was altered or is of a training with other settings."""
         newest = self._path(self.newest_step())
+        check_seal(newest / SEAL)
         check_settings(newest / SETTINGS, self._settings)
         self._graph.saver.restore(session, str(newest / VARIABLES))
         with np.load(newest / TABLES, allow_pickle=False) as tables:

@@ -14,7 +14,20 @@ import metrics
 import quantizer
 from dataset import CROP_SIDE, IMAGE_SIDE, ImageStore, load_retrieval, made_ahead, read_tag_embeddings
 from session import open_session, tf
-from util import DIMENSIONS, MOST_CODEBOOKS, UserError, fingerprint, progress, read_weights, replacing, stream
+from util import (
+    DIMENSIONS,
+    MOST_CODEBOOKS,
+    UserError,
+    check_seal,
+    fingerprint,
+    first_few,
+    note,
+    progress,
+    read_json,
+    read_weights,
+    sealing,
+    stream,
+)
 
 CENTRE = (14, 14)
 OFFSETS = ((0, 0), (28, 28), (28, 0), (0, 28), CENTRE)  # top and left of a crop, pixels
@@ -31,7 +44,12 @@ SPLITS = {"database": "db", "test": "qry"}  # split: its prefix in the h5
 # ---------------------------------------------------------------- checkpoint and embeddings
 
 def read_checkpoint(path):
-    """`{layer: [kernel, bias]}` and codebooks, float32 (M, K, D), of a checkpoint. Raises UserError."""
+    """`{layer: [kernel, bias]}` and codebooks, float32 (M, K, D), of a checkpoint. Raises UserError.
+
+    A checkpoint that was altered since it was written is refused; one without a checksum, as the release's, is noted.
+    """
+    if not check_seal(path.with_suffix(".json")):
+        note(f"{path} has no checksum in a JSON file beside it, so damage to it would go unnoticed")
     weights = read_weights(path)
     stacked = weights.get("C")
     if stacked is None:
@@ -46,6 +64,16 @@ def read_checkpoint(path):
     if alexnet.LAST not in layers:
         raise UserError(f"{path}: expected {alexnet.LAST} with shape {alexnet.LAYERS[alexnet.LAST]}, found another")
     return layers, stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS)
+
+
+def check_trained_with(checkpoint, tag_embeddings):
+    """Raise UserError if the record beside the checkpoint tells of other tag embeddings than this file's."""
+    path = checkpoint.with_suffix(".json")
+    record = read_json(path) if path.is_file() else {}
+    trained, found = record.get("fingerprints", {}).get(tag_embeddings.name), fingerprint(tag_embeddings)
+    if trained not in (None, found):
+        raise UserError(f"{checkpoint} was trained with a {tag_embeddings.name} of SHA-256 {trained[:12]}…, and "
+                        f"{tag_embeddings} has {found[:12]}…: they are of other data sets, or tags were processed anew")
 
 
 class EncodingGraph:
@@ -109,7 +137,10 @@ class Encoder:
 
     def embed(self, paths, what="embedding"):
         """Embeddings of image files, float32 (N, D); `what` is told where it takes long."""
-        return embed_images(ImageStore(paths), self._graph, self._session, self._crops, what)
+        embeddings = embed_images(ImageStore(paths), self._graph, self._session, self._crops, what)
+        if bad := [str(paths[row]) for row in np.flatnonzero(~np.isfinite(embeddings).all(1))]:
+            raise UserError(f"the network gives NaN or infinite embeddings of {len(bad)} images: {first_few(bad)}")
+        return embeddings
 
 
 # ---------------------------------------------------------------- the retrieval file
@@ -152,10 +183,14 @@ def _rows_kept(split):
 
 
 def read_retrieval(path, expected, labels):
-    """The retrieval file's content if its attributes are the `expected` ones, else None; whether its labels are
-    those of `labels` too; and why not."""
+    """The retrieval file's content if it is whole and its attributes are the `expected` ones, else None; whether its
+    labels are those of `labels` too; and why not."""
     if not path.is_file():
         return None, False, f"{path} is not there yet"
+    try:
+        check_seal(path.with_suffix(".json"))
+    except UserError as error:
+        return None, False, str(error)
 
     def changed(file, attributes):
         return next((f"{path} was made with another {name.removeprefix('sha256 of ')}"
@@ -173,7 +208,7 @@ def read_retrieval(path, expected, labels):
 
 def write_retrieval(path, retrieval, attributes):
     """Write the release's six datasets, the codes and the codebooks."""
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with sealing(path.with_suffix(".json"), {}, path) as (temporary,), h5py.File(temporary, "w") as file:
         for name in Retrieval.__dataclass_fields__:
             file[name] = getattr(retrieval, name)
         for prefix in SPLITS.values():
@@ -200,6 +235,8 @@ def with_labels(retrieval, splits):
 def compute_retrieval(dataset, checkpoint, splits, crops, seed, device, log):
     """Embed and encode database and queries. Raises UserError if the checkpoint does not fit."""
     weights, codebooks = read_checkpoint(checkpoint)
+    dataset.check_tags()
+    check_trained_with(checkpoint, dataset.tag_embeddings)
     factor = quantizer.semantic_factor(read_tag_embeddings(dataset.tag_embeddings))
     encoder = Encoder(weights, crops, device)
     arrays = {"codebooks": codebooks}

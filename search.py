@@ -10,6 +10,7 @@ In a notebook:
 """
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from util import ROOT, UserError, fingerprint, gpu_number, number, provenance, run_program, stream
+from util import ROOT, UserError, fingerprint, gpu_number, number, provenance, read_json, run_program, stream
 
 BLOCK = 4096  # images that are embedded before they are encoded, so that no more embeddings are held
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what counts as a photo in a folder
@@ -66,6 +67,7 @@ def parse_arguments():
 
 
 def main():
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8; JSON has the same escapes
     options = parse_arguments()
     if options.command == "build":
         build(options.checkpoint, options.dataset, options.out, options.root, options.trained_on, options.crops,
@@ -141,10 +143,16 @@ def folder_source(folder, known):
     """The photos in a folder and its subfolders, by name. `known`: data sets to name if it is no folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is neither a data set nor a folder; data sets: {', '.join(known) or 'none yet'}")
+    try:
+        os.path.realpath(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{folder}: expected a folder whose name is UTF-8, found another") from None
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*")
                    if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
     if not names:
         raise UserError(f"{folder}: expected photos ({' '.join(SUFFIXES)}), found none")
+    if broken := [name for name in names if "\n" in name]:
+        raise UserError(f"{folder}: expected file names without line breaks, found {broken[0]!r}")
     return Source(folder, names, None, [], None)
 
 
@@ -154,14 +162,14 @@ def training_dataset(checkpoint, source, root, name):
     Raises UserError if there is none, or if its tags were processed anew since.
     """
     import dataset
+    import net_val
     path = checkpoint.with_suffix(".json")
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if name is None and record is None and source.dataset is None:
+    record = read_json(path) if path.is_file() else {}
+    name = name or record.get("options", {}).get("dataset") or (source.dataset and source.dataset.name)
+    if name is None:
         raise UserError(f"{path}: no such file: say with --trained-on which data set {checkpoint.name} learned")
-    name = name or (record["options"]["dataset"] if record else source.dataset.name)
     found = dataset.find_dataset(name, root)
-    if record and fingerprint(found.tag_embeddings) != record["fingerprints"][found.tag_embeddings.name]:
-        raise UserError(f"{found.tag_embeddings} is not the one that {checkpoint} was trained with")
+    net_val.check_trained_with(checkpoint, found.tag_embeddings)
     return found
 
 
@@ -170,14 +178,10 @@ def beginning(checkpoint, codebooks, source, tagged, root, crops, seed):
     import dataset
     import index
     names = dataset.read_tag_names(tagged.tag_list)
-    groups = dataset.read_merge_map(tagged.merge_map, len(names))
-    embeddings = dataset.read_tag_embeddings(tagged.tag_embeddings)
-    if len(groups) != len(embeddings):
-        raise UserError(f"{tagged.merge_map} holds {len(groups)} merged tags, but {tagged.tag_embeddings} has "
-                        f"{len(embeddings)} rows")
+    groups, embeddings = dataset.read_tags(tagged, len(names))
     facts = {"experiment": checkpoint.stem, "checkpoint": str(checkpoint.resolve()),
              "checkpoint_sha256": fingerprint(checkpoint), "crops": crops, "seed": seed,
-             "images": str(source.folder.resolve()), "dataset": source.dataset and source.dataset.name,
+             "images": os.path.realpath(source.folder), "dataset": source.dataset and source.dataset.name,
              "root": str(root.resolve()), "trained_on": tagged.name, "versions": provenance({})["versions"]}
     return index.Content(
         codes=np.empty((0, len(codebooks)), np.uint8), codebooks=codebooks, images=[],
@@ -191,7 +195,7 @@ def growing(out, checkpoint, source, crops):
     content = index.load(out).content
     check_checkpoint(out, content.facts, checkpoint)
     for what, there, here in (("crops", content.facts["crops"], crops),
-                              ("the photos of", content.facts["images"], str(source.folder.resolve())),
+                              ("the photos of", content.facts["images"], os.path.realpath(source.folder)),
                               ("labels", _columns(content.labels), _columns(source.labels))):
         if there != here:
             raise UserError(f"{out} is an index with {what} {there}, not {here}: choose another --out")
@@ -218,10 +222,15 @@ def new_rows(source, before, out, skip_bad):
         print(f"note: {len(gone):,} photos of {out} are not in {source.folder} any more, such as {min(gone)}; they "
               "stay in the index (to drop them, delete it and build it anew)", file=sys.stderr)
     rows = np.array([row for row, name in enumerate(source.names) if name not in known], np.int64)
-    faults = dataset.image_faults([source.folder / source.names[row] for row in rows])
+    names = [source.names[row] for row in rows]
+    if source.dataset:
+        faults = dataset.faults_in(source.folder, names)
+    else:  # links in a person's own folder are that person's own
+        faults = dataset.image_faults([source.folder / name for name in names])
     if not faults:
         return rows
-    listed = dataset.list_faults(faults, lambda i: str(source.folder / source.names[rows[i]]))
+    listed = dataset.list_faults(
+        faults, lambda i: f"{source.folder / names[i]}" + (f" (row {rows[i] + 1})" if source.dataset else ""))
     told = f"{len(faults)} of {len(rows)} photos cannot be used"
     if not skip_bad:
         raise UserError(f"{told} (--skip-bad leaves them out): {listed}")
@@ -357,7 +366,7 @@ class Photos:
             for split in ("test", "database"):
                 names, matrix = dataset.read_split(found, split)
                 rows = [row for row, name in enumerate(names) if Path(name).name == photo.name
-                        and (found.images / name).resolve() == photo.resolve()]
+                        and os.path.realpath(found.images / name) == os.path.realpath(photo)]
                 if rows:
                     return matrix[rows[:1]].toarray()[0]
         except UserError:  # the data set is not there any more
@@ -402,7 +411,7 @@ def show_results(options, photos):
 def draw(path, photo, words, results):
     """The query and its results as a picture."""
     import figures
-    query = (figures.thumbnail(photo), photo.name) if photo else (words, "")
+    query = (figures.thumbnail(photo), os.fsencode(photo.name).decode(errors="replace")) if photo else (words, "")
     figures.ranking_figure(path, [(*query, [(figures.thumbnail(result.path), f"{result.score:.3f}", result.hit)
                                             for result in results])])
 

@@ -5,6 +5,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own notes on 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # no Keras here: without this, importing it takes two seconds
 import tensorflow.compat.v1 as tf
 
+from util import UserError, first_line
+
 tf.logging.set_verbosity(tf.logging.ERROR)
 tf.disable_v2_behavior()
 tf.enable_resource_variables()
@@ -19,6 +21,28 @@ def device_name(gpu, warn):
         warn(f"GPU {gpu} was not found: the run goes on with the CPU")
         return "/cpu:0"
     return f"/gpu:{gpu}"
+
+
+def save_variables(saver, session, path):
+    """Write a TensorFlow checkpoint, its files beginning with `path`. Raises UserError where that fails."""
+    try:
+        saver.save(session, str(path), write_meta_graph=False, write_state=False)
+    except tf.errors.OpError as error:
+        raise UserError(f"{path}: this checkpoint could not be written: {first_line(error.message)}") from error
+
+
+def finite_operations(variables):
+    """`{name: operation that tells whether every value of the variable is finite}`, floats only."""
+    return {variable.op.name: tf.reduce_all(tf.math.is_finite(variable)) for variable in variables
+            if variable.dtype.is_floating}
+
+
+def check_finite(step, finite):
+    """Raise UserError for the first of `{name: bool}` that is not finite after a 1-based step."""
+    for name, is_finite in finite.items():
+        if not is_finite:
+            raise UserError(f"step {step}: {name} holds NaN or infinite values, so the training has diverged; try a "
+                            f"lower learning rate, or --resume from the last saved state")
 
 
 def write_scalars(writer, step, scalars):

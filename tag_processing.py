@@ -8,6 +8,7 @@ D = 300. How words are read, spelled and trained stands in word_vectors.py.
 """
 import argparse
 import collections
+import pickle
 import textwrap
 
 import numpy as np
@@ -20,10 +21,8 @@ from util import (
     gpu_number,
     number,
     provenance,
-    replacing,
     run_program,
-    write_json,
-    write_pickle,
+    sealing,
 )
 from word_vectors import FORMATS, find_vectors, train_vectors
 
@@ -56,12 +55,9 @@ def main():
     merge_map = make_merge_map(groups, found, len(tags))
 
     report = make_report(tags, spelled, graph, merge_map)
-    with replacing(dataset.tag_embeddings) as temporary:
-        np.savetxt(temporary, embeddings, fmt="%.9g")
-    write_pickle(dataset.merge_map, merge_map)
-    write_json(dataset.tag_embeddings.with_name("report.json"),
-               {**report, "options": {**vars(options), "root": str(options.root)},
-                **provenance(input_files(dataset, options.word_vectors))})
+    write_tags(dataset, embeddings, merge_map, {
+        **report, "options": {**vars(options), "root": str(options.root)},
+        **provenance(input_files(dataset, options.word_vectors))})
     print_report(report, dataset)
 
 
@@ -181,6 +177,15 @@ def make_merge_map(groups, found, raw_tags):
     merge_map = {merged: found[group].tolist() for merged, group in enumerate(groups)}
     dropped = np.setdiff1d(np.arange(raw_tags), found).tolist()
     return {**merge_map, -1: dropped} if dropped else merge_map
+
+
+# ---------------------------------------------------------------- files
+
+def write_tags(dataset, embeddings, merge_map, report):
+    """Replace the embeddings, the merge map (readable since Python 3.4) and the report of `tags/`, all together."""
+    with sealing(dataset.tag_report, report, dataset.tag_embeddings, dataset.merge_map) as (text, pickled):
+        np.savetxt(text, embeddings, fmt="%.9g")
+        pickled.write_bytes(pickle.dumps(merge_map, protocol=4))
 
 
 # ---------------------------------------------------------------- report

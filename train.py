@@ -1,6 +1,5 @@
 """Train WSDHQ: `python train.py DATASET LR ITERATIONS LAMBDA SUBSPACE_NUM LOSS NOTES GPU [options]`."""
 import argparse
-import math
 from functools import partial
 from pathlib import Path
 
@@ -8,8 +7,10 @@ import numpy as np
 
 from util import (
     MOST_CODEBOOKS,
+    StopRequest,
     UserError,
     add_shared_options,
+    check_seal,
     experiment_name,
     gpu_number,
     number,
@@ -19,7 +20,6 @@ from util import (
     read_weights,
     run_program,
     stream,
-    write_json,
     write_weights,
 )
 
@@ -136,7 +136,10 @@ def train(options, training_set, target, record, log):
     import quantizer
     from session import device_name, open_session
 
-    stored = read_weights(options.weights) if options.backbone_init == "file" else None
+    stored = None
+    if options.backbone_init == "file":
+        check_seal(options.weights.with_suffix(".json"))
+        stored = read_weights(options.weights)
     device = device_name(options.gpu, log.warning)
     store = dataset.ImageStore(training_set.paths, options.cache_gb * 1e9)
     schedule = net.Schedule(len(store), options.batch_size, options.seed)
@@ -165,13 +168,16 @@ def train(options, training_set, target, record, log):
         if options.iterations <= schedule.period and not has_codebooks and not options.two_stage:
             log.warning(f"the first update of the codebooks would follow step {schedule.period + 1}, and this run "
                         f"has {options.iterations}: the checkpoint will hold random codebooks.")
-        run_steps(progress(batches, total=len(steps), desc="training"), trainer, states, session, options, log,
-                  options.root / "logs" / target.name)
+        with StopRequest() as stop:
+            run_steps(progress(batches, total=len(steps), desc="training"), trainer, states, session, options, log,
+                      options.root / "logs" / target.name, stop)
+        graph.check_finite(session, options.iterations)
         weights = session.run(graph.variables)
+        if options.two_stage:
+            states.save(options.iterations, session)  # so that an interrupted second stage begins there
     if options.two_stage:
         learn_codebooks(alternation, training_set.paths, weights, options.iterations, device)
-    write_weights(f"{target}.npy", {**weights, "C": alternation.codebooks.reshape(-1, codebooks.shape[-1])})
-    write_json(f"{target}.json", record)
+    write_weights(f"{target}.npy", {**weights, "C": alternation.codebooks.reshape(-1, codebooks.shape[-1])}, record)
     log.info(f"saved {target}.npy.")
 
 
@@ -189,22 +195,25 @@ def resumed_settings(record):
     return {**options, **record["fingerprints"]}
 
 
-def run_steps(batches, trainer, states, session, options, log, events):
-    """Take a step for each (step, batch) and tell of it in the log and, in the folder `events`, to TensorBoard."""
+def run_steps(batches, trainer, states, session, options, log, events, stop):
+    """Take a step for each (step, batch) and tell of it in the log and, in the folder `events`, to TensorBoard.
+
+    `stop`: a StopRequest; after its signal the state is saved, and no step follows.
+    """
     from session import tf, write_scalars
     writer = tf.summary.FileWriter(str(events))
     for step, (rows, images) in batches:
         report = trainer.run(session, step, rows, images)
         log.info(f"step [{step + 1:4d}], lr [{report.rate:.7f}], embedding loss [{report.embedding_loss:7.4f}], "
                  f"quantization loss [{report.quantization_loss:7.4f}], {report.seconds:5.2f} sec/batch.")
-        loss = report.embedding_loss + report.quantization_loss
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {step + 1}: try a learning rate below {options.lr}")
         write_scalars(writer, step + 1, {
             "loss/embedding": report.embedding_loss, "loss/quantization": report.quantization_loss,
             "learning_rate": report.rate})
-        if options.save_every and (step + 1) % options.save_every == 0:
+        if stop.signal or (options.save_every and (step + 1) % options.save_every == 0):
             states.save(step + 1, session)
+        if stop.signal:
+            log.info(f"{stop.signal.name} came: saved the state after step {step + 1}; --resume goes on from it.")
+            break
     writer.close()
 
 

@@ -4,6 +4,7 @@ No TensorFlow in this file, so that `--help` answers at once.
 """
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -13,6 +14,7 @@ import os
 import pickle
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tokenize
@@ -21,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+
+import plain_pickle
 
 ROOT = Path(__file__).resolve().parent
 DIMENSIONS = 300  # D: length of a word vector, and so of an image embedding
@@ -49,6 +53,42 @@ def run_program(main):
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def first_line(text):
+    """What stands before the first line break of somebody else's message."""
+    return str(text).strip().split("\n")[0]
+
+
+def note(line):
+    """Tell the person at the terminal of something that is no error."""
+    tqdm.write(f"note: {line}", file=sys.stderr)
+
+
+class StopRequest:
+    """Within its block, SIGTERM and Ctrl-C wait until the program comes to a good place to stop; a second one does not.
+
+    Attributes:
+        signal: the signal that came, or None.
+    """
+
+    def __enter__(self):
+        self.signal = None
+        self._handlers = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _remember(self, number, _frame):
+        self.signal = signal.Signals(number)
+        self._restore()
+
+    def _restore(self):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *_):
+        self._restore()
+        if self.signal is not None:
+            sys.exit(128 + self.signal)
 
 
 def number(kind, low=-math.inf, high=math.inf):
@@ -105,7 +145,10 @@ def experiment_name(dataset, loss, codebooks, fixed_margin, margin, gamma, lambd
 
 
 def open_log(path):
-    """The program's logger: lines with a time stamp, appended to `path` and shown above any progress bar."""
+    """The program's logger: lines with a time stamp, appended to `path` and shown above any progress bar.
+
+    Raises UserError while another run has the log, which is of the same experiment then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     log = logging.getLogger("wsdhq")
     log.setLevel(logging.INFO)
@@ -113,10 +156,23 @@ def open_log(path):
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    for handler in (logging.FileHandler(path, encoding="utf-8"), _ConsoleHandler()):
+    for handler in (_LogFile(path, encoding="utf-8"), _ConsoleHandler()):
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
     return log
+
+
+class _LogFile(logging.FileHandler):
+    def __init__(self, path, **options):
+        super().__init__(path, **options)
+        try:
+            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however we end
+        except BlockingIOError:
+            self.close()
+            raise UserError(f"{path}: another run of this experiment is at work; NOTES tell two apart") from None
+
+    def handleError(self, _record):
+        raise  # what writing the record raised, such as a full disk
 
 
 class _ConsoleHandler(logging.Handler):
@@ -158,6 +214,9 @@ def fingerprint(path):
 
 # ---------------------------------------------------------------- safe files: writing
 
+SEAL = "sha256.json"  # in a folder that was written whole
+
+
 @contextlib.contextmanager
 def replacing(path):
     """Give a temporary name beside `path`; when the block ends well, sync it and rename it to `path`.
@@ -177,14 +236,51 @@ def replacing(path):
 
 
 @contextlib.contextmanager
+def sealing(seal, record, *paths):
+    """As `replacing` for several files of one folder; the JSON `seal` then holds the record and their SHA-256.
+
+    Gives a temporary name for each path. The old seal goes before the first file is renamed and the new one comes
+    after the last, so that no file ever stands beside the seal of another.
+    """
+    with contextlib.ExitStack() as stack:
+        new_seal = stack.enter_context(replacing(seal))
+        temporaries = [stack.enter_context(replacing(path)) for path in paths]
+        yield temporaries
+        digests = {path.name: fingerprint(temporary) for path, temporary in zip(paths, temporaries, strict=True)}
+        new_seal.write_text(_as_json({**record, "sha256": digests}), encoding="utf-8")
+        for temporary in (*temporaries, new_seal):
+            sync(temporary)
+        seal.unlink(missing_ok=True)
+
+
+def check_seal(seal):
+    """Whether the JSON `seal` tells the SHA-256 of files beside it. Raises UserError if one is missing or altered."""
+    digests = read_json(seal).get("sha256") if seal.is_file() else None
+    if not isinstance(digests, dict):
+        return False
+    for name, digest in digests.items():
+        path = seal.parent / Path(name).name
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, but {seal.name} names it")
+        if fingerprint(path) != digest:
+            raise UserError(f"{path} was altered since it was written: its SHA-256 is not the one in {seal.name}")
+    return True
+
+
+@contextlib.contextmanager
 def replacing_folder(path):
-    """The same for a folder of files: give a new folder beside `path`; when the block ends well, it becomes `path`."""
+    """The same for a folder of files: give a new folder beside `path`; when the block ends well, it becomes `path`.
+
+    SEAL in it holds the SHA-256 of each file that the block wrote.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
         yield temporary
+        digests = {part.name: fingerprint(part) for part in sorted(temporary.iterdir())}
+        (temporary / SEAL).write_text(_as_json({"sha256": digests}), encoding="utf-8")
         for part in [*temporary.iterdir(), temporary]:
             sync(part)
         shutil.rmtree(path, ignore_errors=True)
@@ -211,30 +307,40 @@ def write_text(path, text):
 
 def write_json(path, content):
     """Replace `path` by `content` as JSON that people can read."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, _as_json(content))
+
+
+def _as_json(content):
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_json(path):
+    """The dict in a JSON file. Raises UserError for anything else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: expected JSON, found something else ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
 
 
 def check_settings(path, settings):
     """Raise UserError unless the JSON file `path`, among what a run saved, holds the `settings` of the resuming run."""
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = read_json(path)
     differing = sorted(key for key in saved.keys() | settings.keys() if saved.get(key) != settings.get(key))
     if differing:
         raise UserError(f"{path.parent} was saved with other settings: " + "; ".join(
             f"{key} was {saved.get(key)}, now {settings.get(key)}" for key in differing))
 
 
-def write_pickle(path, content):
-    """Replace `path` by a pickle of plain containers, readable since Python 3.4."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        pickle.dump(content, file, protocol=4)
-
-
-def write_weights(path, weights):
-    """Replace `path` by `{layer: [kernel, bias], "C": codebooks}` in the release's `.npy` format.
+def write_weights(path, weights, record=None):
+    """Replace `path` by `{layer: [kernel, bias], "C": codebooks}` in the release's `.npy` format, sealed with `record`.
 
     A 0-d object array whose pickle is protocol 4 and says `numpy.core`, so NumPy 1.19 reads it too.
     """
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    path = Path(path)
+    with sealing(path.with_suffix(".json"), record or {}, path) as (temporary,), open(temporary, "wb") as file:
         array = np.array(weights, dtype=object)
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         _ReleasePickler(file, protocol=4).dump(array)
@@ -255,26 +361,6 @@ class _ReleasePickler(pickle._Pickler):
 
 # ---------------------------------------------------------------- safe files: reading
 
-_ADMITTED = {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
-_ADMITTED |= {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
-              ("collections", "OrderedDict"), ("collections", "defaultdict")}
-_ADMITTED |= {(builtins, name) for builtins in ("builtins", "__builtin__") for name in ("dict", "list", "tuple")}
-
-# what unpickling damaged or hostile bytes can raise
-_PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError,
-                  AttributeError, ImportError, MemoryError, OverflowError)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads NumPy arrays and plain containers; a pickle that names anything else is refused unread."""
-
-    def find_class(self, module, name):
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, and only NumPy arrays and plain "
-                                         f"containers are admitted")
-        return super().find_class(module, name)
-
-
 def read_pickle(path):
     """The content of a pickle of NumPy arrays and plain containers. Raises UserError for anything else."""
     with _open(path) as file:
@@ -284,20 +370,32 @@ def read_pickle(path):
 def read_npy(path):
     """The array in an `.npy` file; for a 0-d object array, the object in it. Raises UserError."""
     with _open(path) as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0,
-                           (2, 0): np.lib.format.read_array_header_2_0}[version]
-            shape, _, dtype = read_header(file)
-            if not dtype.hasobject:
-                file.seek(0)
-                return np.lib.format.read_array(file, allow_pickle=False)
-        except (ValueError, KeyError, EOFError, SyntaxError, tokenize.TokenError) as error:
-            raise UserError(f"{path}: expected a NumPy .npy file, found something else ({error})") from error
+        shape, dtype = _read_npy_header(file, path)
+        if not dtype.hasobject:
+            file.seek(0)
+            return np.lib.format.read_array(file, allow_pickle=False)
         array = _unpickle(file, path)
-    if not (isinstance(array, np.ndarray) and array.size == math.prod(shape)):
-        raise UserError(f"{path}: expected an array of shape {shape}, found a damaged file")
-    return array.item() if shape == () else array.reshape(shape)
+    if not (isinstance(array, np.ndarray) and array.shape == shape):
+        raise UserError(f"{path}: expected an array of shape {_one_line(shape)}, found a damaged file")
+    return array.item() if shape == () else array
+
+
+def _read_npy_header(file, path):
+    """Shape and dtype of an `.npy` file whose values are plain and of just as many bytes as follow, or objects."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0,
+                       (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, _, dtype = read_header(file)
+        if not (dtype.itemsize and all(0 <= length < 2**63 for length in shape)):
+            raise ValueError("its header says that there is an impossible array")
+    except (*plain_pickle.ERRORS, RecursionError, SyntaxError, tokenize.TokenError) as error:
+        raise UserError(f"{path}: expected a NumPy .npy file, found something else ({_one_line(error)})") from error
+    size = plain_pickle.bytes_left(file)
+    if dtype.kind != "O" and not plain_pickle.fits(shape, dtype, size):
+        raise UserError(f"{path}: expected plain values of shape {_one_line(shape)} and type {_one_line(dtype)} as its "
+                        f"header says, found {size} bytes that do not fit")
+    return shape, dtype
 
 
 def read_weights(path):
@@ -306,7 +404,7 @@ def read_weights(path):
     `C`, where there is one, is a single float32 array; every layer is a list of two.
     """
     weights = read_npy(path)
-    if not isinstance(weights, dict):
+    if not (isinstance(weights, dict) and all(isinstance(name, str) for name in weights)):
         raise UserError(f"{path}: expected a dict of layers, found {type(weights).__name__}")
     clean = {}
     for name, value in weights.items():
@@ -321,7 +419,8 @@ def read_weights(path):
 def _finite_floats(path, name, array):
     if not (isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)):
         raise UserError(f"{path}: expected an array of floats under {name!r}, found {type(array).__name__}")
-    array = np.asarray(array, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit into float32 is refused below
+        array = np.asarray(array, np.float32)
     if not np.isfinite(array).all():
         raise UserError(f"{path}: {name!r} holds NaN or infinite values")
     return array
@@ -335,6 +434,11 @@ def _open(path):
 
 def _unpickle(file, path):
     try:
-        return _ArraysOnly(file, encoding="latin1").load()
-    except _PICKLE_ERRORS as error:
-        raise UserError(f"{path}: this pickle was not read: {error or type(error).__name__}") from error
+        return plain_pickle.load(file)
+    except plain_pickle.ERRORS as error:
+        raise UserError(f"{path}: this pickle was not read: {_one_line(error)}") from error
+
+
+def _one_line(content):
+    """An error, a shape or a type in words, on one line that is not too long."""
+    return " ".join(str(content).split())[:200] or type(content).__name__

@@ -20,7 +20,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from util import ROOT, stream, write_pickle, write_weights
+from dataset import find_dataset
+from tag_processing import write_tags
+from util import ROOT, stream, write_weights
 
 TAGS, TAGS_AN_IMAGE, IMAGES = 1178, 8, 1024
 ROUNDS, STEPS = 3, 4  # of each kind in turn; the first step of a round is not counted
@@ -42,8 +44,7 @@ def make_data(root):
     np.put_along_axis(tags, rng.permuted(np.tile(np.arange(TAGS), (IMAGES, 1)), axis=1)[:, :TAGS_AN_IMAGE], 1, axis=1)
     (splits / "train_img.txt").write_text("\n".join(names) + "\n")
     np.savetxt(splits / "train_tag.txt", tags, fmt="%d")
-    np.savetxt(splits / "tags" / "FinalTagEmbs.txt", rng.normal(size=(TAGS, 300)))
-    write_pickle(splits / "tags" / "TagIdMergeMap.pkl", {i: [i] for i in range(TAGS)})
+    write_tags(find_dataset("bench", root), rng.normal(size=(TAGS, 300)), {i: [i] for i in range(TAGS)}, {})
     write_weights(root / "alexnet.npy", {
         layer: [rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32),
                 np.zeros(shape[-1], np.float32)] for layer, shape in alexnet.LAYERS.items()})

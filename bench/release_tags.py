@@ -6,12 +6,11 @@ tag_processing.py never writes. See reference_logs/README.md.
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset import find_dataset, read_tag_names
-from util import ROOT, replacing, run_program, write_pickle
+from tag_processing import write_tags
+from util import ROOT, run_program
 from word_vectors import find_vectors
 
 
@@ -19,9 +18,7 @@ def main():
     dataset = find_dataset(sys.argv[1], ROOT)
     vectors, spelled = find_vectors(read_tag_names(dataset.tag_list), sys.argv[2])
     found = [column for column, spelling in enumerate(spelled) if spelling is not None]
-    with replacing(dataset.tag_embeddings) as temporary:
-        np.savetxt(temporary, vectors[found], fmt="%.9g")
-    write_pickle(dataset.merge_map, {row: [column] for row, column in enumerate(found)})
+    write_tags(dataset, vectors[found], {row: [column] for row, column in enumerate(found)}, {})
     print(f"{len(found)} tags")
 
 

@@ -36,6 +36,11 @@ class Config:
     save_period: Annotated[int, A_COUNT, "epochs between two checkpoints"] = 20
 
     @property
+    def steps(self):
+        """Steps of the whole training."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
     def words(self):
         """K, codewords of a codebook."""
         return 2 ** self.bn_word

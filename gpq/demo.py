@@ -21,7 +21,7 @@ def parse_arguments():
                     "ranking, and draw a query's results and a t-SNE; writes metrics.json, index/, ranking.png and "
                     "tsne.png beside the checkpoint.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path,
-                        help="a released .ckpt, or a folder of gpq.train, of which the newest epoch is taken")
+                        help="a released .ckpt, or a folder of gpq.train, of which the newest step is taken")
     parser.add_argument("gpu", metavar="GPU", type=gpu_number, nargs="?", default=0,
                         help="number of the GPU; -1 or cpu for the CPU (default 0)")
     parser.add_argument("--release-table", action="store_true",

@@ -6,8 +6,8 @@ import numpy as np
 
 from gpq import losses, network, retrieval
 from gpq.data import SIDE, standardize
-from session import open_session, tf
-from util import UserError, check_settings, progress, replacing_folder, write_json
+from session import check_finite, finite_operations, open_session, save_variables, tf
+from util import SEAL, UserError, check_seal, check_settings, first_line, note, progress, replacing_folder, write_json
 
 MODEL = "model.ckpt"  # in the folder of an epoch
 SETTINGS = "settings.json"
@@ -44,6 +44,7 @@ class TrainingGraph:
             self._build_losses(config)
             self._build_train_op()
             self._initialize = tf.global_variables_initializer()
+            self._finite = finite_operations(tf.global_variables())
             self.saver = tf.train.Saver(max_to_keep=None)
             self.graph.finalize()
 
@@ -92,8 +93,12 @@ class TrainingGraph:
         """Begin with `values`, `{name: array}`."""
         session.run(self._initialize, {self._first_values[name]: value for name, value in values.items()})
 
+    def check_finite(self, session, step):
+        """Raise UserError if a variable holds NaN or infinite values after a 1-based `step`."""
+        check_finite(step, session.run(self._finite))
+
     def step(self, session, images, labels, unlabelled, rate):
-        """One training step: loss, hash, cls and ent before it, four floats."""
+        """One training step: loss, hash, cls and ent before it, four floats. `rate`: the learning rate."""
         feed = {self.images: images, self.labels: labels, self.learning_rate: rate}
         if self._semi_supervised:
             feed[self.unlabelled] = unlabelled
@@ -103,27 +108,37 @@ class TrainingGraph:
 
 # ---------------------------------------------------------------- checkpoints
 
-def save(folder, epoch, saver, session, settings):
-    """Write `folder`/epoch_NNNN, all that the training goes on from after that many epochs, whole or not at all."""
-    with replacing_folder(folder / f"epoch_{epoch:04d}") as new:
-        saver.save(session, str(new / MODEL), write_meta_graph=False, write_state=False)
+def step_folder(folder, step):
+    """Where the checkpoint after so many steps is."""
+    return folder / f"step_{step:06d}"
+
+
+def saved_steps(folder):
+    """How many steps each checkpoint in `folder` follows, ascending."""
+    return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
+
+
+def save(folder, step, graph, session, settings):
+    """Write all that the training goes on from after so many steps, whole or not at all.
+
+    Raises UserError if a variable is not finite.
+    """
+    graph.check_finite(session, step)
+    with replacing_folder(step_folder(folder, step)) as new:
+        save_variables(graph.saver, session, new / MODEL)
         write_json(new / SETTINGS, settings)
 
 
-def saved_epochs(folder):
-    """The epochs whose checkpoints are in `folder`, ascending."""
-    return sorted(int(path.name.removeprefix("epoch_")) for path in folder.glob("epoch_*"))
-
-
-def restore(folder, epoch, saver, session, settings):
-    """Go back to the checkpoint of an epoch. Raises UserError if it is of a training with other settings."""
-    path = folder / f"epoch_{epoch:04d}"
+def restore(folder, step, graph, session, settings):
+    """Go back to a checkpoint. Raises UserError if it was altered or is of a training with other settings."""
+    path = step_folder(folder, step)
+    check_seal(path / SEAL)
     check_settings(path / SETTINGS, settings)
-    saver.restore(session, str(path / MODEL))
+    graph.saver.restore(session, str(path / MODEL))
 
 
 def find_checkpoint(path):
-    """The prefix of a checkpoint's files: `path` itself, or the newest epoch in the folder `path`. Raises UserError."""
+    """The prefix of a checkpoint's files: `path` itself, or the newest one in the folder `path`. Raises UserError."""
     if path.is_dir():
         found = sorted(index for index in path.glob(f"**/{MODEL}.index") if not index.parent.name.startswith("."))
         if not found:
@@ -135,11 +150,16 @@ def find_checkpoint(path):
 
 
 def check_checkpoint(path, config, needed):
-    """Raise UserError unless the checkpoint `path` holds what is `needed`, `{name: shape}`, for the config."""
+    """Raise UserError unless the checkpoint `path` is whole and holds what is `needed`, `{name: shape}`.
+
+    One without a checksum, as the release's, is noted.
+    """
+    if not check_seal(path.with_name(SEAL)):
+        note(f"{path} has no checksum in {SEAL} beside it, so damage to it would go unnoticed")
     try:
         shapes = tf.train.load_checkpoint(str(path)).get_variable_to_shape_map()
     except (tf.errors.OpError, ValueError) as error:
-        raise UserError(f"{path}: this checkpoint cannot be read: {error}") from error
+        raise UserError(f"{path}: this checkpoint cannot be read: {first_line(error)}") from error
     stored = shapes.get(network.CODEBOOKS)
     if stored != list(needed[network.CODEBOOKS]):
         raise UserError(f"{path}: {config.n_book} codebooks of {config.words} codewords of {config.len_code} "

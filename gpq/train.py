@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gpq.config import add_options, from_options
-from util import UserError, gpu_number, open_log, progress, provenance, run_program, stream, write_json
+from util import StopRequest, UserError, gpu_number, open_log, progress, provenance, run_program, stream, write_json
 
 # what a resumed run may change
 FREE_OPTIONS = ("data", "pretrained", "checkpoints", "logs", "epochs", "save_period", "versions", "git_commit")
@@ -16,7 +16,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         prog="python -m gpq.train",
         description="Train GPQ's network, codebooks and prototypes on labelled and unlabelled images; writes "
-                    "<checkpoints>/<experiment>/epoch_NNNN and <logs>/<experiment>.log.")
+                    "<checkpoints>/<experiment>/step_NNNNNN and <logs>/<experiment>.log.")
     parser.add_argument("gpu", metavar="GPU", type=gpu_number, help="number of the GPU; -1 or cpu for the CPU")
     parser.add_argument("--loss", choices=("gpq", "classification"), default="gpq",
                         help="the whole method, or, to compare with, the classification loss alone, without "
@@ -69,15 +69,14 @@ def train(options, config, split, folder, events, log):
     from gpq import data, graphs, network
     from session import device_name, open_session
 
-    saved = graphs.saved_epochs(folder)
+    saved = graphs.saved_steps(folder)
     if options.resume and not saved:
         raise UserError(f"{folder}: there is no checkpoint to resume")
     if saved and not options.resume:
         raise UserError(f"{folder} holds checkpoints: --resume goes on from them, --checkpoints names another folder")
     start = saved[-1] if saved else 0
-    if start > config.epochs:
-        raise UserError(f"{folder}: the newest checkpoint follows epoch {start}, "
-                        f"beyond the {config.epochs} of --epochs")
+    if start > config.steps:
+        raise UserError(f"{folder}: the newest checkpoint follows step {start}, beyond the {config.steps} of --epochs")
     classes = len(split.class_names)
     first = first_values(config, network.parameter_shapes(config.length, config.words, classes), options.seed)
     record = record_of(options, config, split)
@@ -95,12 +94,13 @@ def train(options, config, split, folder, events, log):
                                  for name, value in record.items()})
     with open_session(graph.graph) as session:
         if options.resume:
-            graphs.restore(folder, start, graph.saver, session, settings)
-            log.info(f"resumed after epoch {start}.")
+            graphs.restore(folder, start, graph, session, settings)
+            log.info(f"resumed after step {start}.")
         else:
             graph.initialize(session, first)
-        run_epochs(config, start, load, graph, session, events, log,
-                   save=lambda epoch: graphs.save(folder, epoch, graph.saver, session, settings))
+        with StopRequest() as stop:
+            run_steps(config, range(start, config.steps), load, graph, session, events, log, stop,
+                      save=lambda step: graphs.save(folder, step, graph, session, settings))
     log.info(f"saved {folder}.")
 
 
@@ -111,31 +111,33 @@ def first_values(config, shapes, seed):
     return values if config.pretrained is None else values | network.read_pretrained(config.pretrained, shapes)
 
 
-def run_epochs(config, start, load, graph, session, events, log, save):
-    """Take the steps of the epochs after `start`, tell of them in the log and to TensorBoard, and save."""
+def run_steps(config, steps, load, graph, session, events, log, stop, save):
+    """Take the 0-based `steps`, tell of them in the log and, in the folder `events`, to TensorBoard, and save.
+
+    `stop`: a StopRequest; after its signal the state is saved, and no step follows.
+    """
     from dataset import made_ahead
     from gpq.graphs import learning_rate
-    from session import tf, write_scalars
-    steps = range(start * config.steps_per_epoch, config.epochs * config.steps_per_epoch)
+    from session import check_finite, tf, write_scalars
     writer = tf.summary.FileWriter(str(events))
-    if config.epochs == start == 0:
+    if config.steps == 0:
         save(0)
     for step, batch in progress(zip(steps, made_ahead(load, steps), strict=True), total=len(steps), desc="training"):
         rate = learning_rate(config.learning_rate, step)
         loss, hash_, cls, ent = graph.step(session, *batch, rate)
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {step + 1}: "
-                            f"try a --learning-rate below {config.learning_rate}")
+        check_finite(step + 1, {"the loss": math.isfinite(loss)})
         write_scalars(writer, step + 1, {
             "loss/total": loss, "loss/n_pair": hash_, "loss/classification": cls, "loss/entropy": ent,
             "learning_rate": rate})
         epoch, rest = divmod(step + 1, config.steps_per_epoch)
-        if rest:
-            continue
-        log.info(f"epoch: {epoch}/{config.epochs}, iter: {step + 1} - (Batch) loss: {loss:.4f}, hash: {hash_:.4f}, "
-                 f"cls: {cls:.4f}, ent: {ent:.4f}, lr: {rate:.5f}")
-        if epoch % config.save_period == 0 or epoch == config.epochs:
-            save(epoch)
+        if not rest:
+            log.info(f"epoch: {epoch}/{config.epochs}, iter: {step + 1} - (Batch) loss: {loss:.4f}, hash: {hash_:.4f}, "
+                     f"cls: {cls:.4f}, ent: {ent:.4f}, lr: {rate:.5f}")
+        if stop.signal or step + 1 == config.steps or (not rest and epoch % config.save_period == 0):
+            save(step + 1)
+        if stop.signal:
+            log.info(f"{stop.signal.name} came: saved the state after step {step + 1}; --resume goes on from it.")
+            break
     writer.close()
 
 

@@ -22,6 +22,7 @@ from util import (
     DIMENSIONS,
     MOST_CODEBOOKS,
     UserError,
+    check_seal,
     number,
     progress,
     provenance,
@@ -126,6 +127,7 @@ def read_content(path):
     """The Content of a retrieval file. Raises UserError for whatever is missing or does not fit together."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    check_seal(path.with_suffix(".json"))
     names = Content.__dataclass_fields__
     try:
         with h5py.File(path, "r") as file:

@@ -15,16 +15,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
 
 from dataset import (
+    faults_in,
     find_dataset,
-    image_faults,
     list_faults,
     merge_tags,
     read_binary_matrix,
     read_image_list,
     read_lines,
-    read_merge_map,
-    read_tag_embeddings,
     read_tag_names,
+    read_tags,
 )
 from split_files import counts, spread, tags_made_from
 from util import ROOT, UserError, fingerprint, first_few, progress, run_program, write_json
@@ -145,14 +144,10 @@ def check_tags(dataset, check):
         check.notes.append("no tags/ yet: run tag_processing.py")
         return
     try:
-        groups = read_merge_map(dataset.merge_map, raw.shape[1])
-        embeddings = read_tag_embeddings(dataset.tag_embeddings)
+        groups, _ = read_tags(dataset, raw.shape[1])
     except UserError as error:
         check.findings.append(str(error))
         return
-    if len(groups) != len(embeddings):
-        check.findings.append(f"{dataset.merge_map} holds {len(groups):,} merged tags, but {dataset.tag_embeddings} "
-                              f"has {len(embeddings):,} rows; run tag_processing.py again")
     if made_from_other_tags(dataset):
         check.findings.append(f"{dataset.tag_embeddings.parent} was made from another tag list than "
                               f"{dataset.tag_list}; run tag_processing.py again")
@@ -174,7 +169,7 @@ def made_from_other_tags(dataset):
 def check_images(dataset, check):
     """Find the images that cannot be read; returns their names."""
     names = list(dict.fromkeys(name for split in SPLITS for name in check.names.get(split, ())))
-    faults = image_faults([dataset.images / name for name in names])
+    faults = faults_in(dataset.images, names)
     check.figures["unreadable_images"] = len(faults)
     if faults:
         check.findings.append(f"{len(faults):,} of {len(names):,} images in {dataset.images} cannot be used: "

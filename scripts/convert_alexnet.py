@@ -81,7 +81,8 @@ def main():
         check(args.source, source, weights, channels)
     elif source.normalises_first is not False:
         print(f"warning: {order_of(source)}")
-    write_weights(args.target, weights)
+    write_weights(args.target, weights, {"source": args.source.name, "source_sha256": fingerprint(args.source),
+                                         "format": source.format, "channels": channels})
     print(f"wrote {args.target}, SHA-256 {fingerprint(args.target)}")
 
 

@@ -6,6 +6,7 @@ The formats are those that dataset.py reads. Nothing is written before everythin
 import argparse
 import csv
 import filecmp
+import io
 import os
 import posixpath
 import re
@@ -19,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
 
-from dataset import RELEASE_FOLDERS, TAG_LISTS, image_faults, list_faults
+from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, list_faults, read_text
 from split_files import write_lines
 from util import ROOT, UserError, number, run_program, sync
 
@@ -133,14 +134,9 @@ def csv_rows(path):
     """Yield (row number, cells) for each row that is not blank; a byte order mark is passed over."""
     row = 0
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for row, cells in enumerate(csv.reader(file, strict=True), 1):
-                if cells:
-                    yield row, cells
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text, found something else ({error})") from error
+        for row, cells in enumerate(csv.reader(io.StringIO(read_text(path)), strict=True), 1):
+            if cells:
+                yield row, cells
     except csv.Error as error:
         raise UserError(f"{path}: row {row + 1}: expected comma-separated values, found a row that is not "
                         f"({error})") from error
@@ -193,7 +189,7 @@ def image_folder(path):
 
 def sound_photos(path, photos, images, skip_bad):
     """The photos whose files can be used. Others are refused by name, or left out and told if `skip_bad`."""
-    faults = image_faults([images / photo.image for photo in photos])
+    faults = faults_in(images, [photo.image for photo in photos])
     if not faults:
         return photos
     shown = list_faults(faults, lambda i: f"{photos[i].image} (row {photos[i].row})")
@@ -257,7 +253,7 @@ def write_matrix(path, rows, names):
 
 def check_link(link, images):
     """Refuse a `datasets/NAME` that is there and is not the folder of the photos."""
-    if os.path.lexists(link) and link.resolve() != images:
+    if os.path.lexists(link) and os.path.realpath(link) != str(images):
         raise UserError(f"{link} is already there and is not {images}; remove it, or choose another name")
 
 

@@ -9,7 +9,7 @@ gpu=${1:-0}
 small=(--images 6000 --labelled-per-class 100 --batch-size 50 --batch-size-unlabelled 50 --epochs 10
        --checkpoints checkpoints/gpq_demo --logs logs/gpq_demo)
 checkpoint=checkpoints/gpq_demo/cifar10_gpq_nbits=48_seed=0
-resume=$(compgen -G "$checkpoint/epoch_*" > /dev/null && echo --resume || true)
+resume=$(compgen -G "$checkpoint/step_*" > /dev/null && echo --resume || true)
 [ -e cifar10/test_batch ] || "$PYTHON" scripts/prepare_cifar10.py --download
 "$PYTHON" -m gpq.train "$gpu" $resume "${small[@]}"
 "$PYTHON" -m gpq.demo "$checkpoint" "$gpu" "${small[@]}"

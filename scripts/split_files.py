@@ -202,7 +202,7 @@ def link_images(link, images):
     if not os.path.lexists(link):
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(images, target_is_directory=True)
-    elif link.resolve() != images:
+    elif os.path.realpath(link) != str(images):
         raise UserError(f"{link} is already there and is not {images}; remove or rename it")
 
 

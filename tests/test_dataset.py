@@ -7,7 +7,8 @@ import pytest
 import scipy.sparse
 
 import dataset
-from util import UserError, stream, write_pickle
+from tiny import write_pickle
+from util import UserError, stream
 
 
 def _image(path, side=300, seed=0, suffix=".jpg"):
@@ -105,6 +106,78 @@ def test_a_merge_map_that_does_not_fit_is_refused(tmp_path, content, sentence):
         dataset.read_merge_map(tmp_path / "map.pkl", 5)
 
 
+# ---------------------------------------------------------------- text as other programs write it
+
+WRITTEN = {
+    "Windows": "\r\n".join, "old Mac": "\r".join,
+    "mixed": lambda lines: "\r\n".join(lines[:2]) + "\r" + "\n".join(lines[2:]),
+    "byte order mark": lambda lines: "\ufeff" + "\n".join(lines), "no last newline": "\n".join,
+    "blank lines at the end": lambda lines: "\n".join([*lines, "", "  ", "\t\r\n"]),
+    "blanks at the ends": lambda lines: " \t\n".join(lines) + "  \n",
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_lists_are_read_whichever_way_they_were_written(tmp_path, written):
+    lines = ["a b/é.jpg", "e\u0301.jpg", "line\x85sepa\u2028rator\x0c.jpg", "d.jpg"]
+    path = tmp_path / "list.txt"
+    path.write_bytes(WRITTEN[written](lines).encode())
+    assert dataset.read_image_list(path) == lines
+    path.write_bytes(WRITTEN[written](["sky 845", "cafe\u0301 3", "日本"]).encode())
+    assert dataset.read_tag_names(path) == ["sky", "cafe\u0301", "日本"]
+    path.with_name("labels.txt").write_bytes(WRITTEN[written](["sky", "old town"]).encode())
+    assert dataset.read_label_names(dataset.Dataset("x", tmp_path, tmp_path), 2) == ["sky", "old town"]
+    path.write_bytes(WRITTEN[written]([" ".join(["0.5"] * 300)] * 3).encode())
+    assert dataset.read_tag_embeddings(path).shape == (3, 300)
+
+
+@pytest.mark.parametrize("written", set(WRITTEN) - {"old Mac", "mixed"})
+def test_matrices_are_read_whichever_way_they_were_written(tmp_path, written):
+    path = tmp_path / "m.txt"
+    path.write_bytes(WRITTEN[written](["0 1 0", "1 1 0", "0 0 0"]).encode())
+    np.testing.assert_array_equal(dataset.read_binary_matrix(path).toarray(), [[0, 1, 0], [1, 1, 0], [0, 0, 0]])
+
+
+READERS = [dataset.read_image_list, dataset.read_tag_names, dataset.read_tag_embeddings, dataset.read_binary_matrix]
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(("content", "sentence"), [
+    (b"0\n1\n0\0 1\n", "row 3: expected text, found a NUL byte"),
+    (b"0\n1\r\ncaf\xe9\n", "row 3: expected UTF-8 text, found something else"),
+    ("0\n1\n".encode("utf-16"), "row 1: expected UTF-8 text, found something else"),
+    (b"\xed\xa0\x80\n", "row 1: expected UTF-8 text")])
+def test_what_is_no_text_is_refused_with_its_row(tmp_path, read, content, sentence):
+    path = tmp_path / "x.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"x\.txt: {sentence}"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", ["", "\n", " \r\n\t", "\ufeff", "\ufeff\n"])
+def test_an_empty_list_of_images_is_refused(tmp_path, content):
+    (tmp_path / "x.txt").write_text(content)
+    with pytest.raises(UserError, match=r"x\.txt: expected one image path a line, found none"):
+        dataset.read_image_list(tmp_path / "x.txt")
+
+
+def test_an_empty_line_among_others_is_refused_with_its_row(tmp_path):
+    (tmp_path / "x.txt").write_text("a.jpg\n \nb.jpg\n")
+    with pytest.raises(UserError, match=r"x\.txt: row 2 is empty, expected an image path"):
+        dataset.read_image_list(tmp_path / "x.txt")
+
+
+def test_a_very_long_line_is_read_or_told_of_in_a_short_sentence(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("a" * 10**7)
+    assert [len(name) for name in dataset.read_image_list(path)] == [10**7]
+    for read, content in ((dataset.read_image_list, "/" + "a" * 10**7), (dataset.read_tag_names, "a " * 10**6)):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"row 1: expected .*…") as error:
+            read(path)
+        assert len(str(error.value)) < 400
+
+
 # ---------------------------------------------------------------- images
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
@@ -158,7 +231,7 @@ def test_images_are_resized_to_256_and_decoded_no_more_than_once_while_there_is_
         path.unlink()
     np.testing.assert_array_equal(store.images([0, 1]), first[:2])  # the two that fit
     paths[2].unlink()
-    with pytest.raises(UserError, match=r"2\.jpg: cannot be decoded"):
+    with pytest.raises(UserError, match=r"2\.jpg is missing"):
         store.images([2])
 
 

@@ -1,7 +1,9 @@
 """GPQ's training step, and its two programs on 360 tiny images."""
 import json
+import os
 import pickle
 import re
+import signal
 import sys
 
 import cv2
@@ -115,7 +117,7 @@ def test_training_writes_the_released_lines_and_names_and_the_demo_measures_it(r
     lines = re.findall(rf"epoch: \d/2, iter: \d - \(Batch\) loss: {number}, hash: {number}, cls: {number}, "
                        rf"ent: {number}, lr: 0\.00020\n", output)
     assert len(lines) == 2
-    assert [path.name for path in sorted((root / NAME).iterdir())] == ["epoch_0001", "epoch_0002", "record.json"]
+    assert [path.name for path in sorted((root / NAME).iterdir())] == ["record.json", "step_000001", "step_000002"]
     record = json.loads((root / NAME / "record.json").read_text())
     assert record["batch_size"] == 4
     assert set(record["fingerprints"]) == set(inputs.cifar_batches(3)) - {"batches.meta"}
@@ -127,14 +129,14 @@ def test_training_writes_the_released_lines_and_names_and_the_demo_measures_it(r
     arguments = (root / NAME, "cpu", "--root", root, *TINY)
     code, output = call(monkeypatch, capsys, demo, *arguments, "--release-table")
     assert code == 0, output
-    metrics = json.loads((root / NAME / "epoch_0002/metrics.json").read_text())
+    metrics = json.loads((root / NAME / "step_000002/metrics.json").read_text())
     assert metrics["bits"] == 48
     assert list(metrics["map"]) == ["codes, Z'", "codes, intra(Z)", "release's table", "features", "random"]
     assert all(0 < value <= 1 for value in metrics["map"].values())
     assert len(metrics["codewords_used"]) == 12
     for name in ("ranking.png", "tsne.png"):
-        assert cv2.imread(str(root / NAME / "epoch_0002" / name)) is not None
-    check_index(root / NAME / "epoch_0002")
+        assert cv2.imread(str(root / NAME / "step_000002" / name)) is not None
+    check_index(root / NAME / "step_000002")
     code, output = call(monkeypatch, capsys, demo, *arguments, "--n-book", 6)
     assert code == 2
     assert "6 codebooks of 16 codewords of 12 dimensions need Z with shape [16, 72]" in output
@@ -161,7 +163,7 @@ def test_the_demo_draws_the_query_that_is_asked_for_or_nothing(root, monkeypatch
     arguments = (root / NAME, "cpu", "--root", root, *TINY)
     code, output = call(monkeypatch, capsys, demo, *arguments, "--no-figures")
     assert code == 0, output
-    assert not list((root / NAME / "epoch_0000").glob("*.png"))
+    assert not list((root / NAME / "step_000000").glob("*.png"))
     drawn = []
     monkeypatch.setattr(demo, "draw", lambda *values: drawn.append(values[4]))
     assert call(monkeypatch, capsys, demo, *arguments, "--query", 2)[0] == 0
@@ -177,7 +179,7 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(root, monkeypatch, caps
     call(monkeypatch, capsys, train, *arguments, "--epochs", 1, "--checkpoints", "parts")
     code, output = call(monkeypatch, capsys, train, *arguments, "--epochs", 2, "--checkpoints", "parts", "--resume")
     assert code == 0, output
-    assert "resumed after epoch 1." in output
+    assert "resumed after step 1." in output
     whole, parts = stored(root / "whole"), stored(root / "parts")
     assert whole.keys() == parts.keys()
     for name in whole:
@@ -190,7 +192,41 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(root, monkeypatch, caps
     assert "--resume goes on from them" in output
     code, output = call(monkeypatch, capsys, train, *arguments, "--checkpoints", "parts", "--resume", "--epochs", 1)
     assert code == 2
-    assert "the newest checkpoint follows epoch 2, beyond the 1 of --epochs" in output
+    assert "the newest checkpoint follows step 2, beyond the 1 of --epochs" in output
+
+
+def test_ctrl_c_saves_the_state_and_a_resumed_run_ends_as_an_undisturbed_one(root, monkeypatch, capsys):
+    arguments = ("cpu", "--root", root, *TINY, "--steps-per-epoch", 3, "--epochs", 1)
+    call(monkeypatch, capsys, train, *arguments, "--checkpoints", "whole")
+    step = graphs.TrainingGraph.step
+
+    def interrupted(self, *batch):
+        if interrupted.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        interrupted.left -= 1
+        return step(self, *batch)
+    interrupted.left = 1
+    monkeypatch.setattr(graphs.TrainingGraph, "step", interrupted)
+    code, output = call(monkeypatch, capsys, train, *arguments, "--checkpoints", "parts")
+    assert code == 130, output
+    assert "SIGINT came: saved the state after step 2; --resume goes on from it." in output
+    code, output = call(monkeypatch, capsys, train, *arguments, "--checkpoints", "parts", "--resume")
+    assert code == 0, output
+    whole, parts = stored(root / "whole"), stored(root / "parts")
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
+
+
+def test_a_flipped_byte_in_a_checkpoint_is_found_and_the_file_named(root, monkeypatch, capsys):
+    call(monkeypatch, capsys, train, "cpu", "--root", root, *TINY, "--epochs", 0)
+    path = root / NAME / "step_000000" / "model.ckpt.data-00000-of-00001"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    for program, arguments in ((demo, (root / NAME, "cpu")), (train, ("cpu", "--resume", "--epochs", 1))):
+        code, output = call(monkeypatch, capsys, program, *arguments, "--root", root, *TINY)
+        assert code == 2
+        assert f"{path} was altered since it was written" in output
 
 
 def test_a_checkpoint_without_what_only_training_needs_is_encoded(tmp_path):

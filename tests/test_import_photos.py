@@ -172,7 +172,12 @@ def test_without_queries_no_test_files(desk):
     lambda text: b"\xef\xbb\xbf" + text.encode(),
     lambda text: text.replace("\n", "\r\n").encode(),
     lambda text: text.replace("\n", "\n\n").encode(),
-], ids=["byte order mark", "Windows line ends", "blank rows"])
+    lambda text: text.replace("\n", "\r").encode(),
+    lambda text: text.replace("\n", "\r\n", 2).encode(),
+    lambda text: text.rstrip("\n").encode(),
+    lambda text: text.replace("\n", " \t\n").encode(),
+], ids=["byte order mark", "Windows line ends", "blank rows", "old Mac line ends", "mixed line ends", "no last line end",
+        "blanks at the ends"])
 def test_files_as_spreadsheets_save_them(desk, change):
     desk.accepted(PHOTOS, name="plain")
     desk.accepted(change(PHOTOS))
@@ -248,10 +253,12 @@ def test_many_rows_are_fast(desk):
      "'\\t'"),
     (HEADER + "a.jpg,\"x\ny\",y,database\n", "under tags, found the control character '\\n'"),
     (HEADER + "a.jpg,x,y\x07,database\n", "under labels, found the control character '\\x07'"),
-    (HEADER + "a.jpg\0,x,y,database\n", "under image, found the control character '\\x00'"),
+    (HEADER + "a.jpg\0,x,y,database\n", "row 2: expected text, found a NUL byte"),
     (HEADER + "a.jpg,x\u2028z,y,database\n", "under tags, found the control character '\\u2028'"),
     (HEADER.encode() + b"a.jpg,caf\xe9,y,database\n", "expected UTF-8 text, found something else"),
-    (PHOTOS.encode("utf-16"), "expected UTF-8 text, found something else"),
+    (HEADER.encode() + b"a.jpg,x,y,query\r\na.jpg,caf\xe9,y,query\n", "row 3: expected UTF-8 text, found something"),
+    (HEADER + "a.jpg," + "x" * 200_000 + ",y,database\n", "row 2: expected comma-separated values, found a row that is"),
+    (PHOTOS.encode("utf-16"), "row 1: expected UTF-8 text, found something else"),
     (HEADER + "q.jpg,x,y,query\n", "expected photos to train on (split train or database), found none"),
     (HEADER + "a.jpg,,y,database\n", "expected tags that at least 1 training photos have, found none"),
     (HEADER + "a.jpg,x,y,train\nq.jpg,x,y,query\n", "expected database photos for the query photos to find, "

@@ -9,7 +9,7 @@ import net_val
 import parity_inputs as parity
 import quantizer
 from session import open_session, tf
-from util import UserError, stream, write_weights
+from util import UserError, fingerprint, stream, write_weights
 
 
 def test_ten_crop_embeddings_are_the_released_ones():
@@ -89,6 +89,8 @@ def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_it_is_said_why(t
     assert "another checkpoint" in refusal(checkpoint="def")
     assert "another database_img.txt" in refusal(checkpoint="abc", **{"database_img.txt": "abc"})
     path.write_bytes(path.read_bytes()[:5000])
+    assert f"{path} was altered since it was written" in refusal(checkpoint="abc")
+    path.with_suffix(".json").unlink()
     assert "cannot be read" in refusal(checkpoint="abc")
 
 
@@ -121,3 +123,16 @@ def test_a_checkpoint_without_fitting_codebooks_is_refused(tmp_path, stacked, se
     write_weights(path, weights if stacked is None else {**weights, "C": stacked})
     with pytest.raises(UserError, match=sentence):
         net_val.read_checkpoint(path)
+
+
+def test_a_checkpoint_that_was_trained_with_other_tags_is_refused_with_both_checksums(tmp_path):
+    checkpoint, embeddings = tmp_path / "x.npy", tmp_path / "FinalTagEmbs.txt"
+    embeddings.write_text("1 2 3\n")
+    net_val.check_trained_with(checkpoint, embeddings)  # a release's checkpoint tells nothing
+    for trained in (fingerprint(embeddings), "0123456789abcdef"):
+        write_weights(checkpoint, {}, {"fingerprints": {"FinalTagEmbs.txt": trained}})
+        if trained == fingerprint(embeddings):
+            net_val.check_trained_with(checkpoint, embeddings)
+        else:
+            with pytest.raises(UserError, match=f"0123456789ab…, and .* has {fingerprint(embeddings)[:12]}…"):
+                net_val.check_trained_with(checkpoint, embeddings)

@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from tiny import EXPERIMENT, PROJECT, QUERIES, STEPS, TRAINING, make_tiny, run, train, validate
-from util import read_weights, write_pickle, write_weights
+from tiny import EXPERIMENT, PROJECT, QUERIES, STEPS, TRAINING, make_tiny, run, train, validate, write_pickle
+from util import read_weights, write_weights
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from tiny import write_pickle
 from util import (
     UserError,
     experiment_name,
@@ -20,7 +21,6 @@ from util import (
     read_weights,
     replacing,
     stream,
-    write_pickle,
     write_weights,
 )
 

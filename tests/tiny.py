@@ -1,4 +1,5 @@
 """A dozen small photos as a data set `tiny`, and the programs run on it as people run them."""
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from util import stream, write_pickle
+from util import stream
 
 PROJECT = Path(__file__).resolve().parent.parent
 TRAINING, QUERIES, TAGS = 10, 3, 6
@@ -28,6 +29,10 @@ def train(root, *options, iterations=STEPS, codebooks=2, gpu="cpu"):
 def validate(root, *options, checkpoint=None):
     checkpoint = checkpoint or root / "checkpoints" / f"{EXPERIMENT}.npy"
     return run("validation.py", "tiny", checkpoint, "cpu", "--root", root, "--crops", 1, *options)
+
+
+def write_pickle(path, content):
+    path.write_bytes(pickle.dumps(content, protocol=4))
 
 
 def make_tiny(root):

@@ -1,0 +1,202 @@
+"""Reads pickles of NumPy arrays and plain containers, whoever made them: nothing that they name is imported or called.
+
+The standard library's unpickler in Python does the parsing, with the instructions below and no others. A name stays a
+str, and what a pickle may call are the methods in MAKERS. NumPy's `__setstate__` looks at none of its arguments, so
+these do: an array is made only of as many bytes as its shape and type take. Memory is bounded by the file's size.
+
+Protocols 0 to 5, Python 2 and 3, NumPy 1 and 2. A `defaultdict` or `OrderedDict` becomes a dict, a `bytearray` bytes.
+"""
+import math
+import os
+import pickle
+import re
+import sys
+
+import numpy as np
+
+KINDS = "biufSUO"  # of values: bool, whole numbers, float, bytes, str, objects
+DTYPE = re.compile(r"b1|[iu][1248]|f2|f4|f8|f16|O[48]?|[SU][0-9]{1,6}")
+ARGUMENTS = {"numpy.ndarray", "builtins.dict", "builtins.list", "builtins.tuple"}  # named, but never called
+INSTRUCTIONS = {getattr(pickle, name)[0] for name in (
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP",
+    "GET", "BINGET", "LONG_BINGET", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE",
+    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "APPEND", "APPENDS",
+    "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD")}
+INSTRUCTION_BYTES = 128  # of memory that an instruction may take besides the values in the file
+SPARE_BYTES = 64 << 20  # what any file may take: half a million instructions
+LARGEST_EMPTY = 1 << 20  # bytes of an empty array, were its axes of length 0 of length 1
+
+# what reading damaged or hostile bytes can raise
+ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError,
+          OverflowError)
+
+
+def load(file):
+    """The content of a pickle, an open binary file of the disk. Raises one of ERRORS."""
+    return _Unpickler(file).load()
+
+
+def bytes_left(file):
+    """How many bytes an open file has from here on."""
+    return os.fstat(file.fileno()).st_size - file.tell()
+
+
+def fits(shape, dtype, size):
+    """Whether `size` bytes are an array of this shape and of plain values; one that is empty must not be vast."""
+    return (dtype.kind in KINDS and type(shape) is tuple and len(shape) <= 32
+            and all(type(length) is int and 0 <= length < 2**40 for length in shape)
+            and math.prod(shape) * dtype.itemsize == size
+            and math.prod(length or 1 for length in shape) * (dtype.itemsize or 1) <= max(size, LARGEST_EMPTY))
+
+
+class _Source:
+    """The bytes of a pickle, and how much memory reading it may take: twice its size and SPARE_BYTES."""
+
+    def __init__(self, file):
+        self._file = file
+        self.left = bytes_left(file)
+        self._room = 2 * self.left + SPARE_BYTES
+
+    def read(self, size):
+        if size > self.left:
+            raise pickle.UnpicklingError(f"it ends too early: expected {size} more bytes, found {self.left}")
+        self.left -= size
+        if size == 1:  # an instruction begins
+            self.take(INSTRUCTION_BYTES)
+        return self._file.read(size)
+
+    def readline(self):
+        line = self._file.readline()
+        self.left -= len(line)
+        return line
+
+    def take(self, size):
+        """Note that `size` bytes of memory are about to be used."""
+        self._room -= size
+        if self._room < 0:
+            raise pickle.UnpicklingError("it takes far more memory than its size")
+
+
+class _Unpickler(pickle._Unpickler):
+    def __init__(self, file):
+        self._source = _Source(file)
+        super().__init__(self._source, encoding="latin1")  # as NumPy wants it for Python 2's pickles
+
+    def load(self):
+        content = super().load()
+        if self._source.left:
+            raise pickle.UnpicklingError(f"expected its end, found {self._source.left} more bytes")
+        return content
+
+    # ---------------------------------------------------------------- instructions
+
+    def find_class(self, module, name):
+        known = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
+        if known not in ARGUMENTS and known not in MAKERS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, and only NumPy arrays and plain containers are "
+                                         "admitted")
+        return known
+
+    def load_frame(self):
+        self.read(8)  # how much to read at once, and nothing else
+
+    load_bytearray8 = pickle._Unpickler.load_binbytes8
+
+    def load_reduce(self):
+        arguments, name = self.stack.pop(), self.stack.pop()
+        if not (type(name) is str and name in MAKERS and type(arguments) is tuple):
+            raise pickle.UnpicklingError("it calls something else than NumPy's functions")
+        self.append(MAKERS[name](self, *arguments))
+
+    def load_build(self):
+        state, made = self.stack.pop(), self.stack[-1]
+        if type(made) is np.ndarray and made.dtype == np.int8 and not made.size:  # from make_empty
+            _, shape, dtype, fortran, data = state
+            self.fill(made, shape, dtype, fortran, data)
+        elif isinstance(made, np.dtype) and len(state) == 8 and state[2] is state[3] is state[4] is None:
+            made.__setstate__(made.newbyteorder(state[1]).__reduce__()[2])  # NumPy's own state, not the pickle's
+        else:
+            raise pickle.UnpicklingError(f"it changes a {type(made).__name__} in a way that is not admitted")
+
+    def load_setitem(self):
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
+    def load_setitems(self):
+        self.set_items(self.pop_mark())
+
+    def load_dict(self):
+        items = self.pop_mark()
+        self.append({})
+        self.set_items(items)
+
+    def set_items(self, items):
+        content, keys, values = self.stack[-1], items[::2], items[1::2]
+        if type(content) is not dict or not all(isinstance(key, str | bytes | int | float | np.generic)
+                                                for key in keys):  # a tuple, if deep, overflows the C stack
+            raise pickle.UnpicklingError("expected dicts with names or numbers for keys, found others")
+        content.update(zip(keys, values, strict=True))
+
+    # ---------------------------------------------------------------- what may be called
+
+    def make_empty(self, kind, shape, code):
+        if (kind, shape) != ("numpy.ndarray", (0,)) or code not in ("b", b"b"):
+            raise pickle.UnpicklingError("it makes an array in a way that NumPy does not")
+        return np.empty(0, np.int8)
+
+    def make_array(self, data, dtype, shape, order):
+        if order not in ("C", "F"):
+            raise pickle.UnpicklingError("it holds an array in another order than C's or Fortran's")
+        return self.fill(np.empty(0, np.int8), shape, dtype, order == "F", data)
+
+    def make_scalar(self, dtype, data):
+        return self.fill(np.empty(0, np.int8), (), dtype, False, data)[()]
+
+    def make_dtype(self, name, align=False, copy=True):
+        if not (type(name) is str and DTYPE.fullmatch(name)):
+            raise pickle.UnpicklingError("it holds values that are no bools, numbers, bytes, strings or objects")
+        return np.dtype(name, copy=True)  # load_build may change it
+
+    def make_bytes(self, text="", encoding="latin1"):
+        if not (type(text) is str and encoding == "latin1"):
+            raise pickle.UnpicklingError("it encodes something else than bytes")
+        self._source.take(len(text))
+        return text.encode("latin1")
+
+    def make_dict(self, default=None):
+        return {}
+
+    def fill(self, array, shape, dtype, fortran, data):
+        """Make the empty `array` one of this shape, in place; it shares the memory of `data` where that is large."""
+        if not isinstance(dtype, np.dtype):
+            raise pickle.UnpicklingError("it holds an array without a type")
+        dtype = np.dtype(dtype.str)  # a copy that the pickle cannot change any more
+        if type(data) is str:  # from Python 2
+            data = data.encode("latin1")
+        size = len(data) * (dtype.itemsize if dtype.hasobject else 1)
+        if type(data) is not (list if dtype.hasobject else bytes) or not fits(shape, dtype, size):
+            raise pickle.UnpicklingError("it holds an array whose values do not fit its shape and type")
+        if dtype.hasobject and any(isinstance(value, np.ndarray) for value in data):
+            raise pickle.UnpicklingError("it holds an array of arrays")  # many deep, freeing them overflows the C stack
+        if dtype.kind == "U" and np.frombuffer(data, f"{dtype.str[0]}u4").max(initial=0) > sys.maxunicode:
+            raise pickle.UnpicklingError("it holds characters that do not exist")
+        self._source.take(size)
+        array.__setstate__((1, shape, dtype, bool(fortran), data))
+        return array
+
+
+MAKERS = {
+    "numpy.core.multiarray._reconstruct": _Unpickler.make_empty,
+    "numpy.core.multiarray.scalar": _Unpickler.make_scalar,
+    "numpy.core.numeric._frombuffer": _Unpickler.make_array,
+    "numpy.dtype": _Unpickler.make_dtype,
+    "_codecs.encode": _Unpickler.make_bytes,
+    "builtins.bytes": _Unpickler.make_bytes,  # without arguments
+    "collections.OrderedDict": _Unpickler.make_dict,
+    "collections.defaultdict": _Unpickler.make_dict,
+}
+_Unpickler.dispatch = {code: getattr(_Unpickler, method.__name__)
+                       for code, method in pickle._Unpickler.dispatch.items() if code in INSTRUCTIONS}

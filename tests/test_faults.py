@@ -1,0 +1,469 @@
+"""Faults that are really injected: SIGKILL at every step of a save, full disks, flipped bytes, signals, two runs.
+
+README.md's table of faults names the test of each.
+"""
+import contextlib
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import import_photos
+import index
+import net
+import net_val
+from dataset import find_dataset, read_tags
+from session import open_session
+from tag_processing import write_tags
+from test_import_photos import PHOTOS, Desk
+from test_index import make_content
+from test_net import linear_trainer, linear_weights
+from test_net_val import _retrieval
+from tiny import EXPERIMENT, PROJECT, STEPS, make_tiny, train
+from util import (
+    SEAL,
+    UserError,
+    check_seal,
+    open_log,
+    read_weights,
+    replacing_folder,
+    sealing,
+    stream,
+    write_json,
+    write_weights,
+)
+
+FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate"}
+
+
+# ---------------------------------------------------------------- SIGKILL while something is saved
+
+def save_weights(folder, version):
+    write_weights(folder / "model.npy", {"C": np.full((4, 3), version, np.float32)}, {"version": version})
+
+
+def load_weights(folder):
+    path = folder / "model.npy"
+    if check_seal(path.with_suffix(".json")):
+        assert json.loads(path.with_suffix(".json").read_text())["version"] == read_weights(path)["C"][0, 0]
+    return int(read_weights(path)["C"][0, 0])
+
+
+def save_state(folder, version):
+    with replacing_folder(folder / f"step_{version:08d}") as new:
+        (new / "variables").write_bytes(bytes([version]) * 100_000)
+        write_json(new / "settings.json", {"version": version})
+    for other in folder.iterdir():  # as States.save does
+        if other.name != f"step_{version:08d}":
+            shutil.rmtree(other)
+
+
+def load_state(folder):
+    newest = max(folder.glob("step_*"))
+    assert check_seal(newest / SEAL)
+    assert (newest / "variables").read_bytes() == bytes([int(newest.name[5:])]) * 100_000
+    return int(newest.name[5:])
+
+
+def save_retrieval(folder, version):
+    net_val.write_retrieval(folder / "x_retrieval.h5", _retrieval(stream(version, "h5 fault")), {"version": version})
+
+
+def load_retrieval(folder):
+    for version in (1, 2):
+        found, _, why = net_val.read_retrieval(folder / "x_retrieval.h5", {"version": version}, {})
+        if found is not None:
+            np.testing.assert_array_equal(found.db_features, _retrieval(stream(version, "h5 fault")).db_features)
+            return version
+        assert "another version" in why, why
+    return None
+
+
+def save_index(folder, version):
+    index.save(folder / "index", make_content(seed=version, images=300))
+
+
+def load_index(folder):
+    found = index.load(folder / "index").content
+    np.testing.assert_array_equal(found.codes, make_content(seed=found.facts["seed"], images=300).codes)
+    return found.facts["seed"]
+
+
+def save_tags(folder, version):
+    (folder / "data/x/tags").mkdir(parents=True, exist_ok=True)
+    write_tags(find_dataset("x", folder), np.full((version, 300), version), {row: [row] for row in range(version)},
+               {"version": version})
+
+
+def load_tags(folder):
+    with contextlib.suppress(UserError):  # embeddings of one and map of the other, told by their lengths
+        groups, embeddings = read_tags(find_dataset("x", folder), 5)
+        assert len(groups) == embeddings[0, 0]
+        return len(groups)
+    return "refused"
+
+
+SAVED = {"checkpoint": (save_weights, load_weights), "state": (save_state, load_state),
+         "retrieval file": (save_retrieval, load_retrieval), "index": (save_index, load_index),
+         "tags": (save_tags, load_tags)}
+
+
+def killed_at(call, save, folder):
+    """Save version 2 in a child that is killed at its n-th change of a file; whether it came so far."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def hook(event, _):
+            nonlocal count
+            count += event in FILE_EVENTS
+            if event in FILE_EVENTS and count == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(hook)
+        with contextlib.suppress(BaseException):
+            save(folder, 2)
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_a_kill_at_any_moment_of_a_save_leaves_the_old_one_or_the_new_one_whole(tmp_path, kind):
+    save, load = SAVED[kind]
+    found, call = [], 1
+    while True:
+        folder = tmp_path / str(call)
+        folder.mkdir()
+        save(folder, 1)
+        killed = killed_at(call, save, folder)
+        found.append(load(folder))
+        shutil.rmtree(folder)
+        if not killed:
+            break
+        call += 1
+    assert call > 4  # so many moments were tried
+    assert found[0] == 1
+    assert found[-1] == 2
+    switch = found.index(2)
+    assert set(found[:switch]) <= {1, "refused"}
+    assert set(found[switch:]) == {2}
+
+
+def test_a_save_after_a_kill_removes_nothing_that_counts_and_works(tmp_path):
+    save_index(tmp_path, 1)
+    assert killed_at(6, save_index, tmp_path)
+    save_index(tmp_path, 2)
+    assert load_index(tmp_path) == 2
+
+
+def test_a_kill_at_any_moment_of_an_import_leaves_no_half_data_set_and_it_can_be_repeated(tmp_path, monkeypatch):
+    desk = Desk(tmp_path)
+    desk.csv.write_text(PHOTOS)
+
+    def run_import(root, _=None):
+        arguments = ["mine", desk.csv, "--images", desk.images, "--root", root]
+        monkeypatch.setattr(sys, "argv", ["import_photos.py", *map(str, arguments)])
+        import_photos.main()
+
+    def files(root):
+        return {path.name: path.read_bytes() for path in (root / "data/mine").glob("*")}
+
+    run_import(desk.root)
+    call, killed = 1, True
+    while killed:
+        root = tmp_path / f"root {call}"
+        root.mkdir()
+        killed = killed_at(call, run_import, root)
+        assert files(root) in ({}, files(desk.root))
+        run_import(root)
+        assert files(root) == files(desk.root)
+        call += 1
+    assert call > 20  # so many moments were tried
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path):
+    """Real SIGKILLs at moments drawn by a seed, most of them while half a gigabyte of state is written."""
+    expected = undisturbed(tmp_path / "whole")
+    root, rng = make_tiny(tmp_path / "killed"), stream(0, "kills")
+    states = root / "checkpoints" / f"{EXPERIMENT}_state"
+    for _ in range(40):
+        resume = ["--resume"] if list(states.glob("step_*")) else []
+        process = start(root, "--save-every", 1, *resume)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=float(rng.uniform(6, 20)))
+        process.kill()
+        output = process.communicate()[0]
+        assert "error" not in output, output
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert (root / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes() == expected
+
+
+# ---------------------------------------------------------------- signals
+
+def start(root, *options):
+    """train.py on `tiny` in the background."""
+    return subprocess.Popen([sys.executable, "train.py", "tiny", "0.00003", str(STEPS), "0.0001", "2", "WSDQH", "t",
+                             "cpu", "--root", root, "--batch-size", "4", "--backbone-init", "lsuv",
+                             *map(str, options)],
+                            cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def undisturbed(root):
+    """The checkpoint's bytes of a training on `tiny` that nobody disturbs."""
+    make_tiny(root)
+    code, output = train(root)
+    assert code == 0, output
+    return (root / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes()
+
+
+def wait_for(text, process):
+    """All lines up to the first that holds `text`."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError("".join(lines))
+
+
+def test_sigterm_and_ctrl_c_save_the_state_and_a_resumed_run_ends_as_an_undisturbed_one(tmp_path):
+    expected = undisturbed(tmp_path / "whole")
+    root = make_tiny(tmp_path / "stopped")
+    for number, step, resume in ((signal.SIGTERM, 2, []), (signal.SIGINT, 5, ["--resume"])):
+        process = start(root, *resume)
+        wait_for(f"step [{step:4d}]", process)
+        process.send_signal(number)
+        output = process.communicate()[0]
+        assert process.returncode == 128 + number, output
+        assert re.search(rf"{number.name} came: saved the state after step \d+; --resume goes on from it\.", output)
+        assert "Traceback" not in output
+    code, output = train(root, "--resume")
+    assert code == 0, output
+    assert (root / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes() == expected
+
+
+# ---------------------------------------------------------------- two runs at once
+
+def test_a_second_run_of_one_experiment_is_refused_and_the_first_goes_on(tmp_path):
+    root = make_tiny(tmp_path)
+    first = start(root)
+    wait_for("training images", first)
+    code, output = train(root)
+    assert code == 2
+    assert re.search(r"error: .*\.log: another run of this experiment is at work; NOTES tell two apart\n", output)
+    assert first.wait() == 0
+    assert check_seal(root / "checkpoints" / f"{EXPERIMENT}.json")
+
+
+# ---------------------------------------------------------------- a full disk
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """No file of this process can grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path, kind):
+    save, load = SAVED[kind]
+    save(tmp_path, 1)
+    before = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with files_of_at_most(30), pytest.raises((OSError, RuntimeError)):
+        save(tmp_path, 2)
+    assert {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert load(tmp_path) == 1
+
+
+def test_a_disk_that_is_full_while_tensorflow_writes_a_state_is_told_in_one_sentence(tmp_path):
+    _, graph, alternation = linear_trainer(8, 8)
+    states = net.States(tmp_path, graph, alternation, {})
+    with open_session(graph.graph) as session:
+        graph.initialize(session, linear_weights())
+        states.save(1, session)
+        with files_of_at_most(10_000), pytest.raises(UserError, match="this checkpoint could not be written") as error:
+            states.save(2, session)
+        assert "\n" not in str(error.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+        states.restore(session)
+
+
+def run_limited(size, *arguments):
+    """Exit code and output of a program none of whose files can grow beyond `size` bytes."""
+    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=PROJECT, capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("size", "options"), [(100, ()), (1_000_000, ()), (1_000_000, ("--save-every", 1))],
+                         ids=["log", "checkpoint", "state"])
+def test_training_on_a_full_disk_ends_in_one_sentence_and_code_2(tmp_path, size, options):
+    root = make_tiny(tmp_path)
+    code, output = run_limited(size, "train.py", "tiny", 0.00003, 1, 0.0001, 2, "WSDQH", "t", "cpu", "--root", root,
+                               "--batch-size", 4, "--backbone-init", "lsuv", *options)
+    assert code == 2, output
+    assert len(re.findall(r"^error: ", output, re.M)) == 1
+    assert "Traceback" not in output
+    assert not [path for path in (root / "checkpoints").rglob("*") if path.is_file()]
+
+
+# ---------------------------------------------------------------- flipped bytes
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("checkpoint", "model.npy"), ("state", "step_00000001/variables"),
+                                            ("index", "index/codes-1.npy")])
+def test_a_flipped_byte_is_found_and_the_file_named(tmp_path, kind, name):
+    save, load = SAVED[kind]
+    save(tmp_path, 1)
+    flip(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / name))} was altered since it was written"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["FinalTagEmbs.txt", "TagIdMergeMap.pkl"])
+def test_a_flipped_byte_in_the_tags_is_found_and_the_file_named(tmp_path, name):
+    save_tags(tmp_path, 3)
+    flip(tmp_path / "data/x/tags" / name)
+    with pytest.raises(UserError, match=f"{name} was altered since it was written"):
+        read_tags(find_dataset("x", tmp_path), 5)
+
+
+def test_a_flipped_byte_in_a_retrieval_file_is_told_and_the_file_is_not_used(tmp_path):
+    save_retrieval(tmp_path, 1)
+    flip(tmp_path / "x_retrieval.h5")
+    found, _, why = net_val.read_retrieval(tmp_path / "x_retrieval.h5", {"version": 1}, {})
+    assert found is None
+    assert f"{tmp_path / 'x_retrieval.h5'} was altered since it was written" in why
+
+
+def test_a_file_without_a_checksum_as_the_release_writes_it_loads_with_a_note(tmp_path, capsys):
+    save_tags(tmp_path, 3)
+    (tmp_path / "data/x/tags/report.json").unlink()
+    assert len(read_tags(find_dataset("x", tmp_path), 5)[0]) == 3
+    assert "tells no checksums, so damage" in capsys.readouterr().err
+
+
+def test_a_seal_that_is_no_json_is_refused_by_name(tmp_path):
+    save_weights(tmp_path, 1)
+    for content in ("{", "[]", '{"sha256": {"model.npy": 3}}', '{"sha256": {"../../etc/passwd": "0"}}', "[" * 100_000):
+        (tmp_path / "model.json").write_text(content)
+        with pytest.raises(UserError, match=r"model\.json"):
+            load_weights(tmp_path)
+
+
+def test_sealed_files_replace_each_other_together(tmp_path):
+    for version in (b"old", b"new"):
+        with sealing(tmp_path / "seal.json", {"version": str(version)}, tmp_path / "a", tmp_path / "b") as paths:
+            for path in paths:
+                path.write_bytes(version)
+    assert check_seal(tmp_path / "seal.json")
+    with contextlib.suppress(KeyError), sealing(tmp_path / "seal.json", {}, tmp_path / "a") as (path,):
+        path.write_bytes(b"half")
+        raise KeyError
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert check_seal(tmp_path / "seal.json")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+# ---------------------------------------------------------------- training that diverges
+
+def test_a_training_that_diverges_stops_with_step_and_quantity_and_keeps_the_last_good_state(tmp_path):
+    trainer, graph, alternation = linear_trainer(40, 16)
+    states = net.States(tmp_path, graph, alternation, {})
+    with open_session(graph.graph) as session:
+        graph.initialize(session, linear_weights())
+        states.save(1, session)
+        kernel = graph.variables["fc8"][0]
+        kernel.load(np.full(kernel.shape, np.nan, np.float32), session)
+        with pytest.raises(UserError, match=r"step 2: \S+ holds NaN or infinite values, so the training has diverged"):
+            states.save(2, session)
+        assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+        rows, images = trainer.load(4)
+        with pytest.raises(UserError, match="step 5: embedding loss holds NaN"):
+            trainer.run(session, 4, rows, images)
+        states.restore(session)
+        trainer.run(session, 4, rows, images)
+
+
+def test_codebooks_that_are_no_longer_finite_stop_the_training(tmp_path, monkeypatch):
+    trainer, graph, alternation = linear_trainer(40, 16)
+
+    def spoil(_):
+        alternation.codebooks = np.full_like(alternation.codebooks, np.inf)
+    monkeypatch.setattr(alternation, "update", spoil)
+    with open_session(graph.graph) as session:
+        graph.initialize(session, linear_weights())
+        with pytest.raises(UserError, match="step 7: codebooks holds NaN or infinite values"):
+            trainer.run(session, 6, *trainer.load(6))
+
+
+def test_a_log_that_another_run_holds_is_refused_until_that_run_ends(tmp_path):
+    path = tmp_path / "x.log"
+    holder = subprocess.Popen([sys.executable, "-c", "import fcntl, sys, time\n"
+                               f"file = open({str(path)!r}, 'a'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+                               "print('held', flush=True); time.sleep(60)"], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another run of this experiment is at work"):
+        open_log(path)
+    holder.kill()
+    holder.wait()
+    time.sleep(0.1)
+    open_log(path).info("mine")
+    assert path.read_text().endswith("mine\n")
+
+
+# ---------------------------------------------------------------- a poor environment
+
+def test_programs_run_with_6_gb_one_cpu_no_home_locale_c_few_descriptors_and_an_odd_folder(tmp_path):
+    root = make_tiny(tmp_path / "ma\u0308rz & 写真 $HOME")
+    splits = root / "data/tiny"
+    for name in ("train_img.txt", "train_tag.txt"):  # 70 rows, for batches of 64
+        (splits / name).write_text(7 * (splits / name).read_text())
+
+    def poor():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        os.sched_setaffinity(0, {0})
+
+    def run_poorly(*arguments):
+        done = subprocess.run([sys.executable, *map(str, arguments), "--root", str(root)], cwd=PROJECT, text=True,
+                              env={"LC_ALL": "C", "PATH": "/usr/bin:/bin"}, preexec_fn=poor, capture_output=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run_poorly("train.py", "tiny", 0.00003, 2, 0.0001, 2, "WSDQH", "t", "cpu", "--batch-size", 64, "--backbone-init",
+               "lsuv")
+    assert "random mAP@10" in run_poorly("validation.py", "tiny", root / "checkpoints" / f"{EXPERIMENT}.npy", "cpu",
+                                         "--crops", 1)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 6 * 2**20  # KiB, of the largest child so far
+
+
+@pytest.mark.parametrize("kind", ["a file", "missing and not to be made"])
+def test_an_output_folder_that_cannot_be_written_ends_in_one_sentence(tmp_path, kind):
+    root = make_tiny(tmp_path)
+    (root / "logs").write_text("") if kind == "a file" else (root / "logs").symlink_to("/proc/none")
+    code, output = train(root, iterations=0)
+    assert code == 2
+    assert re.search(r"^error: .*logs", output, re.M)
+    assert "Traceback" not in output
