@@ -27,7 +27,6 @@ CROP_RANGE = IMAGE_SIDE - CROP_SIDE + 1  # a crop starts at 0 … 29 in each axi
 IMAGE_BYTES = IMAGE_SIDE * IMAGE_SIDE * 3
 MOST_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # of an image file; decoding takes 6 bytes for each
 SURE_SIDE = 65500  # pixels: OpenCV reads no longer side of a JPEG, and any PNG up to there
-CHECKED_TOGETHER = 64  # image files that a thread checks at a time
 MOST_SHOWN = 80  # characters of a faulty text
 
 RELEASE_FOLDERS = {"flickr": "flickr25k", "nuswide": "nus-wide"}
@@ -142,7 +141,7 @@ def read_image_list(path):
 
 def leads_out(name):
     """Whether a path is absolute or climbs by `..`, if only for a while."""
-    return name[0] == "/" or (".." in name and ".." in name.replace("\\", "/").split("/"))
+    return name[0] == "/" or (".." in name and ".." in name.split("/"))
 
 
 def read_tag_names(path):
@@ -179,7 +178,8 @@ def read_binary_matrix(path):
         text = np.append(text, np.uint8(ord("\n")))
     digit = (text == ord("0")) | (text == ord("1"))
     newline = text == ord("\n")
-    plain = digit | newline | (text == ord(" ")) | (text == ord("\t")) | (text == ord("\r"))
+    crlf = np.append((text[:-1] == ord("\r")) & newline[1:], False)[:len(text)]
+    plain = digit | newline | crlf | (text == ord(" ")) | (text == ord("\t"))
     if not plain.all() or (digit[1:] & digit[:-1]).any():
         return _read_spelled_matrix(path)
     ends = np.flatnonzero(newline)  # (lines,)
@@ -213,7 +213,7 @@ def _read_spelled_matrix(path):
             except ValueError:
                 value = None
             if value not in (0, 1):
-                raise UserError(f"{path}: row {row}: expected 0 or 1, found {word!r}")
+                raise UserError(f"{path}: row {row}: expected 0 or 1, found {shown(word)}")
             values.append(int(value))
         rows.append(values)
     _count_rows(path, np.array([len(values) for values in rows]))
@@ -246,7 +246,7 @@ def _check_embedding_rows(path, lines):
             try:
                 float(word)
             except ValueError:
-                raise UserError(f"{path}: row {row}: expected a number, found {word!r}") from None
+                raise UserError(f"{path}: row {row}: expected a number, found {shown(word)}") from None
 
 
 def read_merge_map(path, raw_tags):
@@ -261,13 +261,15 @@ def read_merge_map(path, raw_tags):
     for key, columns in merge_map.items():
         if key == -1:
             continue
-        columns = np.asarray(columns if isinstance(columns, list | tuple | np.ndarray) else [columns])
-        if columns.dtype.kind not in "iu" or columns.ndim != 1 or not columns.size:
-            raise UserError(f"{path}: merged tag {key!r}: expected a list of raw tag columns, found {columns!r}")
-        if columns.min() < 0 or columns.max() >= raw_tags:
-            raise UserError(f"{path}: merged tag {key!r} names raw tag column {columns.max()}, expected 0 to "
+        columns = columns.tolist() if isinstance(columns, np.ndarray) else columns
+        columns = columns if isinstance(columns, list | tuple) else [columns]
+        if not columns or not all(type(column) is int or isinstance(column, np.integer) for column in columns):
+            raise UserError(f"{path}: merged tag {key!r:.80}: expected a list of raw tag columns, found none or others")
+        bad = [column for column in columns if not 0 <= column < raw_tags]
+        if bad:
+            raise UserError(f"{path}: merged tag {key!r:.80} names raw tag column {bad[0]!s:.80}, expected 0 to "
                             f"{raw_tags - 1}")
-        groups.append(columns.tolist())
+        groups.append([int(column) for column in columns])
     return groups
 
 
@@ -397,14 +399,9 @@ def _places(folder, parent):
 
 def image_faults(paths):
     """{row: what is wrong} of the files that are missing, empty, truncated or no image; headers and ends only."""
-    batches = [paths[start:start + CHECKED_TOGETHER] for start in range(0, len(paths), CHECKED_TOGETHER)]
-    faults = {}
-    with (ThreadPoolExecutor(os.cpu_count()) as pool,
-          progress(total=len(paths), desc="checking images", leave=False) as bar):
-        for batch, found in enumerate(pool.map(lambda batch: [image_fault(path) for path in batch], batches)):
-            faults.update({batch * CHECKED_TOGETHER + i: why for i, why in enumerate(found) if why})
-            bar.update(len(found))
-    return faults
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = progress(pool.map(image_fault, paths), total=len(paths), desc="checking images", leave=False)
+        return {row: why for row, why in enumerate(found) if why}
 
 
 def list_faults(faults, name):
@@ -414,29 +411,35 @@ def list_faults(faults, name):
 
 def image_fault(path):
     """What is wrong with an image file, or None. Usual JPEG and PNG are not decoded: their structure tells."""
+    fault, sure = _structural_fault(path)
+    return fault if fault or sure else decode(path)[1]
+
+
+def _structural_fault(path):
+    """What is wrong with an image file as far as can be told without decoding it, or None; and whether that is all."""
     try:
         status = os.stat(path)  # follows links, and does not wait for a FIFO as opening it would
         if not stat.S_ISREG(status.st_mode):
-            return "cannot be read (it is no regular file)"
+            return "cannot be read (it is no regular file)", True
         if not status.st_size:
-            return "is empty"
+            return "is empty", True
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data[:3] == b"\xff\xd8\xff":
                 structure = _jpeg_structure(data)
             elif data[:8] == b"\x89PNG\r\n\x1a\n":
                 structure = _png_structure(data)
             else:
-                return decode(path)[1]
+                return None, False
     except FileNotFoundError:
-        return "is missing"
+        return "is missing", True
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"cannot be read ({error.strerror})", True
     if structure is None:
-        return "is truncated"
+        return "is truncated", True
     width, height, usual = structure
     if width * height > MOST_PIXELS:
-        return f"has {width:,}×{height:,} pixels, more than {MOST_PIXELS:,}"
-    return None if usual and 0 < width <= SURE_SIDE and 0 < height <= SURE_SIDE else decode(path)[1]
+        return f"has {width:,}×{height:,} pixels, more than {MOST_PIXELS:,}", True
+    return None, usual and 0 < width <= SURE_SIDE and 0 < height <= SURE_SIDE
 
 
 def _jpeg_structure(data):
@@ -463,11 +466,15 @@ def _jpeg_structure(data):
 
 
 def _png_structure(data):
-    """Width, height and True; None if the first or the last chunk is not there."""
-    at = 8
-    while data[at + 4:at + 8] not in (b"IDAT", b""):  # a chunk before the pixels may hold a whole PNG
+    """Width, height and True; None if the chunks do not lead from one to the next up to the last.
+
+    OpenCV makes room for a chunk as long as it says it is, up to 4 GB, before it finds the file to be shorter.
+    """
+    at, kind = 8, b""
+    while kind != b"IEND" and at + 12 <= len(data):
+        kind = data[at + 4:at + 8]
         at += 12 + int.from_bytes(data[at:at + 4], "big")
-    if data[12:16] != b"IHDR" or data.rfind(b"\0\0\0\0IEND\xaeB`\x82", at) < 0:
+    if data[12:16] != b"IHDR" or kind != b"IEND" or at > len(data):
         return None
     return *struct.unpack(">II", data[16:24]), True
 
@@ -476,10 +483,13 @@ def _png_structure(data):
 
 def decode(path):
     """An image as OpenCV reads it, upright, BGR, uint8 (h, w, 3), and None; or None and what is wrong."""
+    fault, _ = _structural_fault(path)
+    if fault:
+        return None, fault
     try:
         image = cv2.imread(os.fsencode(path))  # of a str, a name that is not UTF-8 would crash it
     except cv2.error as error:
-        if "CV_IO_MAX_IMAGE" in str(error):
+        if "CV_IO_MAX_IMAGE_PIXELS" in str(error):
             return None, f"has more than {MOST_PIXELS:,} pixels"
         return None, f"cannot be decoded ({error.err})"
     return (image, None) if image is not None else (None, "is not an image that OpenCV reads")
@@ -488,15 +498,15 @@ def decode(path):
 def read_image(path):
     """An image as the release reads it: BGR, bilinearly resized, uint8 (256, 256, 3). Raises UserError."""
     image, fault = decode(path)
-    if image is None:
-        raise UserError(f"{path} {image_fault(path) or fault}")
+    if fault:
+        raise UserError(f"{path} {fault}")
     return cv2.resize(image, (IMAGE_SIDE, IMAGE_SIDE))
 
 
 def thumbnail(path):
-    """An image file as uint8 RGB (h, w, 3) of at most 160 pixels, or None if it is missing or no image."""
-    image = decode(path)[0] if os.path.isfile(path) else None
-    if image is None:
+    """An image file as uint8 RGB (h, w, 3) of at most 160 pixels, or None if it is missing or no sound image."""
+    image, fault = decode(path)
+    if fault:
         return None
     scale = min(1, THUMBNAIL_SIDE / max(image.shape[:2]))
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]

@@ -280,8 +280,10 @@ def measure(retrieval, topk, seed, log):
 
 
 def as_numbers(results, topk):
-    """What the metrics file holds of the results of `measure`: `{ranking: {what: number}}`."""
+    """What the metrics file holds of the results of `measure`: `{ranking: {what: number}}`, None where it is NaN."""
+    def defined(value):
+        return None if np.isnan(value) else float(value)
     return {name: {
-        "map": quality.map, "map_min_rk": quality.map_min_rk, "queries_left_out": quality.left_out,
-        "precision": {str(n): float(quality.precision[n - 1]) for n in PRECISION_AT if n <= topk},
+        "map": defined(quality.map), "map_min_rk": defined(quality.map_min_rk), "queries_left_out": quality.left_out,
+        "precision": {str(n): defined(quality.precision[n - 1]) for n in PRECISION_AT if n <= topk},
         "seconds": round(seconds, 3)} for name, (quality, seconds) in results.items()}

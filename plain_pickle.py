@@ -20,7 +20,7 @@ ARGUMENTS = {"numpy.ndarray", "builtins.dict", "builtins.list", "builtins.tuple"
 INSTRUCTIONS = {getattr(pickle, name)[0] for name in (
     "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP",
     "GET", "BINGET", "LONG_BINGET", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE",
-    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
     "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "APPEND", "APPENDS",
@@ -104,6 +104,12 @@ class _Unpickler(pickle._Unpickler):
         self.read(8)  # how much to read at once, and nothing else
 
     load_bytearray8 = pickle._Unpickler.load_binbytes8
+
+    def load_int(self):
+        text = self.readline()[:-1].removesuffix(b"L")
+        self.append(text == b"01" if text in (b"00", b"01") else int(text))  # at most 4,300 digits, as str() takes
+
+    load_long = load_int
 
     def load_reduce(self):
         arguments, name = self.stack.pop(), self.stack.pop()

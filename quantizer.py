@@ -130,7 +130,8 @@ def quantized_scores(queries, codes, codebooks):
         codes: uint8 (N, M).
         codebooks: float32 (M, K, D).
     """
-    parts = queries.reshape(len(queries), -1, codebooks.shape[2])  # (Q, 1 or M, D)
+    d = codebooks.shape[2]
+    parts = queries.reshape(len(queries), queries.shape[1] // d, d)  # (Q, 1 or M, D)
     tables = (codebooks @ parts.transpose(1, 2, 0)).transpose(2, 0, 1)  # (Q, M, K)
     columns = codes.T.astype(np.intp)  # (M, N)
     scores = np.empty((len(queries), len(codes)), np.float32)

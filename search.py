@@ -67,7 +67,6 @@ def parse_arguments():
 
 
 def main():
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8; JSON has the same escapes
     options = parse_arguments()
     if options.command == "build":
         build(options.checkpoint, options.dataset, options.out, options.root, options.trained_on, options.crops,

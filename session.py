@@ -5,7 +5,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own notes on 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # no Keras here: without this, importing it takes two seconds
 import tensorflow.compat.v1 as tf
 
-from util import UserError, first_line
+from util import UserError, one_line
 
 tf.logging.set_verbosity(tf.logging.ERROR)
 tf.disable_v2_behavior()
@@ -28,7 +28,7 @@ def save_variables(saver, session, path):
     try:
         saver.save(session, str(path), write_meta_graph=False, write_state=False)
     except tf.errors.OpError as error:
-        raise UserError(f"{path}: this checkpoint could not be written: {first_line(error.message)}") from error
+        raise UserError(f"{path}: this checkpoint could not be written: {one_line(error.message)}") from error
 
 
 def finite_operations(variables):

@@ -173,7 +173,7 @@ def train(options, training_set, target, record, log):
                       options.root / "logs" / target.name, stop)
         graph.check_finite(session, options.iterations)
         weights = session.run(graph.variables)
-        if options.two_stage:
+        if options.two_stage and steps:
             states.save(options.iterations, session)  # so that an interrupted second stage begins there
     if options.two_stage:
         learn_codebooks(alternation, training_set.paths, weights, options.iterations, device)

@@ -46,6 +46,8 @@ def first_few(texts):
 
 def run_program(main):
     """Run `main()`; bad input and failing files end in one sentence and exit code 2, not in a traceback."""
+    for stream_ in (sys.stdout, sys.stderr):
+        stream_.reconfigure(errors="backslashreplace")  # a file's name need not be UTF-8
     try:
         main()
     except (UserError, OSError) as error:
@@ -55,9 +57,9 @@ def run_program(main):
         sys.exit(130)
 
 
-def first_line(text):
-    """What stands before the first line break of somebody else's message."""
-    return str(text).strip().split("\n")[0]
+def one_line(content):
+    """An error, a shape or a type in words, on one line that is not too long."""
+    return " ".join(str(content).split())[:200] or type(content).__name__
 
 
 def note(line):
@@ -302,7 +304,7 @@ def sync(path):
 def write_text(path, text):
     """Replace `path` by `text` (UTF-8)."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name need not be UTF-8
 
 
 def write_json(path, content):
@@ -376,7 +378,7 @@ def read_npy(path):
             return np.lib.format.read_array(file, allow_pickle=False)
         array = _unpickle(file, path)
     if not (isinstance(array, np.ndarray) and array.shape == shape):
-        raise UserError(f"{path}: expected an array of shape {_one_line(shape)}, found a damaged file")
+        raise UserError(f"{path}: expected an array of shape {one_line(shape)}, found a damaged file")
     return array.item() if shape == () else array
 
 
@@ -390,10 +392,10 @@ def _read_npy_header(file, path):
         if not (dtype.itemsize and all(0 <= length < 2**63 for length in shape)):
             raise ValueError("its header says that there is an impossible array")
     except (*plain_pickle.ERRORS, RecursionError, SyntaxError, tokenize.TokenError) as error:
-        raise UserError(f"{path}: expected a NumPy .npy file, found something else ({_one_line(error)})") from error
+        raise UserError(f"{path}: expected a NumPy .npy file, found something else ({one_line(error)})") from error
     size = plain_pickle.bytes_left(file)
     if dtype.kind != "O" and not plain_pickle.fits(shape, dtype, size):
-        raise UserError(f"{path}: expected plain values of shape {_one_line(shape)} and type {_one_line(dtype)} as its "
+        raise UserError(f"{path}: expected plain values of shape {one_line(shape)} and type {one_line(dtype)} as its "
                         f"header says, found {size} bytes that do not fit")
     return shape, dtype
 
@@ -406,12 +408,15 @@ def read_weights(path):
     weights = read_npy(path)
     if not (isinstance(weights, dict) and all(isinstance(name, str) for name in weights)):
         raise UserError(f"{path}: expected a dict of layers, found {type(weights).__name__}")
-    clean = {}
+    clean, floats = {}, {}  # floats: {id of an array: the same in float32}, for one may stand under many names
     for name, value in weights.items():
         arrays = [value] if name == "C" else value
         if not (isinstance(arrays, list | tuple) and len(arrays) == (1 if name == "C" else 2)):
             raise UserError(f"{path}: expected [kernel, bias] under {name!r}, found {type(value).__name__}")
-        arrays = [_finite_floats(path, name, array) for array in arrays]
+        for array in arrays:
+            if id(array) not in floats:
+                floats[id(array)] = _finite_floats(path, name, array)
+        arrays = [floats[id(array)] for array in arrays]
         clean[name] = arrays[0] if name == "C" else arrays
     return clean
 
@@ -436,9 +441,4 @@ def _unpickle(file, path):
     try:
         return plain_pickle.load(file)
     except plain_pickle.ERRORS as error:
-        raise UserError(f"{path}: this pickle was not read: {_one_line(error)}") from error
-
-
-def _one_line(content):
-    """An error, a shape or a type in words, on one line that is not too long."""
-    return " ".join(str(content).split())[:200] or type(content).__name__
+        raise UserError(f"{path}: this pickle was not read: {one_line(error)}") from error

@@ -101,6 +101,8 @@ def report(options, retrieval, attributes, experiment, log):
     log.info(f"{queries} queries, {images} database images, {8 * len(retrieval.codebooks)} bits an image.")
     results = net_val.measure(retrieval, topk, options.seed, log)
     numbers = net_val.as_numbers(results, topk)
+    if numbers["AQD"]["map"] is None:
+        log.warning(f"no query shares a label with any of its first {topk} results, so there is no MAP.")
     path = options.checkpoint.with_name(f"{experiment}_metrics.json")
     write_json(path, {"dataset": options.dataset, "bits": 8 * len(retrieval.codebooks), "topk": topk,
                       "queries": queries, "database_images": images, **numbers,
@@ -114,9 +116,11 @@ def print_table(results, topk):
     """The results as a table for people; the random row shows what the others are worth."""
     columns = list(results["AQD"]["precision"])
     print(f"\n{'':8}{'MAP@' + str(topk):>10}{'min(R,K)':>10}" + "".join(f"{'P@' + n:>9}" for n in columns))
+    def cell(value, width):
+        return f"{'none' if value is None else f'{value:.4f}':>{width}}"
     for name, row in results.items():
-        print(f"{name:8}{row['map']:10.4f}{row['map_min_rk']:10.4f}"
-              + "".join(f"{row['precision'][n]:9.4f}" for n in columns))
+        print(f"{name:8}{cell(row['map'], 10)}{cell(row['map_min_rk'], 10)}"
+              + "".join(cell(row["precision"][n], 9) for n in columns))
     print()
 
 

@@ -15,6 +15,8 @@ from util import DIMENSIONS, UserError, progress
 VECTOR_BYTES = 4 * DIMENSIONS
 CHUNK_BYTES = 1 << 20  # a binary file is read in such pieces
 LONGEST_LINE = 1 << 20  # bytes; a file of another kind must not be swallowed whole for want of line ends
+MOST_DIGITS = 18  # of a number in the first line
+MOST_SHOWN = 100  # characters of what is wrong with a number
 FORMATS = ".bin, .bin.gz (word2vec binary), .txt, .txt.gz, .vec or .vec.gz (text)"
 
 # Skip-gram goes over the tag lists until the median tag has been seen so often. Tried from 250 to 700 and beyond on
@@ -92,7 +94,8 @@ def _checked(parse, numbers, path, row, word):
     try:
         vector = parse(numbers)
     except ValueError as error:
-        raise UserError(f"{path}: row {row} ({word!r}): expected {DIMENSIONS} numbers ({error})") from error
+        why = str(error)[:MOST_SHOWN]
+        raise UserError(f"{path}: row {row} ({word!r}): expected {DIMENSIONS} numbers ({why})") from error
     if not np.isfinite(vector).all():
         raise UserError(f"{path}: row {row} ({word!r}) holds NaN or infinite numbers, expected finite ones")
     return vector
@@ -151,7 +154,7 @@ def _parse_text(numbers):
 def _header(line, path):
     """The number of vectors in a first line such as `3000000 300`; None if the line is no such thing."""
     words = line.split()
-    if len(words) != 2 or not all(word.isdigit() for word in words):
+    if len(words) != 2 or not all(word.isdigit() and len(word) <= MOST_DIGITS for word in words):
         return None
     if int(words[1]) != DIMENSIONS:
         raise UserError(f"{path}: expected vectors of {DIMENSIONS} numbers, found {int(words[1])}")

@@ -7,7 +7,7 @@ import numpy as np
 from gpq import losses, network, retrieval
 from gpq.data import SIDE, standardize
 from session import check_finite, finite_operations, open_session, save_variables, tf
-from util import SEAL, UserError, check_seal, check_settings, first_line, note, progress, replacing_folder, write_json
+from util import SEAL, UserError, check_seal, check_settings, note, one_line, progress, replacing_folder, write_json
 
 MODEL = "model.ckpt"  # in the folder of an epoch
 SETTINGS = "settings.json"
@@ -159,7 +159,7 @@ def check_checkpoint(path, config, needed):
     try:
         shapes = tf.train.load_checkpoint(str(path)).get_variable_to_shape_map()
     except (tf.errors.OpError, ValueError) as error:
-        raise UserError(f"{path}: this checkpoint cannot be read: {first_line(error)}") from error
+        raise UserError(f"{path}: this checkpoint cannot be read: {one_line(error)}") from error
     stored = shapes.get(network.CODEBOOKS)
     if stored != list(needed[network.CODEBOOKS]):
         raise UserError(f"{path}: {config.n_book} codebooks of {config.words} codewords of {config.len_code} "

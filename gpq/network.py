@@ -2,11 +2,13 @@
 
 Letters: B images of a batch, S segments, K codewords, L = S·len_code dimensions of a feature, C classes.
 """
-import numpy as np
-import scipy.io
+import math
 
+import numpy as np
+
+from gpq import matlab
 from session import tf
-from util import UserError
+from util import UserError, one_line
 
 SCOPE = "Fixed_VGG"
 # Name of the convolution, name of its batch normalisation, channels in and out; kernels are 3×3.
@@ -21,6 +23,7 @@ BRANCH = POOLED_AFTER[-1]  # its pooled output is averaged beside the last three
 DECAY, EPSILON = 0.9, 0.001  # of batch normalisation
 CODEBOOKS, PROTOTYPES = "Z", "C"  # the release's names of Z and of P
 DENSE = f"{SCOPE}/dense"
+MOST_HEADER = 10_000  # bytes before the values in an .npz file's arrays
 
 
 # ---------------------------------------------------------------- parameters
@@ -52,14 +55,14 @@ def read_pretrained(path, shapes):
     """The layers of F but the last, `{name: array}`, from a `.mat` or `.npz` with keys `name:0`. Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    shapes = {name: shape for name, shape in shapes.items()
+              if name.startswith(f"{SCOPE}/") and not name.startswith(DENSE)}
     try:
-        stored = dict(np.load(path, allow_pickle=False)) if path.suffix == ".npz" else scipy.io.loadmat(path)
+        stored = _read_arrays(path, {f"{name}:0": math.prod(shape) for name, shape in shapes.items()})
     except Exception as error:  # what damaged bytes raise here has no common type
-        raise UserError(f"{path}: expected a .mat or .npz file, and it was not read: {error}") from error
+        raise UserError(f"{path}: expected a .mat or .npz file, and it was not read: {one_line(error)}") from error
     values = {}
     for name, shape in shapes.items():
-        if not name.startswith(f"{SCOPE}/") or name.startswith(DENSE):
-            continue
         array = stored.get(f"{name}:0")
         found = None if array is None else np.squeeze(array)
         if found is None or found.shape != shape or not np.issubdtype(found.dtype, np.floating):
@@ -69,6 +72,17 @@ def read_pretrained(path, shapes):
             raise UserError(f"{path}: '{name}:0' holds NaN or infinite values")
         values[name] = found.astype(np.float32)
     return values
+
+
+def _read_arrays(path, sizes):
+    """`{name: array}` of those named in `sizes`, `{name: numbers in it}`; what is packed may be no larger."""
+    if path.suffix != ".npz":
+        return matlab.read_arrays(path.read_bytes(), sizes)
+    with np.load(path, allow_pickle=False) as file:
+        for name in sizes.keys() & set(file.files):
+            if file.zip.getinfo(f"{name}.npy").file_size > 8 * sizes[name] + MOST_HEADER:
+                raise ValueError(f"{name!r} holds more than {sizes[name]} numbers")
+        return {name: file[name] for name in sizes if name in file}
 
 
 def make_variables(shapes):
