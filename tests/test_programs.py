@@ -3,12 +3,26 @@ import json
 import os
 import re
 import shutil
+import signal
 
 import h5py
 import numpy as np
 import pytest
 
-from tiny import EXPERIMENT, PROJECT, QUERIES, STEPS, TRAINING, make_tiny, run, train, validate, write_pickle
+from tiny import (
+    EXPERIMENT,
+    PROJECT,
+    QUERIES,
+    STEPS,
+    TRAINING,
+    make_tiny,
+    run,
+    start,
+    train,
+    validate,
+    wait_for,
+    write_pickle,
+)
 from util import read_weights, write_weights
 
 
@@ -74,21 +88,28 @@ def test_tensorboard_finds_the_scalars(trained):
     assert b"loss/embedding" in events[0].read_bytes()
 
 
-def test_one_seed_gives_one_checkpoint_and_an_interrupted_run_resumes_to_it(trained, tmp_path):
+def test_sigterm_and_ctrl_c_save_the_state_and_a_resumed_run_ends_as_an_undisturbed_one(trained, tmp_path):
     root, _ = trained
     expected = (root / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes()
     shutil.copytree(root / "data", tmp_path / "data")
     shutil.copytree(root / "datasets", tmp_path / "datasets")
-    code, output = train(tmp_path, "--save-every", 5, iterations=6)
-    assert code == 0, output
-    assert [path.name for path in (tmp_path / "checkpoints" / f"{EXPERIMENT}_state").iterdir()] == ["step_00000005"]
+    for number, step, resume in ((signal.SIGTERM, 2, []), (signal.SIGINT, 5, ["--resume"])):
+        process = start(tmp_path, *resume)
+        wait_for(f"step [{step:4d}]", process)
+        process.send_signal(number)
+        output = process.communicate()[0]
+        assert process.returncode == 128 + number, output
+        saved, = re.findall(rf"{number.name} came: saved the state after step (\d+); --resume goes on from it", output)
+        assert "Traceback" not in output
+    states = tmp_path / "checkpoints" / f"{EXPERIMENT}_state"
+    assert [path.name for path in states.iterdir()] == [f"step_{int(saved):08d}"]
     code, output = train(tmp_path, "--resume")
     assert code == 0, output
-    assert "resumed before step 6" in output
+    assert f"resumed before step {int(saved) + 1}" in output
     assert (tmp_path / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes() == expected
     code, output = train(tmp_path, "--resume", iterations=4)
     assert code == 2
-    assert "the saved state follows step 5, beyond the 4 ITERATIONS" in output
+    assert f"the saved state follows step {saved}, beyond the 4 ITERATIONS" in output
     code, output = train(tmp_path, "--resume", "--seed", 1)
     assert code == 2
     assert "seed was 0, now 1" in output

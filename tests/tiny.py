@@ -21,9 +21,29 @@ def run(*arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-def train(root, *options, iterations=STEPS, codebooks=2, gpu="cpu"):
-    return run("train.py", "tiny", 0.00003, iterations, 0.0001, codebooks, "WSDQH", "t", gpu, "--root", root,
-               "--batch-size", 4, "--backbone-init", "lsuv", *options)
+def training(root, *options, iterations=STEPS, codebooks=2, gpu="cpu"):
+    return ("train.py", "tiny", 0.00003, iterations, 0.0001, codebooks, "WSDQH", "t", gpu, "--root", root,
+            "--batch-size", 4, "--backbone-init", "lsuv", *options)
+
+
+def train(root, *options, **arguments):
+    return run(*training(root, *options, **arguments))
+
+
+def start(root, *options):
+    """The same in the background."""
+    return subprocess.Popen([sys.executable, *map(str, training(root, *options))], cwd=PROJECT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for(text, process):
+    """Read what a process prints up to the first line that holds `text`."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(lines))
 
 
 def validate(root, *options, checkpoint=None):
