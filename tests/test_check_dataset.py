@@ -1,14 +1,13 @@
 """scripts/check_dataset.py on sound data sets and on ones that are spoilt in one way each."""
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
 import check_dataset
-from tiny import QUERIES, TRAINING, make_tiny, run
-from util import run_program, write_json
+from tiny import QUERIES, TRAINING, call, make_tiny, run
+from util import write_json
 
 
 @pytest.fixture
@@ -22,14 +21,8 @@ def check(tiny, capsys, monkeypatch):
     def run_check(name="tiny"):
         report = tiny / "report.json"
         report.unlink(missing_ok=True)
-        monkeypatch.setattr(sys, "argv", ["check_dataset.py", name, "--root", str(tiny), "--json", str(report)])
-        code = 0
-        try:
-            run_program(check_dataset.main)
-        except SystemExit as end:
-            code = end.code
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err, json.loads(report.read_text()) if report.exists() else None
+        code, printed = call(monkeypatch, capsys, check_dataset, name, "--root", tiny, "--json", report)
+        return code, printed, json.loads(report.read_text()) if report.exists() else None
     return run_check
 
 

@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import sys
 import time
 
 import cv2
@@ -15,8 +14,8 @@ import import_photos
 import index
 import search
 from test_index import make_content
-from tiny import TRAINING, make_tiny
-from util import UserError, run_program
+from tiny import TRAINING, call, make_tiny
+from util import UserError
 
 
 @pytest.fixture
@@ -49,18 +48,6 @@ def rename(root, row, name):
         path.write_text("\n".join([*names[:row - 1], name, *names[row:]]) + "\n")
 
 
-def run(main, monkeypatch, capsys, *arguments):
-    """Exit code and output of a program's `main`."""
-    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
-    code = 0
-    try:
-        run_program(main)
-    except SystemExit as end:
-        code = end.code
-    captured = capsys.readouterr()
-    return code, captured.out + captured.err
-
-
 # ---------------------------------------------------------------- by name
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "a/../0.jpg", "..", "a/.."])
@@ -75,7 +62,7 @@ def test_a_name_that_climbs_is_refused_with_file_and_row_whatever_reads_it(tiny,
         dataset.load_retrieval(found(tiny), "database", skip_bad=True)
     with pytest.raises(UserError, match="row 3: expected a path inside"):
         search.photo_source("tiny", tiny)
-    code, printed = run(check_dataset.main, monkeypatch, capsys, "tiny", "--root", tiny)
+    code, printed = call(monkeypatch, capsys, check_dataset, "tiny", "--root", tiny)
     assert code == 1
     assert "train_img.txt: row 3: expected a path inside the image folder" in printed
 
@@ -162,7 +149,7 @@ def test_any_other_link_out_is_refused_by_name_and_row_or_left_out(tiny, images,
     assert f", expected an image inside {images}" in told
     assert dataset.load_training(found(tiny), skip_bad=True).skipped == 1
     assert dataset.load_retrieval(found(tiny), "database", skip_bad=True).rows.tolist() == [0, 1, 2, *range(4, 10)]
-    code, printed = run(check_dataset.main, monkeypatch, capsys, "tiny", "--root", tiny)
+    code, printed = call(monkeypatch, capsys, check_dataset, "tiny", "--root", tiny)
     assert code == 1
     assert f"{name} is a link to /" in printed
 
@@ -192,10 +179,10 @@ def test_photos_to_import_are_held_to_the_same(tiny, images, outside, tmp_path, 
     (images / "x.jpg").symlink_to(outside / "secret.jpg")
     (tmp_path / "photos.csv").write_text("image,tags,split\n0.jpg,a,database\nx.jpg,b,database\n")
     arguments = ("mine", tmp_path / "photos.csv", "--images", images, "--root", tmp_path / "new")
-    code, printed = run(import_photos.main, monkeypatch, capsys, *arguments)
+    code, printed = call(monkeypatch, capsys, import_photos, *arguments)
     assert code == 2
     assert f"x.jpg (row 3) is a link to {outside / 'secret.jpg'}, expected an image inside {images}" in printed
-    code, printed = run(import_photos.main, monkeypatch, capsys, *arguments, "--skip-bad")
+    code, printed = call(monkeypatch, capsys, import_photos, *arguments, "--skip-bad")
     assert (code, "left out: 1 of 2 photos" in printed) == (0, True)
 
 

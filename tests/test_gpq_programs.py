@@ -4,7 +4,6 @@ import os
 import pickle
 import re
 import signal
-import sys
 
 import cv2
 import numpy as np
@@ -18,23 +17,13 @@ import search
 from gpq import config, demo, graphs, network, retrieval, train
 from session import open_session, tf
 from test_gpq_network import NARROW
-from util import UserError, run_program, stream
+from tiny import call
+from util import UserError, stream
 
 SMALL = config.Config(n_book=3, bn_word=2, len_code=4)
 TINY = ("--labelled-per-class", 20, "--batch-size", 4, "--batch-size-unlabelled", 5, "--steps-per-epoch", 1,
         "--save-period", 1)
 NAME = "checkpoints/gpq/cifar10_gpq_nbits=48_seed=0"
-
-
-def call(monkeypatch, capsys, program, *arguments):
-    """Exit code and output of a program."""
-    monkeypatch.setattr(sys, "argv", ["gpq", *map(str, arguments)])
-    code = 0
-    try:
-        run_program(program.main)
-    except SystemExit as end:
-        code = end.code
-    return code, "".join(capsys.readouterr())
 
 
 @pytest.fixture

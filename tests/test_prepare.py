@@ -21,8 +21,8 @@ import prepare_nuswide
 from dataset import find_dataset, load_retrieval, load_training
 from file_server import serving
 from split_files import alone, write_matrix
-from tiny import PROJECT, run
-from util import UserError, run_program
+from tiny import PROJECT, call, run
+from util import UserError
 
 SPLITS = {"train": "tag", "database": "label", "test": "label"}
 LISTS = {f"{split}_{kind}.txt" for split, matrix in SPLITS.items() for kind in ("img", matrix)}
@@ -191,24 +191,12 @@ def accepted(collection, *options, **changed):
     return printed
 
 
-def inside(module, arguments, capsys, monkeypatch):
-    """Run a program in this process: exit code and what it printed."""
-    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
-    code = 0
-    try:
-        run_program(module.main)
-    except SystemExit as end:
-        code = end.code
-    captured = capsys.readouterr()
-    return code, captured.out + captured.err
-
-
 @pytest.fixture
 def refused(capsys, monkeypatch):
     """A function that runs a program on bad input and returns its one sentence; no split file may come of it."""
     def refuse(collection, *options, **changed):
         module = prepare_flickr25k if isinstance(collection, Flickr) else prepare_nuswide
-        code, printed = inside(module, collection.arguments(*options, **changed), capsys, monkeypatch)
+        code, printed = call(monkeypatch, capsys, module, *collection.arguments(*options, **changed))
         assert code == 2
         assert not collection.splits.exists()
         assert not list(collection.root.glob("*/**/.*"))
@@ -289,7 +277,7 @@ def test_flickr_from_archives_to_a_training(flickr):
 
 def test_one_seed_gives_one_split_and_both_protocols_the_same_queries(flickr, capsys, monkeypatch):
     def prepare(*options):
-        code, printed = inside(prepare_flickr25k, flickr.arguments(*options), capsys, monkeypatch)
+        code, printed = call(monkeypatch, capsys, prepare_flickr25k, *flickr.arguments(*options))
         assert code == 0, printed
         return snapshot(flickr.splits), printed
 
@@ -308,7 +296,7 @@ def test_one_seed_gives_one_split_and_both_protocols_the_same_queries(flickr, ca
 
 
 def test_unpacked_folders_are_linked(flickr, capsys, monkeypatch):
-    code, _ = inside(prepare_flickr25k, flickr.arguments(), capsys, monkeypatch)
+    code, _ = call(monkeypatch, capsys, prepare_flickr25k, *flickr.arguments())
     before = snapshot(flickr.splits)
     shutil.rmtree(flickr.root)
     flickr.root.mkdir()
@@ -316,7 +304,7 @@ def test_unpacked_folders_are_linked(flickr, capsys, monkeypatch):
         with zipfile.ZipFile(path) as archive:
             archive.extractall(flickr.folder / folder)
     flickr.labels_zip = flickr.folder / "annotations"
-    code, printed = inside(prepare_flickr25k, flickr.arguments(images=flickr.folder / "photos"), capsys, monkeypatch)
+    code, printed = call(monkeypatch, capsys, prepare_flickr25k, *flickr.arguments(images=flickr.folder / "photos"))
     assert code == 0, printed
     assert snapshot(flickr.splits) == before
     assert flickr.link.readlink() == flickr.folder / "photos" / "mirflickr"
@@ -328,16 +316,16 @@ def test_other_split_files_and_tags_stay_unless_forced(flickr, capsys, monkeypat
     (flickr.splits / "common_tags.txt").write_text("sky\n")
     (flickr.splits / "TagList1k.txt").write_text("left from another data set\n")
     before = snapshot(flickr.splits)
-    code, printed = inside(prepare_flickr25k, flickr.arguments(), capsys, monkeypatch)
+    code, printed = call(monkeypatch, capsys, prepare_flickr25k, *flickr.arguments())
     assert (code, snapshot(flickr.splits)) == (2, before)
     assert f"error: {flickr.splits} already holds other split files; --force replaces them" in printed
-    code, printed = inside(prepare_flickr25k, flickr.arguments("--force"), capsys, monkeypatch)
+    code, printed = call(monkeypatch, capsys, prepare_flickr25k, *flickr.arguments("--force"))
     assert code == 0
     assert f"note: {flickr.splits / 'tags'} was made from another tag list: run tag_processing.py again" in printed
     assert (flickr.splits / "tags" / "FinalTagEmbs.txt").read_text() == "1\n"
     assert not (flickr.splits / "TagList1k.txt").exists()
     check_rows(flickr)
-    code, printed = inside(prepare_flickr25k, flickr.arguments("--seed", "1", "--force"), capsys, monkeypatch)
+    code, printed = call(monkeypatch, capsys, prepare_flickr25k, *flickr.arguments("--seed", "1", "--force"))
     assert code == 0
     assert "another tag list" not in printed
 
@@ -436,7 +424,7 @@ def test_killed_in_the_middle_and_run_again(flickr, function, call):
 
 
 def test_killed_while_replacing_never_mixes_old_and_new(flickr, capsys, monkeypatch):
-    assert inside(prepare_flickr25k, flickr.arguments(), capsys, monkeypatch)[0] == 0
+    assert call(monkeypatch, capsys, prepare_flickr25k, *flickr.arguments())[0] == 0
     old = snapshot(flickr.splits)
     code = KILLED.format(project=str(PROJECT), scripts=str(PROJECT / "scripts"), module="os", function="replace",
                          call=5, argv=[str(PROJECT / "scripts/prepare_flickr25k.py"),
@@ -520,7 +508,7 @@ def test_flickr_downloads_verifies_and_does_not_download_again(flickr, server, c
     server.break_after = [500, 10_000]  # once in each archive
     arguments = ["--download", "--url-base", server.url + "x", "--queries", "8", "--root", str(flickr.root)]
 
-    code, printed = inside(prepare_flickr25k, arguments, capsys, monkeypatch)
+    code, printed = call(monkeypatch, capsys, prepare_flickr25k, *arguments)
     assert code == 2
     assert "expected MD5 A23D0A8564EE84CDA5622A6C2F947785" in printed
     assert "the file was removed, run this again" in printed
@@ -528,19 +516,19 @@ def test_flickr_downloads_verifies_and_does_not_download_again(flickr, server, c
     assert [path.name for path in place.iterdir()] == [flickr.labels_zip.name]
 
     right = ["--md5", hashlib.md5(flickr.images.read_bytes()).hexdigest()]
-    code, printed = inside(prepare_flickr25k, arguments + right, capsys, monkeypatch)
+    code, printed = call(monkeypatch, capsys, prepare_flickr25k, *(arguments + right))
     assert code == 0, printed
     check_rows(flickr)
     asked = len(server.asked)
     (place / flickr.images.name).unlink()  # the images are unpacked, so it may go
-    assert inside(prepare_flickr25k, arguments, capsys, monkeypatch)[0] == 0
+    assert call(monkeypatch, capsys, prepare_flickr25k, *arguments)[0] == 0
     assert len(server.asked) == asked
 
 
 def test_wrong_annotations_are_not_kept(flickr, server, capsys, monkeypatch):
     server.files = {flickr.labels_zip.name: b"<html>moved</html>"}
-    code, printed = inside(prepare_flickr25k, ["--download", "--url-base", server.url, "--root", str(flickr.root)],
-                           capsys, monkeypatch)
+    code, printed = call(monkeypatch, capsys, prepare_flickr25k, "--download", "--url-base", server.url,
+                         "--root", flickr.root)
     assert code == 2
     assert "expected a whole zip archive" in printed
     assert not list(flickr.link.parent.iterdir())
@@ -577,7 +565,7 @@ def test_nuswide_from_its_files_to_a_training(nuswide, request):
 
 
 def test_queries_of_each_concept(nuswide, capsys, monkeypatch):
-    code, printed = inside(prepare_nuswide, nuswide.arguments("--per-concept", "2"), capsys, monkeypatch)
+    code, printed = call(monkeypatch, capsys, prepare_nuswide, *nuswide.arguments("--per-concept", "2"))
     assert code == 0, printed
     test = check_rows(nuswide)["test"]
     assert len(test) == 2 * 21
@@ -588,7 +576,7 @@ def test_queries_of_each_concept(nuswide, capsys, monkeypatch):
 
 
 def test_lists_in_other_places_and_other_line_ends(nuswide, capsys, monkeypatch):
-    assert inside(prepare_nuswide, nuswide.arguments(), capsys, monkeypatch)[0] == 0
+    assert call(monkeypatch, capsys, prepare_nuswide, *nuswide.arguments())[0] == 0
     before = snapshot(nuswide.splits)
     (nuswide.release / "ConceptsList/Concepts81.txt").rename(nuswide.release / "Concepts81.txt")
     (nuswide.release / "NUS_WID_Tags/TagList1k.txt").rename(nuswide.release / "TagList1k.txt")
@@ -596,8 +584,8 @@ def test_lists_in_other_places_and_other_line_ends(nuswide, capsys, monkeypatch)
     nuswide.write("NUS_WID_Tags/AllTags1k.txt", "\n".join(" ".join(map(str, row)) for row in nuswide.tags) + "\n \n\n")
     nuswide.link.unlink()
     monkeypatch.setattr(prepare_nuswide, "BLOCK", 64)  # many blocks, some end inside of a line
-    code, printed = inside(prepare_nuswide, nuswide.arguments("--images", str(nuswide.release / "images")), capsys,
-                           monkeypatch)
+    images = nuswide.arguments("--images", str(nuswide.release / "images"))
+    code, printed = call(monkeypatch, capsys, prepare_nuswide, *images)
     assert code == 0, printed
     assert "holds exactly these split files already" in printed
     assert snapshot(nuswide.splits) == before
