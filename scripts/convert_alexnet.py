@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs'
 
 import numpy as np
 
-from util import UserError, fingerprint, read_weights, run_program, stream, write_weights
+from util import UserError, fingerprint, one_line, read_weights, run_program, stream, write_weights
 
 # layer: shape of its kernel in Caffe and ONNX
 SHAPES = {"conv1": (96, 3, 11, 11), "conv2": (256, 48, 5, 5), "conv3": (384, 256, 3, 3), "conv4": (384, 192, 3, 3),
@@ -460,7 +460,7 @@ def onnx_fc7(path, runtime, source, inputs, normalises_first):
         return np.concatenate([session.run(None, {session.get_inputs()[0].name: x.transpose(2, 0, 1)[None]})[0]
                                for x in inputs])
     except Exception as error:  # ONNX Runtime's errors have no class in common
-        raise UserError(f"{path}: ONNX Runtime does not run this model ({str(error).splitlines()[0]}); --no-check "
+        raise UserError(f"{path}: ONNX Runtime does not run this model ({one_line(error)}); --no-check "
                         "converts it without") from error
 
 
