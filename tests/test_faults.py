@@ -270,7 +270,8 @@ def run_limited(size, *arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("size", "options"), [(100, ()), (1_000_000, ()), (1_000_000, ("--save-every", 1))],
+@pytest.mark.parametrize(("size", "options"), [
+    (100, ()), (1_000_000, ()), pytest.param(1_000_000, ("--save-every", 1), marks=pytest.mark.slow)],
                          ids=["log", "checkpoint", "state"])
 def test_training_on_a_full_disk_ends_in_one_sentence_and_code_2(tmp_path, size, options):
     root = make_tiny(tmp_path)
@@ -410,7 +411,7 @@ def test_programs_run_with_6_gb_one_cpu_no_home_locale_c_few_descriptors_and_an_
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    run_poorly("train.py", "tiny", 0.00003, 2, 0.0001, 2, "WSDQH", "t", "cpu", "--batch-size", 64, "--backbone-init",
+    run_poorly("train.py", "tiny", 0.00003, 1, 0.0001, 2, "WSDQH", "t", "cpu", "--batch-size", 64, "--backbone-init",
                "lsuv")
     assert "random mAP@10" in run_poorly("validation.py", "tiny", root / "checkpoints" / f"{EXPERIMENT}.npy", "cpu",
                                          "--crops", 1)

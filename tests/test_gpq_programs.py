@@ -162,28 +162,6 @@ def test_the_demo_draws_the_query_that_is_asked_for_or_nothing(root, monkeypatch
     assert "expected a row from 0 to 5, found 6" in output
 
 
-def test_a_resumed_training_ends_as_an_uninterrupted_one(root, monkeypatch, capsys):
-    arguments = ("cpu", "--root", root, *TINY)
-    call(monkeypatch, capsys, train, *arguments, "--epochs", 2, "--checkpoints", "whole")
-    call(monkeypatch, capsys, train, *arguments, "--epochs", 1, "--checkpoints", "parts")
-    code, output = call(monkeypatch, capsys, train, *arguments, "--epochs", 2, "--checkpoints", "parts", "--resume")
-    assert code == 0, output
-    assert "resumed after step 1." in output
-    whole, parts = stored(root / "whole"), stored(root / "parts")
-    assert whole.keys() == parts.keys()
-    for name in whole:
-        np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
-    code, output = call(monkeypatch, capsys, train, *arguments, "--checkpoints", "parts", "--resume", "--alpha", 10)
-    assert code == 2
-    assert "alpha was 20.0, now 10.0" in output
-    code, output = call(monkeypatch, capsys, train, *arguments, "--checkpoints", "parts")
-    assert code == 2
-    assert "--resume goes on from them" in output
-    code, output = call(monkeypatch, capsys, train, *arguments, "--checkpoints", "parts", "--resume", "--epochs", 1)
-    assert code == 2
-    assert "the newest checkpoint follows step 2, beyond the 1 of --epochs" in output
-
-
 def test_ctrl_c_saves_the_state_and_a_resumed_run_ends_as_an_undisturbed_one(root, monkeypatch, capsys):
     arguments = ("cpu", "--root", root, *TINY, "--steps-per-epoch", 3, "--epochs", 1)
     call(monkeypatch, capsys, train, *arguments, "--checkpoints", "whole")
@@ -201,9 +179,20 @@ def test_ctrl_c_saves_the_state_and_a_resumed_run_ends_as_an_undisturbed_one(roo
     assert "SIGINT came: saved the state after step 2; --resume goes on from it." in output
     code, output = call(monkeypatch, capsys, train, *arguments, "--checkpoints", "parts", "--resume")
     assert code == 0, output
+    assert "resumed after step 2." in output
     whole, parts = stored(root / "whole"), stored(root / "parts")
+    assert whole.keys() == parts.keys()
     for name in whole:
         np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
+    code, output = call(monkeypatch, capsys, train, *arguments, "--checkpoints", "parts", "--resume", "--alpha", 10)
+    assert code == 2
+    assert "alpha was 20.0, now 10.0" in output
+    code, output = call(monkeypatch, capsys, train, *arguments, "--checkpoints", "parts")
+    assert code == 2
+    assert "--resume goes on from them" in output
+    code, output = call(monkeypatch, capsys, train, *arguments, "--checkpoints", "parts", "--resume", "--epochs", 0)
+    assert code == 2
+    assert "the newest checkpoint follows step 3, beyond the 0 of --epochs" in output
 
 
 def test_a_flipped_byte_in_a_checkpoint_is_found_and_the_file_named(root, monkeypatch, capsys):

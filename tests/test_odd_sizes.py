@@ -205,6 +205,7 @@ def test_a_data_set_whose_tags_were_all_dropped_is_refused(tiny):
 
 # ---------------------------------------------------------------- the programs
 
+@pytest.mark.slow
 def test_one_image_with_one_tag_is_learned_and_one_query_without_a_relevant_image_is_measured(tiny):
     splits = tiny / "data" / "tiny"
     for name, line in {"train_img": "0.jpg", "train_tag": "1", "database_img": "0.jpg", "database_label": "1 0",
