@@ -101,6 +101,16 @@ def test_looking_into_every_list_gives_the_flat_result(tmp_path):
     assert (few <= flat[0] + 1e-4).all()
 
 
+@pytest.mark.parametrize("codebooks", [1, 2, 8])
+def test_an_image_goes_to_the_list_whose_centre_has_the_largest_inner_product_with_it(codebooks):
+    content = make_content(codebooks)
+    content.codes[N // 2:] = content.codes[:N - N // 2]
+    centres = queries(64)
+    assigned = index.nearest_centres(content.codes, content.codebooks @ centres.T)
+    products = dense_scores(centres, content).T  # (N, 64)
+    np.testing.assert_allclose(products[np.arange(N), assigned], products.max(1), rtol=1e-5, atol=1e-4)
+
+
 def test_a_list_with_too_few_images_gives_minus_one_at_the_end(tmp_path):
     pytest.importorskip("faiss")
     made = index.save(tmp_path, make_content(images=300), lists=64)
