@@ -192,44 +192,43 @@ def flat_engine(codes, codebooks):
 def listed_engine(codes, codebooks, lists, seed):
     """FAISS's index with the codes sorted into `lists` lists, of which a query looks into some.
 
-    A list's centre c, of length 1, is learned from reconstructions and repeated M times over M, since a query
-    repeated M times then gives q · c.
+    Lists are those of k-means on reconstructions. A list's centre c is repeated M times over M, since a query repeated
+    M times then gives q · c, the mean score of the list's images.
     """
     check_codes(codes, codebooks)
     m, _, d = codebooks.shape
     rng = np.random.default_rng(seed)
     sample = codes[np.sort(rng.permutation(len(codes))[:LIST_SAMPLE * lists])]
-    kmeans = faiss.Kmeans(d, lists, niter=1, spherical=True, seed=seed, max_points_per_centroid=LIST_SAMPLE,
-                          min_points_per_centroid=1)
+    kmeans = faiss.Kmeans(d, lists, niter=1, seed=seed, max_points_per_centroid=LIST_SAMPLE, min_points_per_centroid=1)
     reconstructed = quantizer.reconstruct(sample, codebooks)
     for _ in progress(range(LIST_SWEEPS), desc="learning the lists' centres"):
         kmeans.train(reconstructed, init_centroids=kmeans.centroids)
-    centres = normalise(kmeans.centroids)  # (lists, D)
+    centres = kmeans.centroids  # (lists, D)
     coarse = faiss.IndexFlatIP(m * d)
     coarse.add(np.tile(centres, (1, m)) / m)
     engine = faiss.IndexIVFPQ(coarse, m * d, lists, m, 8, faiss.METRIC_INNER_PRODUCT)
     engine.by_residual = False
     faiss.copy_array_to_vector(codebooks.astype(np.float32).ravel(), engine.pq.centroids)
     engine.is_trained = True
-    tables = codebooks @ centres.T  # (M, K, lists)
     with progress(total=len(codes), desc="sorting codes into lists", unit="image") as bar:
         for start in range(0, len(codes), LIST_BLOCK):
             block = np.ascontiguousarray(codes[start:start + LIST_BLOCK])
-            add_to_lists(engine, block, nearest_centres(block, tables), start)
+            add_to_lists(engine, block, nearest_centres(block, codebooks, centres), start)
             bar.update(len(block))
     return engine
 
 
-def nearest_centres(codes, tables):
-    """The centre that has the largest inner product with each image's reconstruction, int64 (N,).
+def nearest_centres(codes, codebooks, centres):
+    """The centre c that is nearest to each image's reconstruction q, so that q·c − ‖c‖²/2 is largest, int64 (N,).
 
-    An inner product is the sum of M numbers of `tables`, which takes M additions in place of D multiplications. In
-    the order of their codes, equal images are summed once, and those that differ in the last byte share the rest.
+    q·c is the sum of M inner products of a codeword and a centre: M additions in place of D multiplications. In the
+    order of their codes, equal images are summed once, and those that differ in the last byte share the rest.
 
     Args:
-        codes: uint8 (N, M), N > 0.
-        tables: inner products of codewords and centres, float32 (M, K, lists).
+        codes: uint8 (N, M), N > 0; codebooks: float32 (M, K, D); centres: float32 (lists, D).
     """
+    tables = codebooks @ centres.T  # (M, K, lists)
+    tables[-1] -= np.square(centres).sum(1) / 2
     m = codes.shape[1]
     keys = np.zeros((len(codes), 8), np.uint8)
     keys[:, :m] = codes

@@ -102,13 +102,14 @@ def test_looking_into_every_list_gives_the_flat_result(tmp_path):
 
 
 @pytest.mark.parametrize("codebooks", [1, 2, 8])
-def test_an_image_goes_to_the_list_whose_centre_has_the_largest_inner_product_with_it(codebooks):
+def test_an_image_goes_to_the_list_whose_centre_is_nearest_to_it(codebooks):
     content = make_content(codebooks)
     content.codes[N // 2:] = content.codes[:N - N // 2]
-    centres = queries(64)
-    assigned = index.nearest_centres(content.codes, content.codebooks @ centres.T)
-    products = dense_scores(centres, content).T  # (N, 64)
-    np.testing.assert_allclose(products[np.arange(N), assigned], products.max(1), rtol=1e-5, atol=1e-4)
+    centres = 2 * queries(64)
+    assigned = index.nearest_centres(content.codes, content.codebooks, centres)
+    reconstructed = oracles.one_hot(content.codes) @ content.codebooks.reshape(-1, D)
+    squares = np.square(reconstructed[:, None] - centres).sum(2)  # (N, 64)
+    np.testing.assert_allclose(squares[np.arange(N), assigned], squares.min(1), rtol=1e-5)
 
 
 def test_a_list_with_too_few_images_gives_minus_one_at_the_end(tmp_path):
