@@ -1,5 +1,9 @@
-"""Shared by all tests: the --slow switch."""
+"""Shared by all tests: the --slow switch, and programs run in this process."""
+import importlib
+
 import pytest
+
+from tiny import call
 
 
 def pytest_addoption(parser):
@@ -11,3 +15,11 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="takes minutes; --slow runs it"))
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """As `tiny.run` in this process, which spares it the start of TensorFlow: run_here("train.py", …)."""
+    def run(program, *arguments):
+        return call(monkeypatch, capsys, importlib.import_module(program.removesuffix(".py")), *arguments)
+    return run

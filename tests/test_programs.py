@@ -1,4 +1,4 @@
-"""The programs as people call them: real subprocesses, real files, real TensorFlow, a dozen small photos."""
+"""The programs as people call them: real files, real TensorFlow, a dozen small photos."""
 import json
 import os
 import re
@@ -66,11 +66,11 @@ def test_log_lines_are_the_released_ones(trained):
     assert lines[0].split(",", 1)[1] in output
 
 
-def test_two_stages_learn_codebooks_only_after_the_network(tiny):
-    code, output = train(tiny, "--two-stage", iterations=9)
+def test_two_stages_learn_codebooks_only_after_the_network(tiny, run_here):
+    code, output = train(tiny, "--two-stage", iterations=9, run=run_here)
     assert code == 0, output
     assert output.count("quantization loss [ 0.0000]") == 9
-    code, _ = validate(tiny)
+    code, _ = validate(tiny, run=run_here)
     assert code == 0
     with h5py.File(tiny / "checkpoints" / f"{EXPERIMENT}_retrieval.h5") as file:
         error = np.square(file["db_features"][()] - file["db_reconstr"][()]).sum()
@@ -115,9 +115,9 @@ def test_sigterm_and_ctrl_c_save_the_state_and_a_resumed_run_ends_as_an_undistur
     assert "seed was 0, now 1" in output
 
 
-def test_a_checkpoint_starts_another_training_with_its_embedding_and_codebooks(trained, tmp_path):
+def test_a_checkpoint_starts_another_training_with_its_embedding_and_codebooks(trained, run_here):
     root, _ = trained
-    code, output = run("train.py", "tiny", 0.00003, 0, 0.0001, 2, "WSDHQ", "again", "cpu", "--root", root,
+    code, output = run_here("train.py", "tiny", 0.00003, 0, 0.0001, 2, "WSDHQ", "again", "cpu", "--root", root,
                        "--weights", root / "checkpoints" / f"{EXPERIMENT}.npy")
     assert code == 0, output
     again = root / "checkpoints" / EXPERIMENT.replace("_t", "_again")
@@ -127,8 +127,8 @@ def test_a_checkpoint_starts_another_training_with_its_embedding_and_codebooks(t
             np.testing.assert_array_equal(found, before)
 
 
-def test_a_run_too_short_for_codebooks_and_a_gpu_that_is_not_there_are_warned_of(tiny):
-    code, output = train(tiny, iterations=0, gpu="7")
+def test_a_run_too_short_for_codebooks_and_a_gpu_that_is_not_there_are_warned_of(tiny, run_here):
+    code, output = train(tiny, iterations=0, gpu="7", run=run_here)
     assert code == 0, output
     assert "the checkpoint will hold random codebooks" in output
     assert output.count("GPU 7 was not found") == 1
@@ -158,15 +158,15 @@ def test_validation_reports_map_beside_the_random_one_and_does_not_embed_twice(t
         second[name]["map"] for name in ("AQD", "SQD", "feats")]
 
 
-def test_new_labels_are_read_and_a_new_checkpoint_is_embedded_though_its_name_is_the_same(trained, tmp_path):
+def test_new_labels_are_read_and_a_new_checkpoint_is_embedded_though_its_name_is_the_same(trained, tmp_path, run_here):
     root = tmp_path / "copy"
     shutil.copytree(trained[0], root, ignore=shutil.ignore_patterns("*_state"))
-    assert validate(root)[0] == 0
+    assert validate(root, run=run_here)[0] == 0
     with h5py.File(root / "checkpoints" / f"{EXPERIMENT}_retrieval.h5") as file:
         features = file["db_features"][()]
     labels = root / "data" / "tiny" / "test_label.txt"
     labels.write_text("0 1\n" * QUERIES)
-    code, output = validate(root)
+    code, output = validate(root, run=run_here)
     assert code == 0, output
     assert "with new labels" in output
     with h5py.File(root / "checkpoints" / f"{EXPERIMENT}_retrieval.h5") as file:
@@ -175,7 +175,7 @@ def test_new_labels_are_read_and_a_new_checkpoint_is_embedded_though_its_name_is
     weights = read_weights(path)
     weights["fc8"][0] *= 2
     write_weights(path, weights)
-    code, output = validate(root)
+    code, output = validate(root, run=run_here)
     assert code == 0, output
     assert "made with another checkpoint" in output
     with h5py.File(root / "checkpoints" / f"{EXPERIMENT}_retrieval.h5") as file:
@@ -219,10 +219,10 @@ BAD_TRAINING = {
 
 
 @pytest.mark.parametrize("case", BAD_TRAINING)
-def test_bad_training_input_is_one_sentence_and_exit_code_2(tiny, case):
+def test_bad_training_input_is_one_sentence_and_exit_code_2(tiny, case, run_here):
     spoil, sentence = BAD_TRAINING[case]
     spoil(tiny)
-    code, output = train(tiny)
+    code, output = train(tiny, run=run_here)
     assert code == 2, output
     assert "Traceback" not in output
     assert re.search(sentence, output), output
@@ -239,31 +239,31 @@ def test_bad_training_input_is_one_sentence_and_exit_code_2(tiny, case):
     (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu"], r"alexnet\.npy: no such file.*--backbone-init lsuv"),
     (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu", "--resume", "--backbone-init", "lsuv"], "no saved state to resume"),
 ])
-def test_bad_arguments_are_one_sentence_and_exit_code_2(tiny, arguments, sentence):
-    code, output = run("train.py", *arguments, "--root", tiny)
+def test_bad_arguments_are_one_sentence_and_exit_code_2(tiny, arguments, sentence, run_here):
+    code, output = run_here("train.py", *arguments, "--root", tiny)
     assert code == 2, output
     assert "Traceback" not in output
     assert re.search(sentence, output, re.S), output
 
 
-def test_skip_bad_leaves_out_image_and_row_together_and_counts_them(tiny):
+def test_skip_bad_leaves_out_image_and_row_together_and_counts_them(tiny, run_here):
     (tiny / "datasets/tiny/0.jpg").unlink()
     _halve("datasets/tiny/11.jpg")(tiny)
-    code, output = train(tiny, "--skip-bad", iterations=0)
+    code, output = train(tiny, "--skip-bad", iterations=0, run=run_here)
     assert code == 0, output
     assert "9 training images" in output
     assert "1 bad images were left out" in output
-    code, output = validate(tiny)
+    code, output = validate(tiny, run=run_here)
     assert code == 2
     assert re.search(r"0\.jpg \(row 1\) is missing", output), output
-    code, output = validate(tiny, "--skip-bad")
+    code, output = validate(tiny, "--skip-bad", run=run_here)
     assert code == 0, output
     with h5py.File(tiny / "checkpoints" / f"{EXPERIMENT}_retrieval.h5") as file:
         labels = np.loadtxt(tiny / "data/tiny/database_label.txt")
         np.testing.assert_array_equal(file["db_label"][()], labels[1:])
         assert file["qry_label"].shape == (QUERIES - 1, 2)
     shutil.copy(tiny / "datasets/tiny/1.jpg", tiny / "datasets/tiny/0.jpg")
-    code, output = validate(tiny, "--skip-bad")
+    code, output = validate(tiny, "--skip-bad", run=run_here)
     assert code == 0, output
     assert "was made with another choice of database images" in output
     with h5py.File(tiny / "checkpoints" / f"{EXPERIMENT}_retrieval.h5") as file:
@@ -279,20 +279,20 @@ class _Command:
     (lambda path: write_weights(path, {"fc8": [np.zeros((4096, 300)), np.zeros(300)]}), "codebooks under 'C'"),
     (lambda path: np.save(path, np.array({"C": _Command()}, dtype=object), allow_pickle=True),
      "only NumPy arrays and plain containers")])
-def test_a_bad_checkpoint_is_one_sentence_and_exit_code_2(tiny, spoil, sentence):
+def test_a_bad_checkpoint_is_one_sentence_and_exit_code_2(tiny, spoil, sentence, run_here):
     path = tiny / "x.npy"
     spoil(path)
-    code, output = validate(tiny, checkpoint=path)
+    code, output = validate(tiny, checkpoint=path, run=run_here)
     assert code == 2, output
     assert "Traceback" not in output
     assert re.search(sentence, output), output
     assert not (PROJECT / "called").exists()
 
 
-def test_validation_refuses_label_files_of_different_widths(tiny):
+def test_validation_refuses_label_files_of_different_widths(tiny, run_here):
     write_weights(tiny / "x.npy", {"C": np.zeros((256, 300))})
     (tiny / "data/tiny/test_label.txt").write_text("0 1 1\n" * QUERIES)
-    code, output = validate(tiny, checkpoint=tiny / "x.npy")
+    code, output = validate(tiny, checkpoint=tiny / "x.npy", run=run_here)
     assert code == 2
     assert "must have the same columns, found 2 and 3" in output
 

@@ -37,7 +37,8 @@ def training(root, *options, iterations=STEPS, codebooks=2, gpu="cpu"):
             "--batch-size", 4, "--backbone-init", "lsuv", *options)
 
 
-def train(root, *options, **arguments):
+def train(root, *options, run=run, **arguments):
+    """Train, with `run` or the fixture `run_here`."""
     return run(*training(root, *options, **arguments))
 
 
@@ -57,7 +58,7 @@ def wait_for(text, process):
     raise AssertionError("".join(lines))
 
 
-def validate(root, *options, checkpoint=None):
+def validate(root, *options, checkpoint=None, run=run):
     checkpoint = checkpoint or root / "checkpoints" / f"{EXPERIMENT}.npy"
     return run("validation.py", "tiny", checkpoint, "cpu", "--root", root, "--crops", 1, *options)
 
