@@ -37,6 +37,7 @@ LIST_SAMPLE = 64  # images a list that its centre is learned from
 LIST_SWEEPS = 10  # of k-means
 BLOCK = 2**18  # images that are scored at once
 LIST_BLOCK = 2**22  # images that are sorted into lists at once
+QUERIES_AT_ONCE = 32  # that one thread takes to FAISS; a fixed number, since the size of a batch and its threads round
 DEFAULT_PROBES = 32  # lists that a query looks into
 
 
@@ -164,13 +165,34 @@ def search_numpy(queries, codes, codebooks, topk):
 
 
 def search_faiss(engine, queries, topk, probes):
-    """The same by FAISS; equal scores are put in the order of their rows."""
+    """The same by FAISS, to the last bit whatever the number of threads, and whatever other rows are in the engine."""
     options = {}
     if isinstance(engine, faiss.IndexIVF):
         options["params"] = faiss.SearchParametersIVF(nprobe=min(probes, engine.nlist))
-    repeats = engine.d // queries.shape[1]  # M; of GPQ 1
-    scores, rows = engine.search(np.tile(queries, (1, repeats)), topk, **options)
-    order = np.lexsort((rows, -scores), axis=1)
+    queries = np.tile(queries, (1, engine.d // queries.shape[1]))  # repeated M times; of GPQ once
+    if len(queries) == 1:
+        return _ask_faiss(engine, queries, topk, options)
+    with ThreadPoolExecutor(faiss.omp_get_max_threads(), initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+        found = pool.map(lambda start: _ask_faiss(engine, queries[start:start + QUERIES_AT_ONCE], topk, options),
+                         range(0, len(queries), QUERIES_AT_ONCE))
+        scores, rows = zip(*found, strict=True)
+    return np.concatenate(scores), np.concatenate(rows)
+
+
+def _ask_faiss(engine, queries, topk, options):
+    """FAISS keeps any of the images that tie for the last place, so it is asked for more until no tie is cut."""
+    wanted = topk + 1
+    while True:
+        scores, rows = engine.search(queries, min(wanted, engine.ntotal), **options)
+        cut = (scores[:, -1] == scores[:, topk - 1]) & (rows[:, -1] >= 0)
+        if wanted >= engine.ntotal or not cut.any():
+            return best_first(scores, rows, topk)
+        wanted *= 16
+
+
+def best_first(scores, rows, topk):
+    """The `topk` best of each query's (Q, n) scores and rows, n >= topk; of equal scores the lower row comes first."""
+    order = np.lexsort((rows, -scores), axis=1)[:, :topk]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
@@ -206,10 +228,7 @@ def listed_engine(codes, codebooks, lists, seed):
     centres = kmeans.centroids  # (lists, D)
     coarse = faiss.IndexFlatIP(m * d)
     coarse.add(np.tile(centres, (1, m)) / m)
-    engine = faiss.IndexIVFPQ(coarse, m * d, lists, m, 8, faiss.METRIC_INNER_PRODUCT)
-    engine.by_residual = False
-    faiss.copy_array_to_vector(codebooks.astype(np.float32).ravel(), engine.pq.centroids)
-    engine.is_trained = True
+    engine = empty_lists(coarse, codebooks)
     with progress(total=len(codes), desc="sorting codes into lists", unit="image") as bar:
         for start in range(0, len(codes), LIST_BLOCK):
             block = np.ascontiguousarray(codes[start:start + LIST_BLOCK])
@@ -247,6 +266,16 @@ def _nearest_of_sorted(codes, tables):
             first, shared = code, tables[range(len(code)), code].sum(0)
         nearest[row] = np.add(shared, tables[-1, last], out=sums).argmax()
     return nearest
+
+
+def empty_lists(coarse, codebooks):
+    """FAISS's index without codes, with a list for each centre in FAISS's index `coarse`, which it shares."""
+    m, _, d = codebooks.shape
+    engine = faiss.IndexIVFPQ(coarse, m * d, coarse.ntotal, m, 8, faiss.METRIC_INNER_PRODUCT)
+    engine.by_residual = False
+    faiss.copy_array_to_vector(codebooks.astype(np.float32).ravel(), engine.pq.centroids)
+    engine.is_trained = True
+    return engine
 
 
 def add_to_lists(engine, codes, assigned, first_row):
@@ -385,7 +414,8 @@ def load(folder):
         if fingerprint(paths[role]) != file.get("sha256"):
             raise UserError(f"{paths[role]} was altered since it was written: its checksum differs")
     content = Content(
-        codes=read_npy(paths["codes"]), codebooks=read_npy(paths["codebooks"]), images=Lines(paths["images"]),
+        codes=read_npy(paths["codes"], mapped=True), codebooks=read_npy(paths["codebooks"]),
+        images=Lines(paths["images"]),
         tag_names=manifest.pop("tag_names"), tag_embeddings=read_npy(paths["tag_embeddings"]),
         labels=read_npy(paths["labels"]) if "labels" in paths else None, label_names=manifest.pop("label_names"),
         facts=manifest)

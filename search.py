@@ -9,20 +9,27 @@ In a notebook:
     photos.tags("beach.jpg")
 """
 import argparse
+import filecmp
+import http.client
 import json
 import os
 import sys
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from util import ROOT, UserError, fingerprint, gpu_number, number, provenance, read_json, run_program, stream
+from util import ROOT, UserError, fingerprint, gpu_number, number, one_line, provenance, read_json, run_program, stream
 
 BLOCK = 4096  # images that are embedded before they are encoded, so that no more embeddings are held
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what counts as a photo in a folder
 DEFAULT_TOPK = 20
+ANSWER_SECONDS = 120  # that a server may take: the first photo loads its network
 
 
 def parse_arguments():
@@ -47,7 +54,8 @@ def parse_arguments():
     query = commands.add_parser("query", help="the photos that are most like a photo or some words")
     tags = commands.add_parser("tags", help="the model's own tags for a photo")
     for asking, default in ((query, DEFAULT_TOPK), (tags, 10)):
-        asking.add_argument("index", metavar="INDEX", type=Path, help="a folder that build wrote")
+        asking.add_argument("index", metavar="INDEX", type=Path, help="a folder that build wrote",
+                            nargs="?" if asking is query else None)
         asking.add_argument("photo", metavar="PHOTO", type=Path, nargs="?" if asking is query else None)
         asking.add_argument("--topk", type=number(int, 1), default=default, metavar="K",
                             help=f"results to show (default {default})")
@@ -57,13 +65,29 @@ def parse_arguments():
     query.add_argument("--figure", type=Path, metavar="FILE", help="draw the query and its results, PNG")
     query.add_argument("--nprobe", type=number(int, 1), metavar="N", help="lists to look into (default 32)")
     query.add_argument("--images", type=Path, metavar="DIR", help="folder of the indexed photos, if it was moved")
+    query.add_argument("--server", metavar="ADDRESS",
+                       help="in place of INDEX: host:port of a serve.py, which has the index and the network")
     for command in (build, query, tags):
         command.add_argument("--gpu", type=gpu_number, default=None, metavar="GPU",
                              help="number of the GPU (default: the CPU)")
     options = parser.parse_args()
-    if options.command == "query" and (options.photo is None) == (options.words is None):
-        parser.error("query: expected either a PHOTO or --words")
+    if options.command == "query":
+        check_query(options, parser.error)
     return options
+
+
+def check_query(options, refuse):
+    """Call `refuse(sentence)` for options that do not go together. With --server the first position is the PHOTO."""
+    if options.server is not None:
+        if options.photo is not None:
+            refuse("query: with --server expected no INDEX")
+        if any(value is not None for value in (options.checkpoint, options.images, options.gpu)):
+            refuse("query: --checkpoint, --images and --gpu are options of the server")
+        options.index, options.photo = None, options.index
+    elif options.index is None:
+        refuse("query: expected an INDEX or --server")
+    if (options.photo is None) == (options.words is None):
+        refuse("query: expected either a PHOTO or --words")
 
 
 def main():
@@ -74,6 +98,8 @@ def main():
         return
     if options.command == "tags":
         show_tags(options, open_index(options.index, options.checkpoint, options.gpu))
+    elif options.server is not None:
+        show_results(options, Remote(options.server))
     else:
         show_results(options, open_index(options.index, options.checkpoint, options.gpu, options.images))
 
@@ -315,6 +341,7 @@ class Photos:
         self._facts = index.content.facts
         self._checkpoint = checkpoint
         self._gpu = gpu
+        self._one_photo = threading.Lock()
 
     @cached_property
     def _encoder(self):
@@ -324,16 +351,20 @@ class Photos:
         weights, _ = net_val.read_checkpoint(self._checkpoint)
         return net_val.Encoder(weights, self._facts["crops"], device_name(self._gpu, warn))
 
-    def embed(self, photo):
-        """The embedding of a photo, float32 (D,). Raises UserError for a file that is no sound image."""
-        import dataset
-        if fault := dataset.image_fault(photo):
-            raise UserError(f"{photo} {fault}")
-        return self._encoder.embed([photo])[0]
+    def embed(self, photo, name=None):
+        """The embedding of a photo, float32 (D,). Raises UserError for a file that is no sound image.
 
-    def by_photo(self, photo, topk=DEFAULT_TOPK, **options):
+        `name`: what the photo is called, if not as the file is.
+        """
+        import dataset
+        with self._one_photo:  # at a time: decoded, it may be large
+            if fault := dataset.image_fault(photo):
+                raise UserError(f"{name or photo} {fault}")
+            return self._encoder.embed([photo])[0]
+
+    def by_photo(self, photo, topk=DEFAULT_TOPK, name=None, **options):
         """The photos most like a photo, best first: a list of Result. `options`: as of `Index.search`."""
-        return self._results(self.embed(photo), self._labels_of(Path(photo)), topk, options)
+        return self._results(self.embed(photo, name), self._labels_of(photo, Path(name or photo).name), topk, options)
 
     def by_words(self, words, topk=DEFAULT_TOPK, **options):
         """The photos that one or more words describe best, best first: a list of Result."""
@@ -355,22 +386,72 @@ class Photos:
                        bool((self.index.content.labels[row] & labels).any()) if known else None)
                 for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), 1) if row >= 0]
 
-    def _labels_of(self, photo):
-        """The labels of a photo of the data set's queries or database, uint8 (L,), or None."""
+    @cached_property
+    def _labelled(self):
+        """Of the data set's queries and database, as far as they are there: paths of photos, and labels (N, L)."""
         import dataset
-        if self.index.content.labels is None:
-            return None
+        splits = []
         try:
             found = dataset.find_dataset(self._facts["dataset"], Path(self._facts["root"]))
             for split in ("test", "database"):
                 names, matrix = dataset.read_split(found, split)
-                rows = [row for row, name in enumerate(names) if Path(name).name == photo.name
-                        and os.path.realpath(found.images / name) == os.path.realpath(photo)]
-                if rows:
-                    return matrix[rows[:1]].toarray()[0]
+                splits.append(([str(found.images / name) for name in names], matrix))
         except UserError:  # the data set is not there any more
             pass
+        return splits
+
+    def _labels_of(self, photo, name):
+        """The labels of a photo of the data set's queries or database, uint8 (L,), or None.
+
+        It is one of theirs if `name`, its file name, and its content are.
+        """
+        if self.index.content.labels is None:
+            return None
+        for paths, matrix in self._labelled:
+            for row, path in enumerate(paths):
+                if path.endswith(f"/{name}") and os.path.isfile(path) and filecmp.cmp(path, photo, shallow=False):
+                    return matrix[[row]].toarray()[0]
         return None
+
+
+class Remote:
+    """The photos of an index that a `serve.py` has, asked as Photos is. Paths in its answers are the server's."""
+
+    def __init__(self, address):
+        self._url = address if address.startswith(("http://", "https://")) else f"http://{address}"
+
+    def by_photo(self, photo, topk=DEFAULT_TOPK, probes=None):
+        with open(photo, "rb") as file:
+            content = file.read()
+        settings = {"topk": topk, "nprobe": probes, "name": os.fsencode(photo.name)}
+        return self._ask("photo?" + urllib.parse.urlencode({key: value for key, value in settings.items()
+                                                            if value is not None}), content)
+
+    def by_words(self, words, topk=DEFAULT_TOPK, probes=None):
+        return self._ask("words", json.dumps({"words": words, "topk": topk, "nprobe": probes}).encode())
+
+    def _ask(self, path, body):
+        """A list of Result. Raises UserError for what the server refuses, and if none answers."""
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with direct.open(f"{self._url.rstrip('/')}/{path}", body, ANSWER_SECONDS) as answer:
+                return [Result(int(found["rank"]), float(found["score"]), str(found["path"]),
+                               None if found["hit"] is None else bool(found["hit"]))
+                        for found in json.load(answer)["results"]]
+        except urllib.error.HTTPError as error:
+            raise UserError(_refusal(error)) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(f"{self._url}: no server answered: {one_line(getattr(error, 'reason', error))}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._url}: expected an answer of serve.py, found another ({one_line(error)})") from None
+
+
+def _refusal(error):
+    """The sentence in a server's HTTPError."""
+    try:
+        return str(json.load(error)["error"])
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return f"{error.url}: {error}"
 
 
 # ---------------------------------------------------------------- show
@@ -400,7 +481,7 @@ def show_results(options, photos):
         print(json.dumps({"query": query, "results": [asdict(result) for result in results]}, ensure_ascii=False))
         return
     marks = {True: "hit ", False: "miss", None: "    "}
-    print(f"rank    score  {'    ' if results[0].hit is None else 'label'} photo")
+    print(f"rank    score  {'label' if results and results[0].hit is not None else '    '} photo")
     for result in results:
         print(f"{result.rank:4}{result.score:9.4f}  {marks[result.hit]}  {result.path}")
     if gone := [result.path for result in results if not Path(result.path).is_file()]:

@@ -369,11 +369,16 @@ def read_pickle(path):
         return _unpickle(file, path)
 
 
-def read_npy(path):
-    """The array in an `.npy` file; for a 0-d object array, the object in it. Raises UserError."""
+def read_npy(path, mapped=False):
+    """The array in an `.npy` file; for a 0-d object array, the object in it. Raises UserError.
+
+    `mapped`: plain values stay on the disk and are read as they are used.
+    """
     with _open(path) as file:
         shape, dtype = _read_npy_header(file, path)
         if not dtype.hasobject:
+            if mapped and all(shape):
+                return np.load(path, mmap_mode="r", allow_pickle=False)
             file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
         array = _unpickle(file, path)

@@ -1,0 +1,332 @@
+"""Serving an index: shards, answers over HTTP, hostile requests, a shard that is killed."""
+import base64
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import index
+from test_index import make_content
+from tiny import PROJECT, run
+from util import stream
+
+pytest.importorskip("faiss")
+
+N, TOPK = 3000, 40
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{kind: an index}, flat and with lists; each code is that of ten photos or so, so that many scores tie."""
+    content = make_content(images=N)
+    content.codes = content.codes[stream(0, "ties").integers(0, N // 10, N)]
+    content.images = [f"{row} é.jpg" for row in range(N)]
+    content.labels, content.label_names = None, []
+    content.facts |= {"crops": 1, "checkpoint": "gone.npy"}
+    made = {kind: tmp_path_factory.mktemp(kind) for kind in ("flat", "lists")}
+    index.save(made["flat"], content)
+    index.save(made["lists"], content, lists=16)
+    return made
+
+
+@contextlib.contextmanager
+def served(folder, *options):
+    """The address of a server of an index, which ends with the block, well."""
+    process = subprocess.Popen([sys.executable, "serve.py", str(folder), "--port", "0", *map(str, options)],
+                               cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if line.startswith("serving "):
+            break
+    try:
+        assert printed, "nothing was printed"
+        assert "http://127.0.0.1:" in printed[-1], "".join(printed)
+        yield printed[-1].rpartition("http://")[2].strip()
+    finally:
+        process.terminate()
+        rest = process.communicate(timeout=60)[0]
+        assert "Traceback" not in rest, rest
+        assert process.returncode == 128 + signal.SIGTERM, rest
+
+
+def post(address, path, body):
+    """Status and answer."""
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"http://{address}/{path}", body, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def health(address):
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request("GET", "/health")
+    return json.load(connection.getresponse())
+
+
+def queries(count, seed=1):
+    return stream(seed, "serve queries").normal(size=(count, 300)).astype(np.float32)
+
+
+def assert_answered(answer, expected):
+    """An answer of /search is what Index.search gives, to the last bit."""
+    scores, rows = expected
+    assert [line[line >= 0].tolist() for line in rows] == answer["rows"]
+    assert [line[known >= 0].tolist() for line, known in zip(scores, rows, strict=True)] == answer["scores"]
+    assert [[f"/photos/{row} é.jpg" for row in line] for line in answer["rows"]] == answer["paths"]
+
+
+# ---------------------------------------------------------------- answers
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["flat", "lists"])
+def test_answers_are_those_of_the_whole_index_ties_included(folders, kind, shards):
+    whole = index.load(folders[kind])
+    with served(folders[kind], "--shards", shards) as address:
+        assert health(address)["photos"] == N
+        assert health(address)["shards"] == shards
+        for count, topk, probes in ((1, TOPK, 2), (70, TOPK, 2), (3, N, 16), (2, N, 1), (5, 1, 3)):
+            asked = queries(count)
+            status, answer = post(address, "search", {"vectors": asked.tolist(), "topk": topk, "nprobe": probes})
+            assert status == 200, answer
+            assert_answered(answer, whole.search(asked, topk, probes))
+        encoded = base64.b64encode(queries(9).tobytes()).decode()
+        assert_answered(post(address, "search", {"vectors": encoded})[1], whole.search(queries(9), 20))
+
+
+def test_of_scores_that_tie_at_the_last_place_the_lowest_rows_are_found(folders):
+    content = index.load(folders["flat"]).content
+    for kind, made in ((kind, index.load(folder)) for kind, folder in folders.items()):
+        for topk in (1, 7, 25):
+            _, rows = made.search(queries(40), topk, probes=16)
+            _, expected = index.search_numpy(queries(40), content.codes, content.codebooks, topk)
+            np.testing.assert_array_equal(rows, expected, err_msg=kind)
+
+
+def test_concurrent_queries_do_not_mix(folders):
+    whole = index.load(folders["lists"])
+    with served(folders["lists"], "--shards", 2) as address, ThreadPoolExecutor(8) as pool:
+        answers = pool.map(lambda seed: post(address, "search", {"vectors": queries(3, seed).tolist()}), range(40))
+        for seed, (status, answer) in enumerate(answers):
+            assert status == 200, answer
+            assert_answered(answer, whole.search(queries(3, seed), 20))
+
+
+def test_words_give_the_same_json_with_a_server_and_without(folders):
+    with served(folders["lists"], "--shards", 2) as address:
+        for words in ("tag1 tags3", "TAG7"):
+            there = run("search.py", "query", "--server", address, "--words", words, "--json", "--nprobe", 3)
+            assert there == run("search.py", "query", folders["lists"], "--words", words, "--json", "--nprobe", 3)
+            assert json.loads(there[1])["results"]
+        code, output = run("search.py", "query", "--server", f"http://{address}/", "--words", "tga3")
+        assert code == 2
+        assert "'tga3' is none of the 24 tags" in output
+
+
+# ---------------------------------------------------------------- hostile requests
+
+BAD = {
+    "no JSON": ("search", b"{", "expected JSON"),
+    "no object": ("search", b"[1]", "expected a JSON object, found list"),
+    "deep JSON": ("search", b"[" * 100_000, "expected JSON"),
+    "bytes": ("words", b"\xff\xfe\x00", "expected JSON"),
+    "no vectors": ("search", {}, "expected rows of 300 numbers"),
+    "empty vectors": ("search", {"vectors": []}, "expected rows of 300 numbers"),
+    "narrow vectors": ("search", {"vectors": [[1.0] * 299]}, "rows of 300 numbers, found an array of shape (1, 299)"),
+    "one vector": ("search", {"vectors": [1.0] * 300}, "found an array of shape (300,)"),
+    "ragged vectors": ("search", {"vectors": [[1.0] * 300, [1.0]]}, "expected rows of 300 numbers"),
+    "words for numbers": ("search", {"vectors": [["a"] * 300]}, "expected rows of 300 numbers"),
+    "NaN": ("search", {"vectors": [[float("nan")] * 300]}, "NaN"),
+    "an overflow": ("search", {"vectors": [[1e300] * 300]}, "expected numbers from"),
+    "a long number": ("search", {"vectors": [[10**400] * 300]}, "expected rows of 300 numbers"),
+    "no base64": ("search", {"vectors": "é"}, "expected rows of 300 numbers"),
+    "half a number": ("search", {"vectors": "AAAA"}, "expected rows of 300 numbers"),
+    "topk 0": ("search", {"vectors": [[1.0] * 300], "topk": 0}, "topk: expected a whole number from 1"),
+    "topk absurd": ("words", {"words": "tag1", "topk": 10**30}, "topk: expected a whole number from 1"),
+    "topk true": ("words", {"words": "tag1", "topk": True}, "topk: expected a whole number"),
+    "nprobe in words": ("words", {"words": "tag1", "nprobe": "all"}, "nprobe: expected a whole number"),
+    "unknown words": ("words", {"words": "tga3"}, "spelt most like it: tag3"),
+    "no words": ("words", {"words": 7}, "words: expected a text"),
+    "endless words": ("words", {"words": "a" * 10**6}, "words: expected a text of at most 1000 letters"),
+    "topk of a photo": ("photo?topk=many", b"x", "topk: expected a whole number"),
+    "no photo": ("photo?name=../../etc/passwd", b"", "passwd is empty"),
+    "noise for a photo": ("photo", b"noise", "the photo is not an image"),
+    "no question": ("etc/passwd", b"", "no such question"),
+}
+
+
+@pytest.fixture(scope="module")
+def address(folders):
+    with served(folders["flat"]) as address:
+        yield address
+
+
+@pytest.mark.parametrize(("path", "body", "sentence"), BAD.values(), ids=BAD)
+def test_a_bad_request_is_told_in_one_sentence_and_the_server_goes_on(address, path, body, sentence):
+    status, answer = post(address, path, body)
+    assert status == 400
+    assert answer.keys() == {"error"}
+    assert sentence in answer["error"]
+    assert "\n" not in answer["error"]
+    assert health(address)["photos"] == N
+
+
+@pytest.mark.parametrize("length", ["65 MB", "1" * 30, "-1", "many", None])
+def test_a_body_without_a_sound_length_is_refused(address, length):
+    size = 65 * 2**20 if length == "65 MB" else 10
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.putrequest("POST", "/photo")
+    if length is not None:
+        connection.putheader("Content-Length", size if length == "65 MB" else length)
+    connection.endheaders(bytes(size))
+    answer = connection.getresponse()
+    assert answer.status == 400
+    assert "expected a body whose Content-Length" in json.load(answer)["error"]
+    assert health(address)["photos"] == N
+
+
+def test_a_connection_that_breaks_off_or_speaks_no_http_harms_no_other(address):
+    host, port = address.split(":")
+    for sent in (b"\x00\xff\r\n\r\n", b"POST /search HTTP/1.1\r\nContent-Length: 100\r\n\r\n{", b"GET"):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(sent)
+    assert health(address)["photos"] == N
+
+
+# ---------------------------------------------------------------- files and addresses
+
+def cut(folders, tmp_path, kind="lists"):
+    """A copy of an index with its two shards."""
+    shutil.copytree(folders[kind], tmp_path / "index")
+    with served(tmp_path / "index", "--shards", 2):
+        pass
+    return tmp_path / "index"
+
+
+def test_a_shard_that_was_altered_or_is_missing_is_named(folders, tmp_path):
+    folder = cut(folders, tmp_path)
+    shard = folder / "shards-2" / "shard-2.faiss"
+    sound = shard.read_bytes()
+    shard.write_bytes(sound[:-9] + bytes([sound[-9] ^ 1]) + sound[-8:])
+    code, output = run("serve.py", folder, "--shards", 2, "--port", 0)
+    assert code == 2
+    assert "shard-2.faiss was altered" in output
+    shard.unlink()
+    code, output = run("serve.py", folder, "--shards", 2, "--port", 0)
+    assert code == 2
+    assert "shard-2.faiss: no such file" in output
+    assert len(output.splitlines()) == 1
+    shutil.rmtree(folder / "shards-2")
+    with served(folder, "--shards", 2):
+        assert shard.read_bytes() == sound
+
+
+def test_shards_are_made_once_and_anew_when_the_index_is_written_again(folders, tmp_path):
+    folder = cut(folders, tmp_path, "flat")
+    shard = folder / "shards-2" / "shard-1.faiss"
+    before = shard.stat().st_ino
+    with served(folder, "--shards", 2):
+        assert shard.stat().st_ino == before
+    content = index.load(folder).content
+    content.codes = content.codes[::-1].copy()
+    whole = index.save(folder, content)
+    with served(folder, "--shards", 2) as address:
+        answer = post(address, "search", {"vectors": queries(2).tolist()})[1]
+    assert_answered(answer, whole.search(queries(2), 20))
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    (["--shards", N + 1], f"{N + 1} shards and {N} photos"),
+    (["--host", "256.0.0.1"], "256.0.0.1:0: cannot listen there"),
+])
+def test_what_cannot_be_served_is_one_sentence_and_exit_code_2(folders, options, sentence):
+    code, output = run("serve.py", folders["flat"], "--port", 0, *options)
+    assert code == 2
+    assert sentence in output
+    assert len(output.splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_one_sentence(folders, address):
+    code, output = run("serve.py", folders["flat"], "--port", address.split(":")[1])
+    assert code == 2
+    assert f"{address}: cannot listen there: Address already in use" in output
+    assert len(output.splitlines()) == 1
+
+
+def test_a_server_that_does_not_answer_is_one_sentence(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=lambda: other.accept()[0].sendall(b"HTTP/1.0 200 OK\r\n\r\n[1]")).start()
+        taken = "127.0.0.1:%d" % other.getsockname()[1]
+        for address, sentence in ((taken, "expected an answer of serve.py"), ("127.0.0.1:1", "no server answered"),
+                                  ("127.0.0.1:port", "no server answered")):
+            code, output = run("search.py", "query", "--server", address, "--words", "a")
+            assert code == 2, output
+            assert sentence in output
+            assert len(output.splitlines()) == 1
+    code, output = run("search.py", "query", "--server", "127.0.0.1:1", tmp_path / "index", tmp_path / "photo.jpg")
+    assert code == 2
+    assert "with --server expected no INDEX" in output
+
+
+# ---------------------------------------------------------------- Ray
+
+@pytest.mark.slow
+def test_a_ray_address_where_no_cluster_answers_is_one_sentence(folders):
+    pytest.importorskip("ray")
+    code, output = run("serve.py", folders["flat"], "--port", 0, "--ray", "127.0.0.1:1")
+    assert code == 2
+    assert "127.0.0.1:1: no Ray cluster could be joined" in output
+    assert len(output.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flat", "lists"])
+def test_a_shard_that_is_killed_under_load_loses_no_query_and_changes_no_answer(folders, kind):
+    pytest.importorskip("ray")
+    whole = index.load(folders[kind])
+    with served(folders[kind], "--ray", "local", "--shards", 2) as address:
+        first = health(address)["processes"]
+        assert len({*first, os.getpid()}) == 3
+        killed = threading.Event()
+
+        def load(thread):
+            """Ask until some queries after the kill were answered; how many were, and those that were not right."""
+            wrong, after, asked = [], 0, 0
+            while after < 5:
+                vectors = queries(2, seed=1000 * thread + asked % 50)
+                after += killed.is_set()
+                status, answer = post(address, "search", {"vectors": vectors.tolist(), "topk": TOPK})
+                asked += 1
+                expected = whole.search(vectors, TOPK)[1].tolist()
+                if status != 200 or answer["rows"] != expected:
+                    wrong.append(answer)
+            return asked, wrong
+
+        with ThreadPoolExecutor(4) as pool:
+            loads = [pool.submit(load, thread) for thread in range(4)]
+            time.sleep(1)
+            os.kill(first[1], signal.SIGKILL)
+            killed.set()
+            for done in loads:
+                asked, wrong = done.result(timeout=120)
+                assert asked > 5
+                assert not wrong
+        now = health(address)["processes"]
+        assert now[0] == first[0]
+        assert now[1] != first[1]
