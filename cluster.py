@@ -25,6 +25,7 @@ def start(address, cpus):
         raise UserError("this needs Ray: pip install -r requirements-scale.txt") from None
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: other work would starve it
         options |= {"num_cpus": cpus, "include_dashboard": False}
     else:
         _try_to_join(address)

@@ -56,12 +56,12 @@ def main():
     if index.faiss is None:
         raise UserError("serving needs FAISS: pip install -r requirements-search.txt")
     index.read_manifest(options.index)
-    source = fingerprint(options.index / index.MANIFEST)
-    photos = search.open_index(options.index, options.checkpoint, options.gpu)
-    parts = shards.cut(photos.index, options.shards, source)
     if options.ray is not None:
         import cluster
         cluster.start(options.ray, options.shards + 1)
+    source = fingerprint(options.index / index.MANIFEST)
+    photos = search.open_index(options.index, options.checkpoint, options.gpu)
+    parts = shards.cut(photos.index, options.shards, source)
     photos.index = shards.Sharded(photos.index, shards.Threads(parts) if options.ray is None else shards.Actors(parts))
     server.run(Service(photos, options.nprobe))
 

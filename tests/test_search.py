@@ -10,6 +10,7 @@ import pytest
 import index
 import quantizer
 import search
+from test_serve import served
 from tiny import EXPERIMENT, TRAINING, make_tiny, run, train, validate
 from util import UserError
 
@@ -152,6 +153,21 @@ def test_the_program_prints_tables_json_and_a_figure(root, photos, tmp_path):
     code, output = run("search.py", "tags", folder, photo(root, 0), "--topk", 2, "--json")
     assert code == 0, output
     assert len(printed_json(output)["tags"]) == 2
+
+
+def test_a_photo_gives_the_same_json_with_a_server_and_without(root, photos, tmp_path):
+    pytest.importorskip("faiss")
+    shutil.copy(photo(root, 3), tmp_path / "a stranger.jpg")
+    with served(root / "indexes" / EXPERIMENT, "--shards", 3) as address:
+        for asked in (photo(root, TRAINING + 1), tmp_path / "a stranger.jpg"):
+            code, there = run("search.py", "query", "--server", address, asked, "--json")
+            assert code == 0, there
+            here = {"query": str(asked), "results": [vars(found) for found in photos.by_photo(asked)]}
+            assert printed_json(there) == here
+        code, output = run("search.py", "query", "--server", address, photo(root, 11), "--figure", tmp_path / "f.png")
+        assert code == 0, output
+        assert "label photo" in output
+        assert (tmp_path / "f.png").is_file()
 
 
 def test_a_result_that_was_deleted_is_noted(root, checkpoint, tmp_path):

@@ -14,14 +14,16 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import index
+import shards
 from test_index import make_content
 from tiny import PROJECT, run
-from util import stream
+from util import UserError, fingerprint, stream
 
 pytest.importorskip("faiss")
 
@@ -94,15 +96,15 @@ def assert_answered(answer, expected):
 
 # ---------------------------------------------------------------- answers
 
-@pytest.mark.parametrize("shards", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["flat", "lists"])
-def test_answers_are_those_of_the_whole_index_ties_included(folders, kind, shards):
+def test_answers_are_those_of_the_whole_index_ties_included(folders, kind, count):
     whole = index.load(folders[kind])
-    with served(folders[kind], "--shards", shards) as address:
+    with served(folders[kind], "--shards", count) as address:
         assert health(address)["photos"] == N
-        assert health(address)["shards"] == shards
-        for count, topk, probes in ((1, TOPK, 2), (70, TOPK, 2), (3, N, 16), (2, N, 1), (5, 1, 3)):
-            asked = queries(count)
+        assert health(address)["shards"] == count
+        for size, topk, probes in ((1, TOPK, 2), (70, TOPK, 2), (3, N, 16), (2, N, 1), (5, 1, 3)):
+            asked = queries(size)
             status, answer = post(address, "search", {"vectors": asked.tolist(), "topk": topk, "nprobe": probes})
             assert status == 200, answer
             assert_answered(answer, whole.search(asked, topk, probes))
@@ -130,10 +132,9 @@ def test_concurrent_queries_do_not_mix(folders):
 
 def test_words_give_the_same_json_with_a_server_and_without(folders):
     with served(folders["lists"], "--shards", 2) as address:
-        for words in ("tag1 tags3", "TAG7"):
-            there = run("search.py", "query", "--server", address, "--words", words, "--json", "--nprobe", 3)
-            assert there == run("search.py", "query", folders["lists"], "--words", words, "--json", "--nprobe", 3)
-            assert json.loads(there[1])["results"]
+        there = run("search.py", "query", "--server", address, "--words", "TAG7", "--json", "--nprobe", 3)
+        assert there == run("search.py", "query", folders["lists"], "--words", "TAG7", "--json", "--nprobe", 3)
+        assert json.loads(there[1])["results"]
         code, output = run("search.py", "query", "--server", f"http://{address}/", "--words", "tga3")
         assert code == 2
         assert "'tga3' is none of the 24 tags" in output
@@ -211,44 +212,41 @@ def test_a_connection_that_breaks_off_or_speaks_no_http_harms_no_other(address):
 
 # ---------------------------------------------------------------- files and addresses
 
-def cut(folders, tmp_path, kind="lists"):
-    """A copy of an index with its two shards."""
-    shutil.copytree(folders[kind], tmp_path / "index")
-    with served(tmp_path / "index", "--shards", 2):
-        pass
-    return tmp_path / "index"
+def cut(folder):
+    """The paths of the two shards of an index."""
+    parts = shards.cut(index.load(folder), 2, fingerprint(folder / index.MANIFEST))
+    return [Path(part.path) for part in parts]
 
 
 def test_a_shard_that_was_altered_or_is_missing_is_named(folders, tmp_path):
-    folder = cut(folders, tmp_path)
-    shard = folder / "shards-2" / "shard-2.faiss"
+    shutil.copytree(folders["lists"], tmp_path / "index")
+    _, shard = cut(tmp_path / "index")
     sound = shard.read_bytes()
     shard.write_bytes(sound[:-9] + bytes([sound[-9] ^ 1]) + sound[-8:])
-    code, output = run("serve.py", folder, "--shards", 2, "--port", 0)
+    code, output = run("serve.py", tmp_path / "index", "--shards", 2, "--port", 0)
     assert code == 2
     assert "shard-2.faiss was altered" in output
-    shard.unlink()
-    code, output = run("serve.py", folder, "--shards", 2, "--port", 0)
-    assert code == 2
-    assert "shard-2.faiss: no such file" in output
     assert len(output.splitlines()) == 1
-    shutil.rmtree(folder / "shards-2")
-    with served(folder, "--shards", 2):
-        assert shard.read_bytes() == sound
+    shard.unlink()
+    with pytest.raises(UserError, match=r"shard-2\.faiss: no such file.*delete .*shards-2 to have it made anew"):
+        cut(tmp_path / "index")
+    shutil.rmtree(shard.parent)
+    assert cut(tmp_path / "index")[1].read_bytes() == sound
 
 
 def test_shards_are_made_once_and_anew_when_the_index_is_written_again(folders, tmp_path):
-    folder = cut(folders, tmp_path, "flat")
-    shard = folder / "shards-2" / "shard-1.faiss"
-    before = shard.stat().st_ino
-    with served(folder, "--shards", 2):
-        assert shard.stat().st_ino == before
-    content = index.load(folder).content
+    shutil.copytree(folders["flat"], tmp_path / "index")
+    before = cut(tmp_path / "index")[0].stat().st_ino
+    assert cut(tmp_path / "index")[0].stat().st_ino == before
+    opened = shards.Part(str(cut(tmp_path / "index")[0]), fingerprint(tmp_path / "index" / index.MANIFEST), 0)
+    content = index.load(tmp_path / "index").content
     content.codes = content.codes[::-1].copy()
-    whole = index.save(folder, content)
-    with served(folder, "--shards", 2) as address:
+    whole = index.save(tmp_path / "index", content)
+    with served(tmp_path / "index", "--shards", 2) as address:
         answer = post(address, "search", {"vectors": queries(2).tolist()})[1]
     assert_answered(answer, whole.search(queries(2), 20))
+    with pytest.raises(UserError, match="was cut from another index"):
+        shards.Shard(opened, threads=1)
 
 
 @pytest.mark.parametrize(("options", "sentence"), [
@@ -269,17 +267,24 @@ def test_a_port_that_is_taken_is_one_sentence(folders, address):
     assert len(output.splitlines()) == 1
 
 
-def test_a_server_that_does_not_answer_is_one_sentence(tmp_path):
+def test_a_server_that_does_not_answer_is_one_sentence():
     with socket.create_server(("127.0.0.1", 0)) as other:
-        threading.Thread(target=lambda: other.accept()[0].sendall(b"HTTP/1.0 200 OK\r\n\r\n[1]")).start()
-        taken = "127.0.0.1:%d" % other.getsockname()[1]
-        for address, sentence in ((taken, "expected an answer of serve.py"), ("127.0.0.1:1", "no server answered"),
-                                  ("127.0.0.1:port", "no server answered")):
+        def answer():
+            connection, _ = other.accept()
+            connection.recv(2**16)
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n[1]")
+            connection.close()
+        threading.Thread(target=answer).start()
+        for address, sentence in ((f"127.0.0.1:{other.getsockname()[1]}", "expected an answer of serve.py"),
+                                  ("127.0.0.1:1", "no server answered"), ("127.0.0.1:port", "no server answered")):
             code, output = run("search.py", "query", "--server", address, "--words", "a")
             assert code == 2, output
             assert sentence in output
             assert len(output.splitlines()) == 1
-    code, output = run("search.py", "query", "--server", "127.0.0.1:1", tmp_path / "index", tmp_path / "photo.jpg")
+
+
+def test_an_index_and_a_server_at_once_are_refused():
+    code, output = run("search.py", "query", "--server", "127.0.0.1:1", "an index", "photo.jpg")
     assert code == 2
     assert "with --server expected no INDEX" in output
 
