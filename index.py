@@ -38,6 +38,7 @@ LIST_SWEEPS = 10  # of k-means
 BLOCK = 2**18  # images that are scored at once
 LIST_BLOCK = 2**22  # images that are sorted into lists at once
 QUERIES_AT_ONCE = 32  # that one thread takes to FAISS; a fixed number, since the size of a batch and its threads round
+MOST_TIED = 16  # times the results that are wanted: so many images are put in order if they tie for the last place
 DEFAULT_PROBES = 32  # lists that a query looks into
 
 
@@ -165,7 +166,10 @@ def search_numpy(queries, codes, codebooks, topk):
 
 
 def search_faiss(engine, queries, topk, probes):
-    """The same by FAISS, to the last bit whatever the number of threads, and whatever other rows are in the engine."""
+    """The same by FAISS: scores to the last bit whatever the number of threads and whatever other rows are there.
+
+    If over MOST_TIED·topk images tie for the last place, any of them may have it.
+    """
     options = {}
     if isinstance(engine, faiss.IndexIVF):
         options["params"] = faiss.SearchParametersIVF(nprobe=min(probes, engine.nlist))
@@ -180,14 +184,14 @@ def search_faiss(engine, queries, topk, probes):
 
 
 def _ask_faiss(engine, queries, topk, options):
-    """FAISS keeps any of the images that tie for the last place, so it is asked for more until no tie is cut."""
-    wanted = topk + 1
-    while True:
-        scores, rows = engine.search(queries, min(wanted, engine.ntotal), **options)
-        cut = (scores[:, -1] == scores[:, topk - 1]) & (rows[:, -1] >= 0)
-        if wanted >= engine.ntotal or not cut.any():
-            return best_first(scores, rows, topk)
-        wanted *= 16
+    """FAISS keeps any of the images that tie for the last place, so where it cuts a tie it is asked again, for more.
+
+    All queries are, since the size of a batch rounds.
+    """
+    scores, rows = engine.search(queries, min(topk + 1, engine.ntotal), **options)
+    if topk < engine.ntotal and ((scores[:, -1] == scores[:, topk - 1]) & (rows[:, -1] >= 0)).any():
+        scores, rows = engine.search(queries, min(MOST_TIED * topk, engine.ntotal), **options)
+    return best_first(scores, rows, topk)
 
 
 def best_first(scores, rows, topk):
