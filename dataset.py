@@ -96,14 +96,17 @@ def known_datasets(root):
 
 # ---------------------------------------------------------------- split files
 
-def read_text(path):
-    """A UTF-8 text file without its byte order mark, every line ended by \\n. Raises UserError with the row."""
+def read_text(path, errors="strict"):
+    """A UTF-8 text file without its byte order mark, every line ended by \\n. Raises UserError with the row.
+
+    `errors`: as of `bytes.decode`.
+    """
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         row = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}: row {row}: expected UTF-8 text, found something else ({error})") from error
@@ -114,9 +117,9 @@ def read_text(path):
     return text
 
 
-def read_lines(path):
+def read_lines(path, errors="strict"):
     """The lines of a text file without their ends; blank ones at the end of the file do not count."""
-    text = read_text(path).rstrip()
+    text = read_text(path, errors).rstrip()
     return text.split("\n") if text else []
 
 
@@ -125,9 +128,9 @@ def shown(text):
     return repr(text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…")
 
 
-def read_image_list(path):
+def read_image_list(path, errors="strict"):
     """Image paths relative to the data set's image folder, one a line. Raises UserError for one that leads out."""
-    names = [line.strip() for line in read_lines(path)]
+    names = [line.strip() for line in read_lines(path, errors)]
     if not names:
         raise UserError(f"{path}: expected one image path a line, found none")
     for row, name in enumerate(names, 1):
@@ -497,10 +500,24 @@ def decode(path):
 
 def read_image(path):
     """An image as the release reads it: BGR, bilinearly resized, uint8 (256, 256, 3). Raises UserError."""
-    image, fault = decode(path)
+    image, fault = try_image(path)
     if fault:
         raise UserError(f"{path} {fault}")
-    return cv2.resize(image, (IMAGE_SIDE, IMAGE_SIDE))
+    return image
+
+
+def try_image(path):
+    """The same and None; or None and what is wrong."""
+    image, fault = decode(path)
+    return (None, fault) if fault else (cv2.resize(image, (IMAGE_SIDE, IMAGE_SIDE)), None)
+
+
+def sound_images(paths):
+    """The images that can be decoded, uint8 (n, 256, 256, 3), and {row: what is wrong} of the others."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        images, faults = zip(*pool.map(try_image, paths), strict=True)
+    sound = [image for image in images if image is not None]
+    return np.array(sound), {row: fault for row, fault in enumerate(faults) if fault}
 
 
 def thumbnail(path):

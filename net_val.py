@@ -12,7 +12,7 @@ import numpy as np
 import alexnet
 import metrics
 import quantizer
-from dataset import CROP_SIDE, IMAGE_SIDE, ImageStore, load_retrieval, made_ahead, read_tag_embeddings
+from dataset import CROP_SIDE, IMAGE_SIDE, ImageStore, load_retrieval, made_ahead, read_tag_embeddings, sound_images
 from session import open_session, tf
 from util import (
     DIMENSIONS,
@@ -138,9 +138,31 @@ class Encoder:
     def embed(self, paths, what="embedding"):
         """Embeddings of image files, float32 (N, D); `what` is told where it takes long."""
         embeddings = embed_images(ImageStore(paths), self._graph, self._session, self._crops, what)
-        if bad := [str(paths[row]) for row in np.flatnonzero(~np.isfinite(embeddings).all(1))]:
-            raise UserError(f"the network gives NaN or infinite embeddings of {len(bad)} images: {first_few(bad)}")
+        _check_embeddings(embeddings, paths)
         return embeddings
+
+    def embed_sound(self, paths, advance):
+        """Embeddings of the image files that can be decoded, float32 (n, D), and {row: what is wrong} of the others.
+
+        `advance(images)` is told how many more were looked at.
+        """
+        size = CROPS_AT_ONCE // self._crops
+        starts = range(0, len(paths), size)
+        batches = made_ahead(lambda start: sound_images(paths[start:start + size]), starts)
+        parts, faults = [np.empty((0, DIMENSIONS), np.float32)], {}
+        for start, (images, bad) in zip(starts, batches, strict=True):
+            if len(images):
+                parts.append(self._session.run(self._graph.embeddings, {self._graph.images: images}))
+            faults |= {start + row: fault for row, fault in bad.items()}
+            advance(len(images) + len(bad))
+        embeddings = np.concatenate(parts)
+        _check_embeddings(embeddings, [path for row, path in enumerate(paths) if row not in faults])
+        return embeddings, faults
+
+
+def _check_embeddings(embeddings, paths):
+    if bad := [str(paths[row]) for row in np.flatnonzero(~np.isfinite(embeddings).all(1))]:
+        raise UserError(f"the network gives NaN or infinite embeddings of {len(bad)} images: {first_few(bad)}")
 
 
 # ---------------------------------------------------------------- the retrieval file

@@ -38,8 +38,8 @@ def parse_arguments():
     commands = parser.add_subparsers(dest="command", required=True, metavar="build | query | tags")
     build = commands.add_parser("build", help="make an index, or add the photos that are not in it yet")
     build.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an .npy file that train.py wrote")
-    build.add_argument("dataset", metavar="DATASET", help="a data set, of which the database is taken, or any folder "
-                                                          "of photos")
+    build.add_argument("dataset", metavar="DATASET", help="a data set, of which the database is taken, any folder of "
+                                                          "photos, or what encode.py wrote")
     build.add_argument("--out", type=Path, metavar="DIR", help="the index (default indexes/<experiment> in --root)")
     build.add_argument("--trained-on", metavar="NAME",
                        help="data set whose tags the checkpoint learned (default: as its .json file says)")
@@ -109,12 +109,13 @@ def main():
 @dataclass(frozen=True)
 class Source:
     """Photos to index. names: N paths relative to `folder`; labels: uint8 (N, L) or None; label_names: L or none;
-    dataset: the `dataset.Dataset` whose database they are, or None."""
+    dataset: the `dataset.Dataset` whose database they are, or None; encoded: the folder of encode.py, or None."""
     folder: Path
     names: list
     labels: np.ndarray | None
     label_names: list
     dataset: object
+    encoded: object = None
 
 
 def build(checkpoint, dataset, out=None, root=ROOT, trained_on=None, crops=10, lists=None, skip_bad=False, seed=0,
@@ -151,6 +152,10 @@ def build(checkpoint, dataset, out=None, root=ROOT, trained_on=None, crops=10, l
 def photo_source(name, root):
     """The photos of data set `name`, or of the folder of that name. Raises UserError."""
     import dataset
+    import encode
+    if (Path(name) / encode.PLAN).is_file():
+        encoded = encode.read_encoded(Path(name))
+        return Source(Path(encoded.manifest["images"]), encoded.names, None, [], None, encoded)
     if "/" in name or not (root / "data" / dataset.RELEASE_FOLDERS.get(name, name)).is_dir():
         return folder_source(Path(name), dataset.known_datasets(root))
     found = dataset.find_dataset(name, root)
@@ -168,6 +173,14 @@ def folder_source(folder, known):
     """The photos in a folder and its subfolders, by name. `known`: data sets to name if it is no folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is neither a data set nor a folder; data sets: {', '.join(known) or 'none yet'}")
+    names = photo_names(folder)
+    if broken := [name for name in names if "\n" in name]:
+        raise UserError(f"{folder}: expected file names without line breaks, found {broken[0]!r}")
+    return Source(folder, names, None, [], None)
+
+
+def photo_names(folder):
+    """The photos in a folder and its subfolders, relative to it and sorted. Raises UserError if there are none."""
     try:
         os.path.realpath(folder).encode()
     except UnicodeEncodeError:
@@ -176,9 +189,7 @@ def folder_source(folder, known):
                    if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
     if not names:
         raise UserError(f"{folder}: expected photos ({' '.join(SUFFIXES)}), found none")
-    if broken := [name for name in names if "\n" in name]:
-        raise UserError(f"{folder}: expected file names without line breaks, found {broken[0]!r}")
-    return Source(folder, names, None, [], None)
+    return names
 
 
 def training_dataset(checkpoint, source, root, name):
@@ -247,6 +258,8 @@ def new_rows(source, before, out, skip_bad):
         print(f"note: {len(gone):,} photos of {out} are not in {source.folder} any more, such as {min(gone)}; they "
               "stay in the index (to drop them, delete it and build it anew)", file=sys.stderr)
     rows = np.array([row for row, name in enumerate(source.names) if name not in known], np.int64)
+    if source.encoded:  # without the bad ones
+        return rows
     names = [source.names[row] for row in rows]
     if source.dataset:
         faults = dataset.faults_in(source.folder, names)
@@ -266,8 +279,12 @@ def new_rows(source, before, out, skip_bad):
 
 
 def stored_codes(checkpoint, source, rows, facts):
-    """The codes of all the source's photos, uint8 (N, M), if validation.py left them beside the checkpoint."""
+    """The codes of the source's photos `rows`, uint8 (n, M), if encode.py made them, or if they are all and
+    validation.py left them beside the checkpoint."""
     import net_val
+    if source.encoded:
+        source.encoded.check(checkpoint, facts["crops"])
+        return source.encoded.codes[rows]
     path = checkpoint.with_name(f"{checkpoint.stem}_retrieval.h5")
     if source.dataset is None or len(rows) < len(source.names) or not path.is_file():
         return None

@@ -1,0 +1,353 @@
+"""Encoding photos in shards: what OUT holds, bad photos, going on after an interruption, Ray, the index of it."""
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+import encode
+import index
+import net_val
+import quantizer
+import search
+from dataset import read_tag_embeddings
+from test_faults import files_of_at_most, flip
+from tiny import EXPERIMENT, PROJECT, TRAINING, call, make_tiny, train, wait_for
+from util import UserError, stream
+
+SHARD = 4
+BAD = {"00 half.jpg": "is truncated", "03 text.jpg": "is not an image that OpenCV reads",
+       "07 hollow.png": "is not an image that OpenCV reads", "10 gone.jpg": "is missing", "11 empty.jpg": "is empty",
+       "12 \\xff.jpg": "has a name that is not UTF-8", "13 two\nlines.jpg": "has a line break in its name"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The tiny data set, a complete checkpoint, and in photos/ 13 sound photos among 7 bad ones."""
+    root = make_tiny(tmp_path_factory.mktemp("encode"))
+    code, output = train(root, iterations=0)
+    assert code == 0, output
+    photos, sound = root / "photos", root / "datasets/tiny"
+    (photos / "sub").mkdir(parents=True)
+    for number in range(TRAINING + 3):
+        shutil.copy(sound / f"{number}.jpg", photos / ("sub" if number % 2 else "") / f"{number:02} é.jpg")
+    whole = (sound / "0.jpg").read_bytes()
+    (photos / "00 half.jpg").write_bytes(whole[:len(whole) // 2])
+    (photos / "03 text.jpg").write_text("no photo")
+    (photos / "07 hollow.png").write_bytes(hollow_png())
+    (photos / "10 gone.jpg").symlink_to("nowhere.jpg")
+    (photos / "11 empty.jpg").write_text("")
+    Path(os.fsdecode(os.fsencode(photos) + b"/12 \xff.jpg")).write_bytes(whole)
+    (photos / "13 two\nlines.jpg").write_bytes(whole)
+    return root
+
+
+def hollow_png():
+    """A PNG whose chunks lead from one to the next as they should, with nothing in them that could be decoded."""
+    def chunk(kind, content):
+        return len(content).to_bytes(4, "big") + kind + content + b"\0\0\0\0"
+    header = (8).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"nothing") + chunk(b"IEND", b"")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(root):
+    return root / "checkpoints" / f"{EXPERIMENT}.npy"
+
+
+@pytest.fixture(scope="module")
+def done(root, checkpoint):
+    """What encoding photos/ gave."""
+    encode.encode(checkpoint, root / "photos", root / "done", crops=1, shard=SHARD, root=root)
+    return root / "done"
+
+
+@pytest.fixture
+def out(done, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(done, tmp_path / "out")
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def again(root, checkpoint, out, **changed):
+    encode.encode(**{"checkpoint": checkpoint, "images": root / "photos", "out": out, "crops": 1, "shard": SHARD,
+                     "root": root, **changed})
+
+
+# ---------------------------------------------------------------- what OUT holds
+
+def test_bad_photos_are_left_out_with_their_reasons_and_the_others_are_all_there(root, done):
+    encoded = encode.read_encoded(done)
+    left_out = pyarrow.parquet.read_table(done / "left_out.parquet").to_pylist()
+    assert {row["path"]: row["reason"] for row in left_out} == BAD
+    assert encoded.names == sorted(f"{'sub/' if number % 2 else ''}{number:02} é.jpg" for number in range(TRAINING + 3))
+    manifest = json.loads((done / "manifest.json").read_text())
+    assert (manifest["photos"], manifest["count"], manifest["left_out"]) == (20, 13, 7)
+    assert manifest["images"] == str(root / "photos")
+    assert len(list(done.glob("shard-*.parquet"))) == 5
+
+
+def test_a_shards_codes_depend_on_its_photos_its_number_and_the_seed_alone(root, checkpoint, done):
+    weights, codebooks = net_val.read_checkpoint(checkpoint)
+    factor = quantizer.semantic_factor(read_tag_embeddings(root / "data/tiny/tags/FinalTagEmbs.txt"))
+    encoder = net_val.Encoder(weights, 1, "/cpu:0")
+    for shard, path in enumerate(sorted(done.glob("shard-*.parquet"))):
+        table = pyarrow.parquet.read_table(path)
+        assert str(table["code"].type) == "fixed_size_list<element: uint8>[2]"
+        embeddings = encoder.embed([root / "photos" / name for name in table["path"].to_pylist()])
+        expected = quantizer.encode(embeddings, codebooks, factor, stream(0, "encode shard", shard), net_val.CHUNK)
+        assert table["code"].to_pylist() == expected.tolist()
+
+
+def test_a_list_of_photos_may_have_a_mark_crlf_and_names_that_are_not_utf_8(root, checkpoint, tmp_path):
+    names = b"datasets/tiny/3.jpg", b"photos/12 \xff.jpg", b"datasets/tiny/99.jpg"
+    (root / "list.txt").write_bytes(b"\xef\xbb\xbf" + b"".join(name + b"\r\n" for name in names))
+    again(root, checkpoint, tmp_path, images=root / "list.txt")
+    assert encode.read_encoded(tmp_path).names == ["datasets/tiny/3.jpg"]
+    left_out = pyarrow.parquet.read_table(tmp_path / "left_out.parquet").to_pylist()
+    assert [row["reason"] for row in left_out] == ["has a name that is not UTF-8", "is missing"]
+
+
+@pytest.mark.parametrize(("images", "sentence"), [
+    ("../x.jpg\n", r"list\.txt: row 1: expected a path inside the image folder"), ("", "found none"),
+    (None, "expected a folder of photos or a list of them, found neither")])
+def test_a_list_that_cannot_be_used_is_refused(root, checkpoint, tmp_path, images, sentence):
+    if images is not None:
+        (tmp_path / "list.txt").write_text(images)
+    with pytest.raises(UserError, match=sentence):
+        again(root, checkpoint, tmp_path / "out", images=tmp_path / "list.txt")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_gives_nan_stops_with_a_sentence(root, checkpoint):
+    weights, codebooks = net_val.read_checkpoint(checkpoint)
+    weights["fc8"][1][0] = np.nan
+    encoder = encode.ShardEncoder((weights, codebooks, None), {"crops": 1, "seed": 0}, root, None, None)
+    with pytest.raises(UserError, match=r"the network gives NaN or infinite embeddings of 1 images: .*/3\.jpg"):
+        encoder.encode(0, ["gone.jpg", "datasets/tiny/3.jpg"])
+
+
+def test_photos_whose_folder_went_away_are_no_bad_photos(root, checkpoint, tmp_path):
+    encoder = encode.ShardEncoder((*net_val.read_checkpoint(checkpoint), None), {"crops": 1, "seed": 0}, tmp_path,
+                                  f"{tmp_path}/seen before.jpg", None)
+    with pytest.raises(UserError, match=r"does not see the photos: .*seen before\.jpg: no such file there"):
+        encoder.encode(0, ["1.jpg", "2.jpg"])
+
+
+# ---------------------------------------------------------------- again
+
+def test_a_second_run_says_that_it_is_finished_and_changes_nothing(root, checkpoint, out, monkeypatch, capsys):
+    before = files(out)
+    code, output = call(monkeypatch, capsys, encode, checkpoint, root / "photos", out, "--crops", 1, "--shard", SHARD,
+                        "--root", root)
+    assert code == 0, output
+    assert "is finished: 13 photos in 5 shards; 7 were left out, see left_out.parquet" in output
+    assert files(out) == before
+
+
+def test_only_what_is_missing_is_made_again(root, checkpoint, done, out):
+    (out / "shard-00001.parquet").unlink()
+    (out / "shard-00003.json").unlink()  # as an interruption between the two leaves it
+    (out / "shard-00003.parquet").write_bytes(b"half")
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("shard-0000[024].*")}
+    again(root, checkpoint, out)
+    assert files(out) == files(done)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@pytest.mark.parametrize(("changed", "sentence"), [
+    ({"crops": 5}, "crops was 1, now 5"), ({"seed": 3}, "seed was 0, now 3"), ({"shard": 5}, "shard was 4, now 5"),
+    ({"images": "datasets/tiny"}, "photos was 20, now 13; photos_sha256 was")])
+def test_other_settings_are_refused_by_name(root, checkpoint, out, changed, sentence):
+    if "images" in changed:
+        changed = {"images": root / changed["images"]}
+    with pytest.raises(UserError, match=f"was saved with other settings: {sentence}"):
+        again(root, checkpoint, out, **changed)
+
+
+@pytest.fixture(scope="module")
+def other(root, checkpoint):
+    """Another checkpoint, as one number of it is another."""
+    other = root / "other.npy"
+    shutil.copy(checkpoint, other)
+    flip(other)
+    return other
+
+
+def test_another_checkpoint_is_refused(root, other, out):
+    with pytest.raises(UserError, match="checkpoint_sha256 was"):
+        again(root, other, out, trained_on="tiny")
+
+
+def test_an_altered_shard_is_told_by_name(root, checkpoint, out):
+    flip(out / "shard-00002.parquet")
+    for use in (lambda: again(root, checkpoint, out), lambda: encode.read_encoded(out)):
+        with pytest.raises(UserError, match=r"shard-00002\.parquet was altered since it was written"):
+            use()
+
+
+def test_a_second_run_at_the_same_time_is_refused(root, checkpoint, out):
+    with open(out / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another run is at work there"):
+            again(root, checkpoint, out)
+
+
+def test_a_full_disk_ends_in_one_sentence_and_the_same_command_goes_on(root, checkpoint, done, tmp_path, monkeypatch,
+                                                                       capsys):
+    arguments = (checkpoint, root / "photos", tmp_path / "out", "--crops", 1, "--shard", SHARD, "--root", root)
+    with files_of_at_most(600):  # enough for the plan
+        code, output = call(monkeypatch, capsys, encode, *arguments)
+    assert code == 2, output
+    assert "File too large" in output
+    assert sorted(files(tmp_path / "out")) == [".lock", "plan.json"]
+    assert call(monkeypatch, capsys, encode, *arguments)[0] == 0
+    assert files(tmp_path / "out") == files(done)
+
+
+# ---------------------------------------------------------------- the index
+
+def test_an_index_is_made_of_the_codes_without_looking_at_a_photo(root, checkpoint, done, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "encode_photos", None)
+    made = search.build(checkpoint, done, out=tmp_path, root=root, crops=1)
+    encoded = encode.read_encoded(done)
+    np.testing.assert_array_equal(made.content.codes, encoded.codes)
+    assert list(index.load(tmp_path).content.images) == encoded.names
+    assert made.content.facts["images"] == str(root / "photos")
+    assert search.open_index(tmp_path).by_words("a", topk=1)[0].path.startswith(str(root / "photos"))
+
+
+def test_codes_that_do_not_fit_are_not_made_an_index_of(root, checkpoint, other, out, tmp_path):
+    with pytest.raises(UserError, match="holds codes of another checkpoint"):
+        search.build(other, out, out=tmp_path / "index", root=root, crops=1, trained_on="tiny")
+    with pytest.raises(UserError, match="holds codes of --crops 1, not 10"):
+        search.build(checkpoint, out, out=tmp_path / "index", root=root)
+    (out / "manifest.json").unlink()
+    with pytest.raises(UserError, match="is not finished"):
+        search.build(checkpoint, out, out=tmp_path / "index", root=root, crops=1)
+    assert not (tmp_path / "index").exists()
+
+
+# ---------------------------------------------------------------- Ray
+
+@pytest.mark.parametrize(("address", "sentence"), [
+    ("127.0.0.1:1", "error: there is no Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused\n"),
+    ("there", "expected local, auto or HOST:PORT, found 'there'")])
+def test_an_address_without_ray_is_one_sentence(root, checkpoint, tmp_path, monkeypatch, capsys, address, sentence):
+    code, output = call(monkeypatch, capsys, encode, checkpoint, root / "photos", tmp_path / "out", "--ray", address)
+    assert code == 2
+    assert sentence in output
+    assert not (tmp_path / "out").exists()
+
+
+def start(root, checkpoint, out, *options):
+    """The program in the background, on a thread as Ray's workers, with enough to do to be disturbed."""
+    return subprocess.Popen([sys.executable, "encode.py", checkpoint, root / "photos", out, "--shard", "1", "--root",
+                             root, *map(str, options)], cwd=PROJECT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, env={**os.environ, **encode.ONE_THREAD})
+
+
+def end(process):
+    output = process.communicate(timeout=600)[0]
+    assert "Traceback" not in output, output
+    return process.returncode, output
+
+
+def wait_for_shards(out, count, process):
+    while len(list(out.glob("shard-*.json"))) < count:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def descendants(pid):
+    """Processes that a process started, and those that they started."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return children + [process for child in children for process in descendants(child)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root, checkpoint):
+    """What one process gives."""
+    code, output = end(start(root, checkpoint, root / "undisturbed"))
+    assert code == 0, output
+    return files(root / "undisturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("ray", [(), ("--ray", "local", "--workers", 1)], ids=["alone", "ray"])
+def test_a_signal_ends_it_at_once_and_the_same_command_goes_on(root, checkpoint, undisturbed, tmp_path, number, ray):
+    process = start(root, checkpoint, tmp_path, *ray)
+    wait_for_shards(tmp_path, 2, process)
+    process.send_signal(number)
+    code, output = end(process)
+    assert code == 128 + number, output
+    assert 2 <= len(list(tmp_path.glob("shard-*.json"))) < 20
+    code, output = end(start(root, checkpoint, tmp_path))
+    assert code == 0, output
+    assert files(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["nobody", "a worker", "the driver"])
+def test_two_workers_write_the_same_bytes_whoever_is_killed(root, checkpoint, undisturbed, tmp_path, killed):
+    process = start(root, checkpoint, tmp_path, "--ray", "local", "--workers", 2)
+    wait_for_shards(tmp_path, 3, process)
+    workers = [pid for pid in descendants(process.pid)
+               if "RayEncoder" in Path(f"/proc/{pid}/cmdline").read_text(errors="replace")]
+    assert len(workers) == 2
+    if killed != "nobody":
+        os.kill(workers[0] if killed == "a worker" else process.pid, signal.SIGKILL)
+        assert len(list(tmp_path.glob("shard-*.json"))) < 20
+    code, output = end(process)
+    if killed == "the driver":
+        assert code == -signal.SIGKILL
+        code, output = end(start(root, checkpoint, tmp_path, "--ray", "local", "--workers", 2))
+    assert code == 0, output
+    assert files(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_port_at_which_something_else_listens_is_one_sentence_and_no_endless_wait(root, checkpoint, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code, output = end(start(root, checkpoint, tmp_path, "--ray", f"127.0.0.1:{server.getsockname()[1]}"))
+    assert code == 2
+    assert "answered within 15 s" in output
+
+
+@pytest.mark.slow
+def test_a_cluster_is_joined_more_workers_than_it_has_room_for_are_refused_and_a_long_wait_is_told(
+        root, checkpoint, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    cluster = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
+                                f"--port={address.split(':')[1]}", "--include-dashboard=false",
+                                "--disable-usage-stats"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_for("Ray runtime started", cluster)
+        code, output = end(start(root, checkpoint, tmp_path, "--ray", address, "--workers", 2))
+        assert code == 2
+        assert "has 2 CPUs and 0 GPUs, of which one CPU stays free: room for 1 workers, found --workers 2" in output
+        code, output = end(start(root, checkpoint, tmp_path, "--ray", address, "--patience", 0.5))
+        assert code == 0, output
+        assert "note: no shard came within 0.5 s: waiting for 1 workers and 20 shards; Ray has 2 CPUs" in output
+        assert files(tmp_path) == undisturbed
+    finally:
+        cluster.terminate()
+        cluster.wait()
