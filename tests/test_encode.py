@@ -336,9 +336,10 @@ def test_a_cluster_is_joined_more_workers_than_it_has_room_for_are_refused_and_a
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    cluster = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
-                                f"--port={address.split(':')[1]}", "--include-dashboard=false",
-                                "--disable-usage-stats"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    cluster = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
+         f"--port={address.split(':')[1]}", "--include-dashboard=false", "--disable-usage-stats"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         wait_for("Ray runtime started", cluster)
         code, output = end(start(root, checkpoint, tmp_path, "--ray", address, "--workers", 2))
