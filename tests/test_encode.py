@@ -26,6 +26,7 @@ from tiny import EXPERIMENT, PROJECT, TRAINING, call, make_tiny, train, wait_for
 from util import UserError, stream
 
 SHARD = 4
+EAGER = {"RAY_worker_niceness": "0"}  # Ray's workers step back; on a busy machine they would hardly get a turn
 BAD = {"00 half.jpg": "is truncated", "03 text.jpg": "is not an image that OpenCV reads",
        "07 hollow.png": "is not an image that OpenCV reads", "10 gone.jpg": "is missing", "11 empty.jpg": "is empty",
        "12 \\xff.jpg": "has a name that is not UTF-8", "13 two\nlines.jpg": "has a line break in its name"}
@@ -257,7 +258,7 @@ def start(root, checkpoint, out, *options):
     """The program in the background, on a thread as Ray's workers, with enough to do to be disturbed."""
     return subprocess.Popen([sys.executable, "encode.py", checkpoint, root / "photos", out, "--shard", "1", "--root",
                              root, *map(str, options)], cwd=PROJECT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env={**os.environ, **encode.ONE_THREAD})
+                            stderr=subprocess.STDOUT, env={**os.environ, **encode.ONE_THREAD, **EAGER})
 
 
 def end(process):
