@@ -1,7 +1,7 @@
 """Photos a second of two of Ray's workers and of one, a thread each: `python bench/bench_encode.py`.
 
-In turns in one run over the same drawn photos, so that what else the machine does falls on both. Counted from the shard
-that ends each worker's first, so that starting up is left out.
+In turns in one run over the same drawn photos, so that what else the machine does falls on both. Counted once each
+worker has ended its first shard, so that starting up is left out.
 """
 import argparse
 import contextlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import ray.data
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -56,6 +57,7 @@ def main():
     parser.add_argument("--crops", type=int, default=10, choices=(10, 5, 1), help="crops a photo (default 10)")
     parser.add_argument("--rounds", type=int, default=3, help="of one worker and of two (default 3)")
     options = parser.parse_args()
+    ray.data.DataContext.get_current().wait_for_min_actors_s = 600  # so that all workers begin together
     model = make_model()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)

@@ -340,7 +340,7 @@ def test_a_cluster_is_joined_more_workers_than_it_has_room_for_are_refused_and_a
     cluster = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
          f"--port={address.split(':')[1]}", "--include-dashboard=false", "--disable-usage-stats"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **EAGER})
     try:
         wait_for("Ray runtime started", cluster)
         code, output = end(start(root, checkpoint, tmp_path, "--ray", address, "--workers", 2))
