@@ -4,7 +4,7 @@ Weights are `{layer: [kernel, bias]}` of float32 arrays in TensorFlow's layouts,
 """
 import numpy as np
 
-from session import open_session, tf
+from session import first_device, open_session, tf
 from util import DIMENSIONS, UserError, progress
 
 # layer: shape of its kernel (height, width, channels of one group, filters), or (inputs, outputs)
@@ -111,7 +111,7 @@ def lsuv_weights(images, rng, device):
                        np.zeros(shape[-1], np.float32)] for layer, shape in LAYERS.items()}
     weights[LAST] = fresh_last_layer(LAYERS, rng)
     graph = tf.Graph()
-    with graph.as_default(), tf.device(device):
+    with graph.as_default(), tf.device(first_device(device)):
         variables, first_values = make_variables(LAYERS, trainable=())
         batch = tf.placeholder(tf.uint8, [None, *images.shape[1:]])
         _, before = embed(batch, variables)

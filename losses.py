@@ -1,7 +1,8 @@
 """The losses, as TensorFlow graphs (section 6 of the method).
 
 Letters: B images of a batch, T merged tags, D = 300, P (image, tag) pairs of the batch. `labels` is the B×T
-0/1 matrix of merged tags. No tensor here is larger than P×T: the pairs are gathered, never B×T×T.
+0/1 matrix of merged tags. No tensor here is larger than P×T: the pairs are gathered, never B×T×T. Floats are float32,
+or all float64.
 """
 from session import tf
 
@@ -29,7 +30,7 @@ def adaptive_margin_loss(embeddings, labels, words, gamma=1.0, fixed_margin=None
     own = tf.gather_nd(scores, pairs)[:, None]  # (P, 1)
     margins = _margins(tf.gather(words, tag), words, gamma, fixed_margin, l2_norm)  # (P, T) or a number
     tags_of_image = tf.reduce_sum(labels, 1)  # (B,)
-    tag_count = tf.cast(tf.shape(labels)[1], tf.float32)  # T
+    tag_count = tf.cast(tf.shape(labels)[1], labels.dtype)  # T
     if not negative_sampling:
         hinge = tf.nn.relu(margins - own + tf.gather(scores, image)) * (1 - tf.gather(labels, image))  # (P, T)
         terms = tf.reduce_sum(tags_of_image * (tag_count - tags_of_image))
@@ -55,7 +56,7 @@ def wdht_loss(embeddings, labels, words, margin=0.7, l2_norm=True):
     tags_of_image = tf.reduce_sum(labels, 1, keepdims=True)  # (B, 1)
     means = tf.math.divide_no_nan(tf.matmul(labels, words), tags_of_image)  # (B, D), a
     scores = tf.matmul(embeddings, means, transpose_b=True)  # (B, B)
-    tagged = tf.cast(tags_of_image > 0, tf.float32)  # (B, 1)
+    tagged = tf.cast(tags_of_image > 0, labels.dtype)  # (B, 1)
     hinge = tf.nn.relu(margin + scores - tf.linalg.diag_part(scores)[:, None]) * tf.transpose(tagged)
     count = tf.reduce_sum(tagged)
     total = tf.reduce_sum(tagged[:, 0] * (tf.reduce_sum(hinge, 1) - margin))

@@ -12,12 +12,27 @@ import alexnet
 import quantizer
 from dataset import CROP_SIDE, random_crops
 from losses import quantization_loss
-from session import check_finite, finite_operations, save_variables, tf
-from util import DIMENSIONS, SEAL, UserError, check_seal, check_settings, replacing_folder, stream, write_json
+from session import check_finite, finite_operations, first_device, in_towers, save_variables, tf
+from util import (
+    DIMENSIONS,
+    PRECISIONS,
+    SEAL,
+    UserError,
+    check_seal,
+    check_settings,
+    replacing_folder,
+    stream,
+    write_json,
+)
 
 HALVING_STEPS = 300  # the learning rate halves every so many steps
 # Factors on the gradients, (kernel, bias). Adam divides them out again; the release has them, so they stay.
 FACTORS, LAST_FACTORS = (1, 2), (10, 20)
+# What the losses are computed in: TensorFlow's rewrite for bfloat16 would take all float32 matrix products.
+LOSS_TYPES = {"float32": tf.float32, "bfloat16": tf.float64}
+# A factor on the loss that the gradients are divided by again. Those of AlexNet reach from 1e-7 to 0.1, the float16 of
+# a GPU from 6e-8 to 65504.
+LOSS_SCALES = {"float32": 1, "bfloat16": 2**12}
 CHUNK = 500  # images that share the visiting orders of ICM in training
 TABLES = "quantizer.npz"  # in a state's folder, beside the variables
 VARIABLES = "variables"
@@ -71,19 +86,21 @@ class TrainingGraph:
         embedding_loss: function of embeddings (B, D), labels (B, T) and W that gives a scalar.
         dropout (float): rate after fc6 and fc7.
         trainable: names of the layers that are trained.
-        device: as of `session.device_name`.
+        device: as of `session.device_name`. Of several, each embeds a part of the batch; the losses of the whole batch
+            are computed on the first, which holds the variables.
         backbone: `LAYERS`, `LAST` and `embed` as in alexnet.py.
         image_shape: of what the backbone takes.
+        precision: that of the session which runs the graph.
     """
 
     def __init__(self, words, embedding_loss, dropout, trainable, device, backbone=alexnet,
-                 image_shape=(CROP_SIDE, CROP_SIDE, 3)):
+                 image_shape=(CROP_SIDE, CROP_SIDE, 3), precision=PRECISIONS[0]):
         self.graph = tf.Graph()
-        with self.graph.as_default(), tf.device(device):
+        with self.graph.as_default(), tf.device(first_device(device)):
             self._build_inputs(image_shape, len(words))
-            self._build_embeddings(backbone, trainable, dropout)
-            self._build_losses(words, embedding_loss)
-            self._build_train_op(backbone.LAST)
+            self._build_embeddings(backbone, trainable, dropout, device)
+            self._build_losses(words, embedding_loss, LOSS_TYPES[precision])
+            self._build_train_op(backbone.LAST, LOSS_SCALES[precision])
             self._initialize = tf.global_variables_initializer()
             self._finite = finite_operations(tf.global_variables())
             self.saver = tf.train.Saver(max_to_keep=None)
@@ -98,32 +115,36 @@ class TrainingGraph:
         self.quantization_weight = tf.placeholder(tf.float32, [])  # λ, 0 until the codebooks exist
         self.dropout_seeds = tf.placeholder(tf.int32, [2, 2])
 
-    def _build_embeddings(self, backbone, trainable, rate):
+    def _build_embeddings(self, backbone, trainable, rate, device):
         """variables and embeddings r, float32 (B, D)."""
-        def dropout(x, index):
-            if rate == 0:
-                return x
-            kept = tf.random.stateless_uniform(tf.shape(x), self.dropout_seeds[index]) >= rate
-            return x * tf.cast(kept, tf.float32) / (1 - rate)
+        def embed(images, tower):
+            def dropout(x, index):
+                if rate == 0:
+                    return x
+                kept = tf.random.stateless_uniform(tf.shape(x), self.dropout_seeds[index] + tower) >= rate
+                return x * tf.cast(kept, tf.float32) / (1 - rate)
+            return backbone.embed(images, self.variables, dropout)[0]
 
         self.variables, self._first_values = alexnet.make_variables(backbone.LAYERS, trainable)
-        self.embeddings, _ = backbone.embed(self.images, self.variables, dropout)
+        self.embeddings = in_towers(embed, self.images, device)
 
-    def _build_losses(self, words, embedding_loss):
-        """embedding_loss L_emb and quantization_loss λ·L_q; their sum is what is minimised."""
-        factor = tf.constant(quantizer.semantic_factor(words))  # (D, min(T, D))
-        self.embedding_loss = embedding_loss(self.embeddings, tf.cast(self.labels, tf.float32), tf.constant(words))
-        self.quantization_loss = self.quantization_weight * quantization_loss(
-            self.embeddings, self.reconstructions, factor)
+    def _build_losses(self, words, embedding_loss, kind):
+        """embedding_loss L_emb and quantization_loss λ·L_q of type `kind`; their sum is what is minimised."""
+        embeddings, labels, reconstructions, weight = [tf.cast(tensor, kind) for tensor in (
+            self.embeddings, self.labels, self.reconstructions, self.quantization_weight)]
+        factor = tf.constant(quantizer.semantic_factor(words), kind)  # (D, min(T, D))
+        self.embedding_loss = embedding_loss(embeddings, labels, tf.constant(words, kind))
+        self.quantization_loss = weight * quantization_loss(embeddings, reconstructions, factor)
 
-    def _build_train_op(self, last):
-        """train_op: one Adam step on the scaled gradients."""
+    def _build_train_op(self, last, scale):
+        """train_op: one Adam step on the scaled gradients; `scale`: of the loss."""
         optimizer = tf.train.AdamOptimizer(self.learning_rate)
         factors = {id(variable): factor for layer, pair in self.variables.items()
                    for variable, factor in zip(pair, LAST_FACTORS if layer == last else FACTORS, strict=True)}
-        gradients = optimizer.compute_gradients(self.embedding_loss + self.quantization_loss)
+        gradients = optimizer.compute_gradients((self.embedding_loss + self.quantization_loss) * scale,
+                                                colocate_gradients_with_ops=True)
         self.train_op = optimizer.apply_gradients(
-            [(gradient * factors[id(variable)], variable) for gradient, variable in gradients])
+            [(gradient * (factors[id(variable)] / scale), variable) for gradient, variable in gradients])
 
     def initialize(self, session, weights):
         """Begin with `weights`, `{layer: [kernel, bias]}`."""
@@ -271,7 +292,7 @@ class States:
         """Go back to the newest state. Raises UserError if it was altered or is of a training with other settings."""
         newest = self._path(self.newest_step())
         check_seal(newest / SEAL)
-        check_settings(newest / SETTINGS, self._settings)
+        check_settings(newest / SETTINGS, self._settings, {"precision": PRECISIONS[0]})
         self._graph.saver.restore(session, str(newest / VARIABLES))
         with np.load(newest / TABLES, allow_pickle=False) as tables:
             self._alternation.embeddings = tables["embeddings"]

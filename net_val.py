@@ -13,10 +13,11 @@ import alexnet
 import metrics
 import quantizer
 from dataset import CROP_SIDE, IMAGE_SIDE, ImageStore, load_retrieval, made_ahead, read_tag_embeddings, sound_images
-from session import open_session, tf
+from session import first_device, in_towers, open_session, tf
 from util import (
     DIMENSIONS,
     MOST_CODEBOOKS,
+    PRECISIONS,
     UserError,
     check_seal,
     fingerprint,
@@ -81,25 +82,26 @@ class EncodingGraph:
 
     Args:
         crops (int): a key of CROPS.
-        device: as of `session.device_name`.
+        device: as of `session.device_name`; several share the images.
         backbone: `LAYERS` and `embed` as in alexnet.py.
     """
 
     def __init__(self, crops, device, backbone=alexnet):
         self.graph = tf.Graph()
-        with self.graph.as_default(), tf.device(device):
+        with self.graph.as_default(), tf.device(first_device(device)):
             self.images = tf.placeholder(tf.uint8, [None, IMAGE_SIDE, IMAGE_SIDE, 3])  # (b, 256, 256, 3)
             self.variables, self._first_values = alexnet.make_variables(backbone.LAYERS, trainable=())
-            self.embeddings = self._build_embeddings(backbone, CROPS[crops])
+            self.embeddings = in_towers(
+                lambda images, _: self._embed(backbone, CROPS[crops], images), self.images, device)
             self._initialize = tf.global_variables_initializer()
             self.graph.finalize()
 
-    def _build_embeddings(self, backbone, crops):
-        """r, float32 (b, D)."""
+    def _embed(self, backbone, crops, images):
+        """r of images, float32 (b, D)."""
         parts = []
         for (top, left), flip in crops:
-            images = tf.reverse(self.images, [2]) if flip else self.images
-            parts.append(images[:, top:top + CROP_SIDE, left:left + CROP_SIDE])
+            seen = tf.reverse(images, [2]) if flip else images
+            parts.append(seen[:, top:top + CROP_SIDE, left:left + CROP_SIDE])
         outputs, _ = backbone.embed(tf.concat(parts, 0), self.variables)  # (crops·b, D)
         return tf.reduce_mean(tf.reshape(outputs, [len(crops), -1, DIMENSIONS]), 0)
 
@@ -127,12 +129,13 @@ class Encoder:
     Args:
         weights: `{layer: [kernel, bias]}`.
         crops, device: as of EncodingGraph.
+        precision: as of `session.open_session`.
     """
 
-    def __init__(self, weights, crops, device):
+    def __init__(self, weights, crops, device, precision=PRECISIONS[0]):
         self._crops = crops
         self._graph = EncodingGraph(crops, device)
-        self._session = open_session(self._graph.graph)
+        self._session = open_session(self._graph.graph, precision)
         self._graph.initialize(self._session, weights)
 
     def embed(self, paths, what="embedding"):
@@ -182,7 +185,7 @@ class Retrieval:
     codebooks: np.ndarray
 
 
-def sources(dataset, checkpoint, crops, seed, splits=None):
+def sources(dataset, checkpoint, crops, seed, splits=None, precision=PRECISIONS[0]):
     """What a retrieval file depends on, as its attributes: first all but the labels, then the labels.
 
     `splits`: as of `load_splits` where bad images may have been left out.
@@ -193,7 +196,7 @@ def sources(dataset, checkpoint, crops, seed, splits=None):
         if not path.is_file():
             raise UserError(f"{path}: no such file")
     return ({**{f"sha256 of {name}": fingerprint(path) for name, path in names.items()},
-             "crops": crops, "seed": seed,
+             "crops": crops, "seed": seed, "precision": precision,
              **{f"choice of {split} images": _rows_kept(splits and splits[split]) for split in SPLITS}},
             {f"sha256 of {path.name}": fingerprint(path) for path in labels})
 
@@ -215,8 +218,9 @@ def read_retrieval(path, expected, labels):
         return None, False, str(error)
 
     def changed(file, attributes):
+        found = {"precision": PRECISIONS[0], **file.attrs}
         return next((f"{path} was made with another {name.removeprefix('sha256 of ')}"
-                     for name, value in attributes.items() if file.attrs.get(name) != value), None)
+                     for name, value in attributes.items() if found.get(name) != value), None)
     try:
         with h5py.File(path, "r") as file:
             if why := changed(file, expected):
@@ -254,13 +258,13 @@ def with_labels(retrieval, splits):
     return replace(retrieval, **{f"{prefix}_label": splits[split].labels for split, prefix in SPLITS.items()})
 
 
-def compute_retrieval(dataset, checkpoint, splits, crops, seed, device, log):
+def compute_retrieval(dataset, checkpoint, splits, crops, seed, device, precision, log):
     """Embed and encode database and queries. Raises UserError if the checkpoint does not fit."""
     weights, codebooks = read_checkpoint(checkpoint)
     dataset.check_tags()
     check_trained_with(checkpoint, dataset.tag_embeddings)
     factor = quantizer.semantic_factor(read_tag_embeddings(dataset.tag_embeddings))
-    encoder = Encoder(weights, crops, device)
+    encoder = Encoder(weights, crops, device, precision)
     arrays = {"codebooks": codebooks}
     for split, prefix in SPLITS.items():
         began = time.perf_counter()

@@ -24,7 +24,21 @@ from pathlib import Path
 
 import numpy as np
 
-from util import ROOT, UserError, fingerprint, gpu_number, number, one_line, provenance, read_json, run_program, stream
+from util import (
+    PRECISIONS,
+    ROOT,
+    UserError,
+    add_precision,
+    fingerprint,
+    gpu_number,
+    gpu_numbers,
+    number,
+    one_line,
+    provenance,
+    read_json,
+    run_program,
+    stream,
+)
 
 BLOCK = 4096  # images that are embedded before they are encoded, so that no more embeddings are held
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what counts as a photo in a folder
@@ -44,6 +58,7 @@ def parse_arguments():
     build.add_argument("--trained-on", metavar="NAME",
                        help="data set whose tags the checkpoint learned (default: as its .json file says)")
     build.add_argument("--crops", type=int, choices=(10, 5, 1), default=10, help="crops a photo (default 10)")
+    add_precision(build)
     build.add_argument("--lists", type=number(int, 0), metavar="N",
                        help="sort the codes into N lists, of which a query looks into some (default: none up to a "
                             "million photos, then about 4·√photos)")
@@ -67,9 +82,10 @@ def parse_arguments():
     query.add_argument("--images", type=Path, metavar="DIR", help="folder of the indexed photos, if it was moved")
     query.add_argument("--server", metavar="ADDRESS",
                        help="in place of INDEX: host:port of a serve.py, which has the index and the network")
-    for command in (build, query, tags):
-        command.add_argument("--gpu", type=gpu_number, default=None, metavar="GPU",
-                             help="number of the GPU (default: the CPU)")
+    build.add_argument("--gpu", type=gpu_numbers, metavar="GPU",
+                       help="number of the GPU, several as 0,1 (default: the CPU)")
+    for asking in (query, tags):
+        asking.add_argument("--gpu", type=gpu_number, metavar="GPU", help="number of the GPU (default: the CPU)")
     options = parser.parse_args()
     if options.command == "query":
         check_query(options, parser.error)
@@ -94,7 +110,7 @@ def main():
     options = parse_arguments()
     if options.command == "build":
         build(options.checkpoint, options.dataset, options.out, options.root, options.trained_on, options.crops,
-              options.lists, options.skip_bad, options.seed, options.gpu)
+              options.lists, options.skip_bad, options.seed, options.gpu, options.precision)
         return
     if options.command == "tags":
         show_tags(options, open_index(options.index, options.checkpoint, options.gpu))
@@ -119,10 +135,11 @@ class Source:
 
 
 def build(checkpoint, dataset, out=None, root=ROOT, trained_on=None, crops=10, lists=None, skip_bad=False, seed=0,
-          gpu=None):
+          gpu=None, precision=PRECISIONS[0]):
     """Make the index of a data set's database or of a folder of photos; one that is there grows by the new photos.
 
-    Arguments are those of the command line; `gpu` is a number, or None for the CPU. Returns the `index.Index`.
+    Arguments are those of the command line; `gpu` is a number, a list of them, or None for the CPU. Returns the
+    `index.Index`.
     """
     import index
     import net_val
@@ -132,9 +149,9 @@ def build(checkpoint, dataset, out=None, root=ROOT, trained_on=None, crops=10, l
     source = photo_source(str(dataset), root)
     tagged = training_dataset(checkpoint, source, root, trained_on)
     if (out / index.MANIFEST).is_file():
-        before = growing(out, checkpoint, source, crops)
+        before = growing(out, checkpoint, source, crops, precision)
     else:
-        before = beginning(checkpoint, codebooks, source, tagged, root, crops, seed)
+        before = beginning(checkpoint, codebooks, source, tagged, root, crops, seed, precision)
     rows = new_rows(source, before, out, skip_bad)
     codes = stored_codes(checkpoint, source, rows, before.facts)
     if codes is None:
@@ -209,14 +226,14 @@ def training_dataset(checkpoint, source, root, name):
     return found
 
 
-def beginning(checkpoint, codebooks, source, tagged, root, crops, seed):
+def beginning(checkpoint, codebooks, source, tagged, root, crops, seed, precision):
     """The content of an index without photos."""
     import dataset
     import index
     names = dataset.read_tag_names(tagged.tag_list)
     groups, embeddings = dataset.read_tags(tagged, len(names))
     facts = {"experiment": checkpoint.stem, "checkpoint": str(checkpoint.resolve()),
-             "checkpoint_sha256": fingerprint(checkpoint), "crops": crops, "seed": seed,
+             "checkpoint_sha256": fingerprint(checkpoint), "crops": crops, "seed": seed, "precision": precision,
              "images": os.path.realpath(source.folder), "dataset": source.dataset and source.dataset.name,
              "root": str(root.resolve()), "trained_on": tagged.name, "versions": provenance({})["versions"]}
     return index.Content(
@@ -225,17 +242,23 @@ def beginning(checkpoint, codebooks, source, tagged, root, crops, seed):
         labels=None if source.labels is None else source.labels[:0], label_names=source.label_names, facts=facts)
 
 
-def growing(out, checkpoint, source, crops):
+def growing(out, checkpoint, source, crops, precision):
     """The content of the index in `out`, to which photos are added. Raises UserError if they do not belong there."""
     import index
     content = index.load(out).content
     check_checkpoint(out, content.facts, checkpoint)
     for what, there, here in (("crops", content.facts["crops"], crops),
+                              ("precision", precision_of(content.facts), precision),
                               ("the photos of", content.facts["images"], os.path.realpath(source.folder)),
                               ("labels", _columns(content.labels), _columns(source.labels))):
         if there != here:
             raise UserError(f"{out} is an index with {what} {there}, not {here}: choose another --out")
     return content
+
+
+def precision_of(facts):
+    """The precision of an index's embeddings by its facts."""
+    return facts.get("precision", PRECISIONS[0])
 
 
 def _columns(labels):
@@ -289,7 +312,8 @@ def stored_codes(checkpoint, source, rows, facts):
     if source.dataset is None or len(rows) < len(source.names) or not path.is_file():
         return None
     try:
-        expected, _ = net_val.sources(source.dataset, checkpoint, facts["crops"], facts["seed"])
+        expected, _ = net_val.sources(source.dataset, checkpoint, facts["crops"], facts["seed"],
+                                      precision=precision_of(facts))
     except UserError:  # it was made from files that are gone
         return None
     retrieval, _, _ = net_val.read_retrieval(path, expected, {})
@@ -306,7 +330,8 @@ def encode_photos(paths, weights, content, gpu):
     from session import device_name
     codes = [content.codes[:0]]
     if paths:
-        encoder = net_val.Encoder(weights, content.facts["crops"], device_name(gpu, warn))
+        precision = precision_of(content.facts)
+        encoder = net_val.Encoder(weights, content.facts["crops"], device_name(gpu, warn, precision), precision)
     factor = quantizer.semantic_factor(content.tag_embeddings)
     for start in range(0, len(paths), BLOCK):
         block = paths[start:start + BLOCK]

@@ -9,10 +9,11 @@ from util import (
     MOST_CODEBOOKS,
     StopRequest,
     UserError,
+    add_precision,
     add_shared_options,
     check_seal,
     experiment_name,
-    gpu_number,
+    gpu_numbers,
     number,
     open_log,
     progress,
@@ -42,7 +43,8 @@ def parse_arguments():
     parser.add_argument("loss", metavar="LOSS", choices=("WSDQH", "WSDHQ", "WDHT"),
                         help="WSDQH (or WSDHQ): the adaptive cosine margin; WDHT: the baseline's hinge")
     parser.add_argument("notes", metavar="NOTES", help="ends the experiment's name")
-    parser.add_argument("gpu", metavar="GPU", type=gpu_number, help="number of the GPU; -1 or cpu for the CPU")
+    parser.add_argument("gpu", metavar="GPU", type=gpu_numbers,
+                        help="number of the GPU, several as 0,1; -1 or cpu for the CPU")
     margin = parser.add_argument_group("loss")
     margin.add_argument("--fixed-margin", action="store_true", help="--margin in place of the adaptive margin")
     margin.add_argument("--margin", type=number(float), default=0.7,
@@ -66,6 +68,7 @@ def parse_arguments():
                          help="share of fc6 and fc7 that is dropped (default 0.5)")
     running = parser.add_argument_group("running")
     running.add_argument("--batch-size", type=number(int, 1), default=256, help="images a step (default 256)")
+    add_precision(running)
     running.add_argument("--cache-gb", type=number(float, 0), default=4.0,
                          help="memory for decoded images, GB of 10^9 bytes (default 4; 5,000 images a GB)")
     running.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
@@ -140,14 +143,15 @@ def train(options, training_set, target, record, log):
     if options.backbone_init == "file":
         check_seal(options.weights.with_suffix(".json"))
         stored = read_weights(options.weights)
-    device = device_name(options.gpu, log.warning)
+    device = device_name(options.gpu, log.warning, options.precision)
     store = dataset.ImageStore(training_set.paths, options.cache_gb * 1e9)
     schedule = net.Schedule(len(store), options.batch_size, options.seed)
     codebooks, has_codebooks = first_codebooks(options, stored, log)
     alternation = net.AlternatingOptimisation(
         len(store), quantizer.semantic_factor(training_set.embeddings), codebooks, options.seed, has_codebooks)
     trainable = list(alexnet.LAYERS) if options.finetune == "all" else [alexnet.LAST]
-    graph = net.TrainingGraph(training_set.embeddings, embedding_loss(options), options.dropout, trainable, device)
+    graph = net.TrainingGraph(training_set.embeddings, embedding_loss(options), options.dropout, trainable, device,
+                              precision=options.precision)
     trainer = net.Trainer(training_set, store, schedule, graph, alternation, options.lr, options.lambda_,
                           joint=not options.two_stage)
     states = net.States(target.with_name(f"{target.name}_state"), graph, alternation, resumed_settings(record))
@@ -158,7 +162,7 @@ def train(options, training_set, target, record, log):
     steps = range(start, options.iterations)
     batches = zip(steps, dataset.made_ahead(trainer.load, steps), strict=True)  # the first is loaded from here on
 
-    with open_session(graph.graph) as session:
+    with open_session(graph.graph, options.precision) as session:
         if options.resume:
             states.restore(session)
             log.info(f"resumed before step {start + 1}.")
@@ -176,17 +180,18 @@ def train(options, training_set, target, record, log):
         if options.two_stage and steps:
             states.save(options.iterations, session)  # so that an interrupted second stage begins there
     if options.two_stage:
-        learn_codebooks(alternation, training_set.paths, weights, options.iterations, device)
+        learn_codebooks(alternation, training_set.paths, weights, options, device)
     write_weights(f"{target}.npy", {**weights, "C": alternation.codebooks.reshape(-1, codebooks.shape[-1])}, record)
     log.info(f"saved {target}.npy.")
 
 
-def learn_codebooks(alternation, paths, weights, iterations, device):
+def learn_codebooks(alternation, paths, weights, options, device):
     """The second of two stages: codebooks and codes of the trained network's embeddings of the plain centre."""
     import net_val
-    alternation.embeddings = net_val.Encoder(weights, 1, device).embed(paths, "embedding training images")
+    encoder = net_val.Encoder(weights, 1, device, options.precision)
+    alternation.embeddings = encoder.embed(paths, "embedding training images")
     for update in range(SECOND_STAGE):
-        alternation.update(iterations + update)
+        alternation.update(options.iterations + update)
 
 
 def resumed_settings(record):

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent
 DIMENSIONS = 300  # D: length of a word vector, and so of an image embedding
 MOST_CODEBOOKS = 8  # M is 1 to 8: 8 to 64 bits an image
 SHOWN = 10  # of many faults, so many are told
+PRECISIONS = ("float32", "bfloat16")  # the first is the default, and that of files from before there was a choice
 
 
 # ---------------------------------------------------------------- errors and command lines
@@ -115,6 +116,27 @@ def gpu_number(text):
     if text.isdecimal():
         return int(text)
     raise argparse.ArgumentTypeError(f"expected a GPU number such as 0, or -1 or cpu, found {text!r}")
+
+
+def gpu_numbers(text):
+    """The same for programs that can use several: then a list of their numbers, of `0,1` say."""
+    if "," not in text:
+        return gpu_number(text)
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected GPU numbers such as 0,1, found {text!r}")
+    numbers = [int(part) for part in parts]
+    if len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"expected each GPU once, found {text!r}")
+    return numbers
+
+
+def add_precision(parser):
+    """The option --precision."""
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0],
+                        help="bfloat16: convolutions and matrix products in half the bits (on a GPU float16), which is "
+                             "faster where the processor has instructions for it; weights, Adam's state and losses "
+                             "keep theirs (default float32)")
 
 
 def add_shared_options(parser):
@@ -327,13 +349,17 @@ def read_json(path):
     return content
 
 
-def check_settings(path, settings):
-    """Raise UserError unless the JSON file `path`, among what a run saved, holds the `settings` of the resuming run."""
-    saved = read_json(path)
-    differing = sorted(key for key in saved.keys() | settings.keys() if saved.get(key) != settings.get(key))
+def check_settings(path, settings, defaults=None):
+    """Raise UserError unless the JSON file `path`, among what a run saved, holds the `settings` of the resuming run.
+
+    `defaults`: of settings that older files lack.
+    """
+    stored = read_json(path)
+    saved = {key: stored.get(key, (defaults or {}).get(key)) for key in stored.keys() | settings.keys()}
+    differing = sorted(key for key in saved if saved[key] != settings.get(key))
     if differing:
         raise UserError(f"{path.parent} was saved with other settings: " + "; ".join(
-            f"{key} was {saved.get(key)}, now {settings.get(key)}" for key in differing))
+            f"{key} was {saved[key]}, now {settings.get(key)}" for key in differing))
 
 
 def write_weights(path, weights, record=None):

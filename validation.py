@@ -3,8 +3,9 @@ import argparse
 from pathlib import Path
 
 from util import (
+    add_precision,
     add_shared_options,
-    gpu_number,
+    gpu_numbers,
     number,
     open_log,
     provenance,
@@ -19,11 +20,13 @@ def parse_arguments():
                     "<experiment>_retrieval.h5 and <experiment>_metrics.json beside the checkpoint.")
     parser.add_argument("dataset", metavar="DATASET", help="flickr, nuswide, or the name of a folder in data/")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an .npy file that train.py wrote")
-    parser.add_argument("gpu", metavar="GPU", type=gpu_number, help="number of the GPU; -1 or cpu for the CPU")
+    parser.add_argument("gpu", metavar="GPU", type=gpu_numbers,
+                        help="number of the GPU, several as 0,1; -1 or cpu for the CPU")
     parser.add_argument("--crops", type=int, choices=(10, 5, 1), default=10,
                         help="crops an image: ten, the five plain ones, or the plain centre (default 10)")
     parser.add_argument("--topk", type=number(int, 1), default=5000, metavar="K",
                         help="results a query that count in MAP@K (default 5000)")
+    add_precision(parser)
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
     parser.add_argument("--figures", action="store_true",
                         help="draw curves, rankings, a t-SNE map, codeword usage and the training into "
@@ -41,7 +44,7 @@ def main():
 
     folder = dataset.find_dataset(options.dataset, options.root)
     splits = net_val.load_splits(folder, skip_bad=True) if options.skip_bad else None
-    attributes = net_val.sources(folder, options.checkpoint, options.crops, options.seed, splits)
+    attributes = net_val.sources(folder, options.checkpoint, options.crops, options.seed, splits, options.precision)
     experiment = options.checkpoint.stem
     log = open_log(options.root / "logs" / f"{experiment}.log")
     retrieval = embed_and_encode(options, folder, splits, attributes, log)
@@ -68,9 +71,9 @@ def embed_and_encode(options, folder, splits, attributes, log):
     splits = splits or net_val.load_splits(folder, skip_bad=False)
     if retrieval is None:
         log.info(f"embedding and encoding: {why}.")
-        device = device_name(options.gpu, log.warning)
+        device = device_name(options.gpu, log.warning, options.precision)
         retrieval = net_val.compute_retrieval(folder, options.checkpoint, splits, options.crops, options.seed,
-                                              device, log)
+                                              device, options.precision, log)
     else:
         log.info(f"embeddings and codes are those of {path}, with new labels: {why}.")
         retrieval = net_val.with_labels(retrieval, splits)

@@ -1,0 +1,116 @@
+"""Several devices at once, here two logical CPUs: the same steps and embeddings as on one."""
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import net_val
+from losses import adaptive_margin_loss, wdht_loss
+from net import TrainingGraph
+from session import configuration, device_name, tf
+from test_net import LINEAR, SIDE, W, linear_weights
+from util import stream
+
+TWO = "/cpu:0,/cpu:1"
+NO_SEEDS = np.zeros((2, 2))
+
+
+def session_of_two(graph):
+    config = configuration()
+    config.device_count["CPU"] = 2
+    return tf.Session(graph=graph, config=config)
+
+
+def ops_of_devices(session, fetches, feed):
+    """{device: types of the operations that ran there}."""
+    told = tf.RunMetadata()
+    session.run(fetches, feed, options=tf.RunOptions(output_partition_graphs=True), run_metadata=told)
+    return {f"/{part.node[0].device.lower().split('device:')[1]}": [node.op for node in part.node]
+            for part in told.partition_graphs}
+
+
+def batch(size):
+    rng = stream(0, "towers test", size)
+    labels = (rng.random((size, len(W))) < 0.2).astype(np.uint8)
+    return rng.integers(0, 256, (size, SIDE, SIDE, 3), dtype=np.uint8), labels, rng.normal(0, 0.1, (size, 300))
+
+
+def train(device, loss, size):
+    """Losses of three steps, embeddings and weights after them."""
+    graph = TrainingGraph(np.float32(W), loss, 0.0, ["fc8"], device, LINEAR, (SIDE, SIDE, 3))
+    with session_of_two(graph.graph) as session:
+        graph.initialize(session, linear_weights())
+        reports = [graph.step(session, *batch(size), 1e-3, 1e-3, NO_SEEDS) for _ in range(3)]
+        return [report[1:] for report in reports], reports[-1][0], session.run(graph.variables)["fc8"]
+
+
+@pytest.mark.parametrize("size", [8, 7, 1])
+@pytest.mark.parametrize("loss", [adaptive_margin_loss, partial(adaptive_margin_loss, negative_sampling=True),
+                                  wdht_loss], ids=["margin", "negative sampling", "WDHT"])
+def test_two_towers_take_the_steps_of_one(loss, size):
+    for one, two in zip(train("/cpu:0", loss, size), train(TWO, loss, size), strict=True):
+        np.testing.assert_allclose(one[0], two[0], atol=1e-5)
+        np.testing.assert_allclose(one[1:], two[1:], atol=1e-5)
+
+
+def test_each_tower_runs_forward_and_backward_on_its_device_and_the_losses_run_once():
+    graph = TrainingGraph(np.float32(W), wdht_loss, 0.0, ["fc8"], TWO, LINEAR, (SIDE, SIDE, 3))
+    images, labels, reconstructions = batch(7)
+    with session_of_two(graph.graph) as session:
+        graph.initialize(session, linear_weights())
+        ops = ops_of_devices(session, graph.train_op, {
+            graph.images: images, graph.labels: labels, graph.reconstructions: reconstructions,
+            graph.learning_rate: 1e-3, graph.quantization_weight: 1e-3, graph.dropout_seeds: NO_SEEDS})
+    assert set(ops) == {"/cpu:0", "/cpu:1"}
+    products = {device: sum("MatMul" in op for op in found) for device, found in ops.items()}
+    assert products["/cpu:1"] == 2  # forward, and backward to the kernel
+    assert products["/cpu:0"] > 2 + 2
+    assert sum(op == "ResourceApplyAdam" for op in ops["/cpu:0"]) == 2
+    assert "ResourceApplyAdam" not in ops["/cpu:1"]
+
+
+def test_towers_drop_different_units_and_the_first_the_same_as_one_alone():
+    def embed(images, variables, dropout):
+        kernel, bias = variables["fc8"]
+        return dropout(tf.matmul(tf.ones([tf.shape(images)[0], 1]), kernel) + bias, 0), {}
+
+    backbone = SimpleNamespace(LAYERS={"fc8": (1, 300)}, LAST="fc8", embed=embed)
+    found = {}
+    for device, size in ((TWO, 8), ("/cpu:0", 4)):
+        graph = TrainingGraph(np.float32(W), adaptive_margin_loss, 0.5, ["fc8"], device, backbone, (SIDE, SIDE, 3))
+        with session_of_two(graph.graph) as session:
+            graph.initialize(session, {"fc8": [np.ones((1, 300)), np.zeros(300)]})
+            found[device] = session.run(graph.embeddings, {graph.images: batch(size)[0],
+                                                           graph.dropout_seeds: [[1, 2], [3, 4]]})
+    np.testing.assert_array_equal(np.unique(found[TWO]), [0, 2])
+    np.testing.assert_array_equal(found[TWO][:4], found["/cpu:0"])
+    assert 0.4 < (found[TWO][:4] != found[TWO][4:]).mean() < 0.6
+
+
+@pytest.mark.parametrize("size", [5, 1])
+def test_the_encoder_divides_its_images_too(size):
+    def embed(images, variables):
+        return tf.matmul(tf.cast(images[:, 0, 0], tf.float32), variables["fc8"][0]), {}
+
+    backbone = SimpleNamespace(LAYERS={"fc8": (3, 300)}, embed=embed)
+    rng = stream(0, "towers test")
+    images = rng.integers(0, 256, (size, 256, 256, 3), dtype=np.uint8)
+    weights = {"fc8": [rng.normal(size=(3, 300)), np.zeros(300)]}
+    found = []
+    for device in ("/cpu:0", TWO):
+        graph = net_val.EncodingGraph(10, device, backbone)
+        with session_of_two(graph.graph) as session:
+            graph.initialize(session, weights)
+            found.append(session.run(graph.embeddings, {graph.images: images}))
+            ops = ops_of_devices(session, graph.embeddings, {graph.images: images})
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
+    assert all(sum("MatMul" in op for op in ops[device]) == 1 for device in ("/cpu:0", "/cpu:1"))
+
+
+def test_gpus_that_are_not_there_are_told_one_by_one():
+    lines = []
+    assert device_name([97, 98], lines.append) == "/cpu:0"
+    assert lines == [f"GPU {gpu} was not found: the run goes on with the CPU" for gpu in (97, 98)]
+    assert device_name(None, lines.append) == "/cpu:0"
+    assert len(lines) == 2
