@@ -94,6 +94,16 @@ def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_it_is_said_why(t
     assert "cannot be read" in refusal(checkpoint="abc")
 
 
+def test_a_retrieval_file_of_another_precision_is_not_used_and_an_old_one_is_of_float32(tmp_path):
+    path = tmp_path / "x_retrieval.h5"
+    for made, asked, used in (({}, "float32", True), ({}, "bfloat16", False),
+                              ({"precision": "bfloat16"}, "float32", False)):
+        net_val.write_retrieval(path, _retrieval(stream(0, "h5 test")), made)
+        retrieval, _, why = net_val.read_retrieval(path, {"precision": asked}, {})
+        assert (retrieval is not None) == used
+        assert used or "another precision" in why
+
+
 def test_measure_ranks_by_reconstructions_and_leaves_the_labels_alone():
     retrieval = _retrieval(stream(0, "measure test"))
     labels = retrieval.db_label.copy()

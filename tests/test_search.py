@@ -51,6 +51,7 @@ def test_an_index_holds_the_database_and_tells_what_it_was_made_of(root, checkpo
     assert made.content.label_names == ["a", "z"]
     assert made.content.facts["checkpoint"] == str(checkpoint)
     assert made.content.facts["trained_on"] == "tiny"
+    assert made.content.facts["precision"] == "float32"
 
 
 def test_photos_that_are_added_leave_the_others_as_they_are(root, checkpoint, tmp_path, capsys):
@@ -229,7 +230,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(root, photos, tmp_path, prepa
 
 
 def test_an_index_grows_only_by_its_own_kind(root, checkpoint, photos):
-    for arguments, sentence in (({"crops": 5}, "crops 1, not 5"), ({"dataset": root / "datasets"}, "the photos of")):
+    for arguments, sentence in (({"crops": 5}, "crops 1, not 5"), ({"dataset": root / "datasets"}, "the photos of"),
+                                ({"precision": "bfloat16"}, "precision float32, not bfloat16")):
         with pytest.raises(UserError, match=sentence):
             search.build(**{"checkpoint": checkpoint, "dataset": "tiny", "root": root, "crops": 1, **arguments,
                             "out": root / "indexes" / EXPERIMENT})
