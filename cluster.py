@@ -2,34 +2,60 @@
 
 Ray is imported inside the functions, so that `--help` answers at once and programs do without it.
 """
+import argparse
 import logging
 import os
+import socket
 import subprocess
 import sys
 
-from util import UserError
+from util import UserError, one_line
 
 JOIN_SECONDS = 12  # in which a cluster has to answer; Ray itself tries for minutes, and then ends the program
 JOIN = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 
-def start(address, cpus):
+def ray_address(text):
+    """An argparse type: `local`, `auto` or HOST:PORT."""
+    host, _, port = text.rpartition(":")
+    if text in ("auto", "local") or (host and "/" not in host and port.isdecimal() and int(port) < 2**16):
+        return text
+    raise argparse.ArgumentTypeError(f"expected local, auto or HOST:PORT, found {text!r}")
+
+
+def knock(address):
+    """Raise UserError if nothing listens at HOST:PORT; before anything is loaded, as that takes longer."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), JOIN_SECONDS).close()
+    except OSError as error:
+        raise UserError(f"there is no Ray cluster at {address}: {one_line(error)}") from error
+
+
+def start(address, cpus, environment=None):
     """Join the Ray cluster at `address`, `auto` for the one of this machine; or start one for `local`, of `cpus` CPUs.
 
-    Raises UserError where Ray is not installed or no cluster answers.
+    `environment`: Ray's runtime_env for the workers. Raises UserError where Ray is not installed or no cluster answers.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal",
+                   "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}
     try:
         import ray
     except ImportError:
         raise UserError("this needs Ray: pip install -r requirements-scale.txt") from None
-    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what is wrong is told by the programs, in a sentence
+    options = {"log_to_driver": False, "logging_level": logging.CRITICAL, "runtime_env": environment}
     if address == "local":
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: other work would starve it
         options |= {"num_cpus": cpus, "include_dashboard": False}
     else:
         _try_to_join(address)
-    ray.init(address=address, **options)
+    try:
+        ray.init(address=address, **options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise UserError(f"Ray ({address}) could not be joined: {one_line(error)}") from error
 
 
 def _try_to_join(address):
@@ -41,4 +67,4 @@ def _try_to_join(address):
     except subprocess.TimeoutExpired:
         done, why = None, f"nothing answered within {JOIN_SECONDS} seconds"
     if done is None or done.returncode:
-        raise UserError(f"{address}: no Ray cluster could be joined: {why}")
+        raise UserError(f"{address}: no Ray cluster could be joined: {one_line(why)}")

@@ -21,7 +21,6 @@ import logging
 import os
 import platform
 import signal
-import socket
 import sys
 import threading
 from dataclasses import dataclass
@@ -29,9 +28,12 @@ from pathlib import Path
 
 import numpy as np
 
+import cluster
 from util import (
+    PRECISIONS,
     ROOT,
     UserError,
+    add_precision,
     add_shared_options,
     check_seal,
     check_settings,
@@ -51,11 +53,10 @@ from util import (
 
 PLAN, MANIFEST, LEFT_OUT = "plan.json", "manifest.json", "left_out.parquet"
 SHARD = 4096  # photos
-JOIN_SECONDS = 15  # to join a cluster
 # A worker is one CPU: with more threads each, workers on one machine would be in each other's way.
 ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1",
               "OPENBLAS_NUM_THREADS": "1"}
-NEEDED_FACTS = {"checkpoint_sha256", "codebooks", "crops", "experiment", "images", "sha256"}
+NEEDED_FACTS = {"checkpoint_sha256", "codebooks", "crops", "experiment", "images", "precision", "sha256"}
 
 
 def parse_arguments():
@@ -66,7 +67,7 @@ def parse_arguments():
     parser.add_argument("images", metavar="IMAGES", type=Path,
                         help="a folder of photos, or a text file of photos, one path a line, relative to its folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the codes")
-    parser.add_argument("--ray", type=ray_address, metavar="ADDRESS",
+    parser.add_argument("--ray", type=cluster.ray_address, metavar="ADDRESS",
                         help="let Ray's workers do it: `local` starts Ray here; `auto`, or HOST:PORT, joins a cluster "
                              "(default: this process does it)")
     parser.add_argument("--workers", type=number(int, 1), metavar="N",
@@ -80,16 +81,9 @@ def parse_arguments():
                         help="without a shard from Ray, after which to say what is waited for (default 600)")
     parser.add_argument("--gpu", type=gpu_number, default=None, metavar="GPU",
                         help="number of the GPU; with --ray, any number gives each worker a GPU (default: the CPU)")
+    add_precision(parser)
     add_shared_options(parser)
     return parser.parse_args()
-
-
-def ray_address(text):
-    """An argparse type for the address of Ray."""
-    host, _, port = text.rpartition(":")
-    if text in ("auto", "local") or (host and "/" not in host and port.isdecimal() and int(port) < 2**16):
-        return text
-    raise argparse.ArgumentTypeError(f"expected local, auto or HOST:PORT, found {text!r}")
 
 
 def main():
@@ -132,11 +126,11 @@ class Job:
 
 
 def encode(checkpoint, images, out, ray=None, workers=None, crops=10, trained_on=None, shard=SHARD, seed=0, gpu=None,
-           patience=600, root=ROOT):
+           patience=600, precision=PRECISIONS[0], root=ROOT):
     """Encode photos into `out`, or those that are missing there. Arguments are those of the command line."""
     need_arrow()
-    if ray not in (None, "local", "auto"):
-        knock(ray)
+    if ray is not None:
+        cluster.knock(ray)
     import dataset
     import net_val
     import quantizer
@@ -147,7 +141,7 @@ def encode(checkpoint, images, out, ray=None, workers=None, crops=10, trained_on
     tagged.check_tags()
     factor = quantizer.semantic_factor(dataset.read_tag_embeddings(tagged.tag_embeddings))
     job = Job(out, source.folder, source.names,
-              make_plan(checkpoint, tagged, source.names, crops, seed, shard, len(codebooks)))
+              make_plan(checkpoint, tagged, source.names, crops, precision, seed, shard, len(codebooks)))
     with alone(out):
         begin(job)
         missing = job.missing()
@@ -194,13 +188,13 @@ def find_photos(images):
     return search.Source(Path(os.path.realpath(folder)), names, None, [], None)
 
 
-def make_plan(checkpoint, tagged, names, crops, seed, shard, codebooks):
+def make_plan(checkpoint, tagged, names, crops, precision, seed, shard, codebooks):
     """All that the codes depend on, the photos by their names."""
     listed = hashlib.sha256(b"\0".join(map(os.fsencode, names)))
     return {"made_by": "encode.py", "checkpoint_sha256": fingerprint(checkpoint),
             "tags_sha256": fingerprint(tagged.tag_embeddings), "photos": len(names),
-            "photos_sha256": listed.hexdigest(), "crops": crops, "seed": seed, "shard": shard, "codebooks": codebooks,
-            "versions": versions()}
+            "photos_sha256": listed.hexdigest(), "crops": crops, "precision": precision, "seed": seed, "shard": shard,
+            "codebooks": codebooks, "versions": versions()}
 
 
 def versions():
@@ -245,7 +239,8 @@ class ShardEncoder:
         from session import device_name
         weights, self._codebooks, self._factor = model
         self._plan, self._folder, self._witness = plan, folder, witness
-        self._encoder = net_val.Encoder(weights, plan["crops"], device_name(gpu, note))
+        precision = plan["precision"]
+        self._encoder = net_val.Encoder(weights, plan["crops"], device_name(gpu, note, precision), precision)
 
     def encode(self, shard, names, advance=lambda photos: None):
         """Codes of a shard's photos that can be used, uint8 (n, M), and {row: what is wrong} of the others.
@@ -345,38 +340,17 @@ def encode_by_ray(job, missing, model, gpu, bar, address, workers, patience):
         ray.shutdown()
 
 
-def knock(address):
-    """Raise UserError if nothing answers at HOST:PORT; before anything is loaded, as that takes longer."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), JOIN_SECONDS).close()
-    except OSError as error:
-        raise UserError(f"there is no Ray cluster at {address}: {one_line(error)}") from error
-
-
 def join(address, workers, gpu):
     """Start Ray (`local`) or join a cluster, and return how many workers there are to be. Raises UserError."""
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_BACKEND_LOG_LEVEL="fatal",
-                      RAY_DISABLE_FAILURE_SIGNAL_HANDLER="1")
-    try:
-        import ray.data
-    except ImportError:
-        raise UserError("--ray needs Ray: pip install -r requirements-scale.txt") from None
-    logging.disable(logging.CRITICAL)  # what is wrong is told here, in a sentence
+    workers = workers or (len(os.sched_getaffinity(0)) if address == "local" else None)
     code = {"working_dir": str(ROOT), "excludes": [f"/{path.name}" for path in ROOT.iterdir() if path.suffix != ".py"]}
-    options = {"log_to_driver": False, "runtime_env": {"env_vars": ONE_THREAD, **code}}
     try:
-        if address == "local":
-            workers = workers or len(os.sched_getaffinity(0))
-            ray.init("local", num_cpus=workers + 1, include_dashboard=False, **options)
-        else:
-            with giving_up(f"no Ray cluster at {address} answered within {JOIN_SECONDS} s"):
-                ray.init(address, **options)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UserError(f"Ray ({address}) could not be joined: {one_line(error)}") from error
+        cluster.start(address, (workers or 0) + 1, {"env_vars": ONE_THREAD, **code})
     except SystemExit:  # of Ray's own handler of SIGTERM, with another code
         stop(signal.SIGTERM, None)
     signal.signal(signal.SIGTERM, stop)
+    import ray.data
+    logging.disable(logging.CRITICAL)  # Ray Data's, too
     found = ray.cluster_resources()
     most = int(found.get("CPU", 0)) - 1  # one for Ray's own work: without it, nothing would be read or written
     if gpu is not None:
@@ -385,20 +359,6 @@ def join(address, workers, gpu):
         raise UserError(f"Ray ({address}) has {found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs, of which "
                         f"one CPU stays free: room for {max(most, 0)} workers, found --workers {workers or 1}")
     return workers or most
-
-
-@contextlib.contextmanager
-def giving_up(sentence):
-    """End the program if the block takes longer than JOIN_SECONDS: while Ray waits, it hears no signal."""
-    def give_up():
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-        os._exit(2)
-    timer = threading.Timer(JOIN_SECONDS, give_up)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @contextlib.contextmanager
@@ -464,13 +424,14 @@ class Encoded:
     names: list
     codes: np.ndarray
 
-    def check(self, checkpoint, crops):
-        """Raise UserError if the codes are of another checkpoint or of other crops."""
+    def check(self, checkpoint, crops, precision):
+        """Raise UserError if the codes are of another checkpoint, of other crops or of another precision."""
         if self.manifest["checkpoint_sha256"] != fingerprint(checkpoint):
             raise UserError(f"{self.folder} holds codes of another checkpoint ({self.manifest['experiment']}), not of "
                             f"{checkpoint}")
-        if self.manifest["crops"] != crops:
-            raise UserError(f"{self.folder} holds codes of --crops {self.manifest['crops']}, not {crops}")
+        for option, wanted in (("crops", crops), ("precision", precision)):
+            if self.manifest[option] != wanted:
+                raise UserError(f"{self.folder} holds codes of --{option} {self.manifest[option]}, not {wanted}")
 
 
 def read_encoded(folder):

@@ -306,7 +306,7 @@ def stored_codes(checkpoint, source, rows, facts):
     validation.py left them beside the checkpoint."""
     import net_val
     if source.encoded:
-        source.encoded.check(checkpoint, facts["crops"])
+        source.encoded.check(checkpoint, facts["crops"], precision_of(facts))
         return source.encoded.codes[rows]
     path = checkpoint.with_name(f"{checkpoint.stem}_retrieval.h5")
     if source.dataset is None or len(rows) < len(source.names) or not path.is_file():

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+import cluster
 import search
 from util import StopRequest, UserError, fingerprint, gpu_number, note, number, one_line, run_program
 
@@ -34,7 +35,7 @@ def parse_arguments():
     parser.add_argument("index", metavar="INDEX", type=Path, help="a folder that search.py build wrote")
     parser.add_argument("--shards", type=number(int, 1, 4096), default=1, metavar="N",
                         help="parts of the index that are searched at once (default 1)")
-    parser.add_argument("--ray", metavar="ADDRESS",
+    parser.add_argument("--ray", type=cluster.ray_address, metavar="ADDRESS",
                         help="one process of Ray a shard: local starts Ray on this machine, auto or host:port joins a "
                              "cluster (default: all shards in this process)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1, this machine)")
@@ -51,13 +52,14 @@ def parse_arguments():
 def main():
     options = parse_arguments()
     server = Server(options.host, options.port)
+    if options.ray is not None:
+        cluster.knock(options.ray)
     import index
     import shards
     if index.faiss is None:
         raise UserError("serving needs FAISS: pip install -r requirements-search.txt")
     index.read_manifest(options.index)
     if options.ray is not None:
-        import cluster
         cluster.start(options.ray, options.shards + 1)
     source = fingerprint(options.index / index.MANIFEST)
     photos = search.open_index(options.index, options.checkpoint, options.gpu)

@@ -40,8 +40,8 @@ def device_name(gpus, warn, precision=PRECISIONS[0]):
 
 
 def has_bfloat16(cpuinfo=Path("/proc/cpuinfo")):
-    """Whether the processor that Linux describes in a file has instructions for bfloat16."""
-    return bool(BFLOAT16_FLAGS.intersection(cpuinfo.read_text().split()))
+    """Whether the processor that Linux describes in a file has instructions for bfloat16; of others nobody knows."""
+    return not cpuinfo.is_file() or bool(BFLOAT16_FLAGS.intersection(cpuinfo.read_text().split()))
 
 
 def first_device(device):

@@ -63,7 +63,7 @@ def main():
         folder = Path(folder)
         names = make_photos(folder, options.shards * options.shard)
         job = encode.Job(folder / "out", folder, names, {
-            "crops": options.crops, "seed": 0, "shard": options.shard, "codebooks": CODEBOOKS,
+            "crops": options.crops, "precision": "float32", "seed": 0, "shard": options.shard, "codebooks": CODEBOOKS,
             "versions": encode.versions()})
         rates = {1: [], 2: []}
         for _ in range(options.rounds):

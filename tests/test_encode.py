@@ -26,6 +26,7 @@ from tiny import EXPERIMENT, PROJECT, TRAINING, call, make_tiny, train, wait_for
 from util import UserError, stream
 
 SHARD = 4
+OPTIONS = {"crops": 1, "precision": "float32", "seed": 0}  # of a plan
 EAGER = {"RAY_worker_niceness": "0"}  # Ray's workers step back; on a busy machine they would hardly get a turn
 BAD = {"00 half.jpg": "is truncated", "03 text.jpg": "is not an image that OpenCV reads",
        "07 hollow.png": "is not an image that OpenCV reads", "10 gone.jpg": "is missing", "11 empty.jpg": "is empty",
@@ -136,13 +137,13 @@ def test_a_list_that_cannot_be_used_is_refused(root, checkpoint, tmp_path, image
 def test_a_network_that_gives_nan_stops_with_a_sentence(root, checkpoint):
     weights, codebooks = net_val.read_checkpoint(checkpoint)
     weights["fc8"][1][0] = np.nan
-    encoder = encode.ShardEncoder((weights, codebooks, None), {"crops": 1, "seed": 0}, root, None, None)
+    encoder = encode.ShardEncoder((weights, codebooks, None), OPTIONS, root, None, None)
     with pytest.raises(UserError, match=r"the network gives NaN or infinite embeddings of 1 images: .*/3\.jpg"):
         encoder.encode(0, ["gone.jpg", "datasets/tiny/3.jpg"])
 
 
 def test_photos_whose_folder_went_away_are_no_bad_photos(root, checkpoint, tmp_path):
-    encoder = encode.ShardEncoder((*net_val.read_checkpoint(checkpoint), None), {"crops": 1, "seed": 0}, tmp_path,
+    encoder = encode.ShardEncoder((*net_val.read_checkpoint(checkpoint), None), OPTIONS, tmp_path,
                                   f"{tmp_path}/seen before.jpg", None)
     with pytest.raises(UserError, match=r"does not see the photos: .*seen before\.jpg: no such file there"):
         encoder.encode(0, ["1.jpg", "2.jpg"])
@@ -171,6 +172,7 @@ def test_only_what_is_missing_is_made_again(root, checkpoint, done, out):
 
 @pytest.mark.parametrize(("changed", "sentence"), [
     ({"crops": 5}, "crops was 1, now 5"), ({"seed": 3}, "seed was 0, now 3"), ({"shard": 5}, "shard was 4, now 5"),
+    ({"precision": "bfloat16"}, "precision was float32, now bfloat16"),
     ({"images": "datasets/tiny"}, "photos was 20, now 13; photos_sha256 was")])
 def test_other_settings_are_refused_by_name(root, checkpoint, out, changed, sentence):
     if "images" in changed:

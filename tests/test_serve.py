@@ -296,7 +296,7 @@ def test_a_ray_address_where_no_cluster_answers_is_one_sentence(folders):
     pytest.importorskip("ray")
     code, output = run("serve.py", folders["flat"], "--port", 0, "--ray", "127.0.0.1:1")
     assert code == 2
-    assert "127.0.0.1:1: no Ray cluster could be joined" in output
+    assert "there is no Ray cluster at 127.0.0.1:1" in output
     assert len(output.splitlines()) == 1
 
 
