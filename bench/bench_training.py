@@ -69,8 +69,8 @@ def bare_step(batch_size):
     return lambda: session.run(step, {images: batch})
 
 
-def training(root, batch_size, cache_gb):
-    """A generator that takes a step of the real training each time it is asked."""
+def training(root, batch_size, cache_gb, precision="float32"):
+    """A generator that takes a step of the real training each time it is asked; the seconds it waited for images."""
     import alexnet
     import dataset
     import net
@@ -84,16 +84,21 @@ def training(root, batch_size, cache_gb):
     codebooks = quantizer.random_codebooks(4, stream(0, "codebooks"))
     alternation = net.AlternatingOptimisation(len(store), quantizer.semantic_factor(content.embeddings), codebooks, 0)
     alternation.codes = np.zeros((len(store), 4), np.uint8)
-    graph = net.TrainingGraph(content.embeddings, adaptive_margin_loss, 0.5, list(alexnet.LAYERS), "/cpu:0")
+    graph = net.TrainingGraph(content.embeddings, adaptive_margin_loss, 0.5, list(alexnet.LAYERS), "/cpu:0",
+                              precision=precision)
     trainer = net.Trainer(content, store, schedule, graph, alternation, 1e-5, 1e-4)
     store.images(range(len(store) if cache_gb else 1))  # an epoch has passed
-    session = open_session(graph.graph)
+    session = open_session(graph.graph, precision)
     graph.initialize(session, read_weights(root / "alexnet.npy"))
     while True:
         steps = range(1, 1 + STEPS)  # before the first update, so that only steps are timed
-        for step, batch in zip(steps, dataset.made_ahead(trainer.load, steps), strict=True):
+        batches = dataset.made_ahead(trainer.load, steps)
+        for step in steps:
+            began = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - began
             trainer.run(session, step, *batch)
-            yield
+            yield waited
 
 
 def compare_steps(root, batch_size):
