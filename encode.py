@@ -203,8 +203,8 @@ def versions():
 
 
 def begin(job):
-    """Write the plan. Raises UserError if another one is there."""
-    if (job.out / PLAN).is_file():
+    """Write the plan. Raises UserError if there are shards of another one."""
+    if any(job.out.glob("shard-*.json")):
         check_settings(job.out / PLAN, job.plan)
     else:
         write_json(job.out / PLAN, job.plan)
@@ -254,13 +254,13 @@ class ShardEncoder:
         embeddings, bad = self._encoder.embed_sound([f"{self._folder}/{names[row]}" for row in rows], advance)
         advance(len(faults))
         faults |= {rows[i]: fault for i, fault in bad.items()}
-        if not len(embeddings):
-            if self._witness and not os.path.isfile(self._witness):
-                raise UserError(f"{platform.node()} does not see the photos: {self._witness}: no such file there")
-            return np.empty((0, len(self._codebooks)), np.uint8), dict(sorted(faults.items()))
-        rng = stream(self._plan["seed"], "encode shard", shard)
-        return (quantizer.encode(embeddings, self._codebooks, self._factor, rng, net_val.CHUNK),
-                dict(sorted(faults.items())))
+        codes = np.empty((0, len(self._codebooks)), np.uint8)
+        if len(embeddings):
+            rng = stream(self._plan["seed"], "encode shard", shard)
+            codes = quantizer.encode(embeddings, self._codebooks, self._factor, rng, net_val.CHUNK)
+        elif self._witness and not os.path.isfile(self._witness):
+            raise UserError(f"{platform.node()} does not see the photos: {self._witness}: no such file there")
+        return codes, dict(sorted(faults.items()))
 
 
 def name_fault(name):
@@ -321,7 +321,7 @@ def encode_by_ray(job, missing, model, gpu, bar, address, workers, patience):
 
     def tell():
         cpus, free = (found.get("CPU", 0) for found in (ray.cluster_resources(), ray.available_resources()))
-        note(f"no shard came within {patience:g} s: waiting for {workers} workers and {len(left)} shards; Ray has "
+        note(f"no shard came within {patience:g} s: {len(left)} are still to come, from {workers} workers; Ray has "
              f"{cpus:g} CPUs, {free:g} of them free")
     try:
         with waiting(patience, tell) as came:
