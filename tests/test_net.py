@@ -192,6 +192,16 @@ def test_resuming_with_other_settings_is_refused_by_name(tmp_path):
             net.States(tmp_path / "none", graph, alternation, {}).restore(session)
 
 
+def test_a_state_from_before_there_was_a_precision_is_of_float32(tmp_path):
+    _, graph, alternation = linear_trainer(8, 8)
+    with open_session(graph.graph) as session:
+        graph.initialize(session, linear_weights())
+        net.States(tmp_path, graph, alternation, {"lr": 1}).save(1, session)
+        net.States(tmp_path, graph, alternation, {"lr": 1, "precision": "float32"}).restore(session)
+        with pytest.raises(UserError, match="precision was float32, now bfloat16"):
+            net.States(tmp_path, graph, alternation, {"lr": 1, "precision": "bfloat16"}).restore(session)
+
+
 def test_a_layer_that_is_not_trained_keeps_its_values():
     layers = {"fc7": (SIDE * SIDE * 3, 10), "fc8": (10, 300)}
 
