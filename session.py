@@ -73,7 +73,6 @@ def in_towers(function, batch, device):
 
 # ---------------------------------------------------------------- variables and steps
 
-
 def save_variables(saver, session, path):
     """Write a TensorFlow checkpoint, its files beginning with `path`. Raises UserError where that fails."""
     try:
