@@ -62,6 +62,7 @@ def test_a_query_without_relevant_images_counts_as_zero():
     assert retrieval.mean_average_precision(lambda rows: scores[rows], np.full(7, 4), database_labels, 5) == 0
 
 
+@pytest.mark.slow
 def test_map_of_1000_queries_and_54000_images_takes_less_than_20_seconds_and_2_gb():
     rng = stream(0, "gpq speed test")
     codebooks = rng.standard_normal((16, 144), np.float32)

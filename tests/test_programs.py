@@ -66,6 +66,7 @@ def test_log_lines_are_the_released_ones(trained):
     assert lines[0].split(",", 1)[1] in output
 
 
+@pytest.mark.slow
 def test_two_stages_learn_codebooks_only_after_the_network(tiny, run_here):
     code, output = train(tiny, "--two-stage", iterations=9, run=run_here)
     assert code == 0, output
@@ -88,7 +89,8 @@ def test_tensorboard_finds_the_scalars(trained):
     assert b"loss/embedding" in events[0].read_bytes()
 
 
-def test_sigterm_and_ctrl_c_save_the_state_and_a_resumed_run_ends_as_an_undisturbed_one(trained, tmp_path):
+def test_sigterm_and_ctrl_c_save_the_state_and_a_resumed_run_ends_as_an_undisturbed_one(
+        trained, tmp_path, run_here):
     root, _ = trained
     expected = (root / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes()
     shutil.copytree(root / "data", tmp_path / "data")
@@ -103,14 +105,14 @@ def test_sigterm_and_ctrl_c_save_the_state_and_a_resumed_run_ends_as_an_undistur
         assert "Traceback" not in output
     states = tmp_path / "checkpoints" / f"{EXPERIMENT}_state"
     assert [path.name for path in states.iterdir()] == [f"step_{int(saved):08d}"]
-    code, output = train(tmp_path, "--resume")
+    code, output = train(tmp_path, "--resume", run=run_here)
     assert code == 0, output
     assert f"resumed before step {int(saved) + 1}" in output
     assert (tmp_path / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes() == expected
-    code, output = train(tmp_path, "--resume", iterations=4)
+    code, output = train(tmp_path, "--resume", iterations=4, run=run_here)
     assert code == 2
     assert f"the saved state follows step {saved}, beyond the 4 ITERATIONS" in output
-    code, output = train(tmp_path, "--resume", "--seed", 1)
+    code, output = train(tmp_path, "--resume", "--seed", 1, run=run_here)
     assert code == 2
     assert "seed was 0, now 1" in output
 
