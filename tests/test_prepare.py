@@ -255,6 +255,7 @@ def train_two_steps(collection, name):
 
 # ---------------------------------------------------------------- MIRFLICKR-25K
 
+@pytest.mark.slow
 def test_flickr_from_archives_to_a_training(flickr):
     printed = accepted(flickr)
     images = check_rows(flickr)
