@@ -395,6 +395,7 @@ def test_a_log_that_another_run_holds_is_refused_until_that_run_ends(tmp_path):
 
 # ---------------------------------------------------------------- a poor environment
 
+@pytest.mark.slow
 def test_programs_run_with_6_gb_one_cpu_no_home_locale_c_few_descriptors_and_an_odd_folder(tmp_path):
     root = make_tiny(tmp_path / "ma\u0308rz & 写真 $HOME")
     splits = root / "data/tiny"

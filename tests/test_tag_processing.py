@@ -275,6 +275,7 @@ def test_training_without_any_tag_is_refused():
         train_vectors(["a", "b"], scipy.sparse.csr_array((4, 2), dtype=np.uint8), seed=0)
 
 
+@pytest.mark.slow
 def test_training_depends_on_the_seed_and_on_nothing_else(tmp_path):
     tags, labels = topical_tags()
     folder = make_dataset(tmp_path, tags, [[tags[c] for c in np.flatnonzero(row)] for row in labels.toarray()])
