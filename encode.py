@@ -13,7 +13,6 @@ Letters: N photos, n of a shard, M codebooks.
 """
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -39,6 +38,7 @@ from util import (
     check_settings,
     fingerprint,
     gpu_number,
+    lock,
     note,
     number,
     one_line,
@@ -215,10 +215,7 @@ def alone(out):
     """Raise UserError while another run writes into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however we end
-        except BlockingIOError:
-            raise UserError(f"{out}: another run is at work there") from None
+        lock(file, f"{out}: another run is at work there")
         yield
 
 

@@ -186,14 +186,22 @@ def open_log(path):
     return log
 
 
+def lock(file, sentence):
+    """Keep a file to this process while it is open. Raises UserError, saying `sentence`, if another has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however we end
+    except BlockingIOError:
+        raise UserError(sentence) from None
+
+
 class _LogFile(logging.FileHandler):
     def __init__(self, path, **options):
         super().__init__(path, **options)
         try:
-            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however we end
-        except BlockingIOError:
+            lock(self.stream, f"{path}: another run of this experiment is at work; NOTES tell two apart")
+        except UserError:
             self.close()
-            raise UserError(f"{path}: another run of this experiment is at work; NOTES tell two apart") from None
+            raise
 
     def handleError(self, _record):
         raise  # what writing the record raised, such as a full disk

@@ -7,7 +7,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_training import STEPS, make_data, training
+from bench_training import STEPS, make_data, timed, training
 from util import PRECISIONS, read_weights, stream
 
 CROPS = 10
@@ -29,19 +28,6 @@ def encoding(weights, images, precision):
     session = open_session(graph.graph, precision)
     graph.initialize(session, weights)
     return lambda: session.run(graph.embeddings, {graph.images: images})
-
-
-def timed(kinds, rounds, times):
-    """Seconds of each call of `{name: function}`, in turns, `times` in a row; the first of a row is not counted."""
-    seconds = {name: [] for name in kinds}
-    for _ in range(rounds):
-        for name, run in kinds.items():
-            for number in range(times):
-                began = time.perf_counter()
-                run()
-                if number:
-                    seconds[name].append(time.perf_counter() - began)
-    return seconds
 
 
 def report(what, images, seconds):

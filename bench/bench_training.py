@@ -101,20 +101,26 @@ def training(root, batch_size, cache_gb, precision="float32"):
             yield waited
 
 
+def timed(kinds, rounds, times):
+    """Seconds of each call of `{name: function}`, in turns, `times` in a row; the first of a row is not counted."""
+    seconds = {name: [] for name in kinds}
+    for _ in range(rounds):
+        for name, run in kinds.items():
+            for number in range(times):
+                began = time.perf_counter()
+                run()
+                if number:
+                    seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
 def compare_steps(root, batch_size):
     """Print the median step of each kind and the ratios to the bare one."""
     kinds = {"bare": bare_step(batch_size)}
     for cache_gb in (4, 0):
         generator = training(root, batch_size, cache_gb)
         kinds[f"--cache-gb {cache_gb}"] = lambda generator=generator: next(generator)
-    seconds = {name: [] for name in kinds}
-    for _ in range(ROUNDS):
-        for name, step in kinds.items():
-            for number in range(STEPS):
-                began = time.perf_counter()
-                step()
-                if number:
-                    seconds[name].append(time.perf_counter() - began)
+    seconds = timed(kinds, ROUNDS, STEPS)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, median in medians.items():
         print(f"step, {name:13} {median:6.2f} s, {median / medians['bare']:.2f} times the bare one "
