@@ -12,6 +12,7 @@ import sys
 from util import UserError, one_line
 
 JOIN_SECONDS = 12  # in which a cluster has to answer; Ray itself tries for minutes, and then ends the program
+OWN_TOKEN = "~/.ray/auth_token"  # where Ray keeps the token of clusters started by this user
 JOIN = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 
@@ -41,6 +42,8 @@ def start(address, cpus, environment=None):
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal",
                    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or os.path.isfile(os.path.expanduser(OWN_TOKEN)):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray shows it to a cluster at HOST:PORT only if told to
     try:
         import ray
     except ImportError:
@@ -65,6 +68,7 @@ def _try_to_join(address):
                               timeout=JOIN_SECONDS)
         why = done.stderr.strip().rpartition("\n")[2]
     except subprocess.TimeoutExpired:
-        done, why = None, f"nothing answered within {JOIN_SECONDS} seconds"
+        done, why = None, (f"nothing answered within {JOIN_SECONDS} seconds, or it wants another token than Ray's "
+                           "RAY_AUTH_TOKEN")
     if done is None or done.returncode:
         raise UserError(f"{address}: no Ray cluster could be joined: {one_line(why)}")

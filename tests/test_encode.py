@@ -334,7 +334,7 @@ def test_a_port_at_which_something_else_listens_is_one_sentence_and_no_endless_w
 @pytest.mark.slow
 def test_a_cluster_is_joined_more_workers_than_it_has_room_for_are_refused_and_a_long_wait_is_told(
         root, checkpoint, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
@@ -351,6 +351,10 @@ def test_a_cluster_is_joined_more_workers_than_it_has_room_for_are_refused_and_a
         assert code == 0, output
         assert "note: no shard came within 0.5 s: 20 are still to come, from 1 workers; Ray has 2 CPUs" in output
         assert files(tmp_path) == undisturbed
+        monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
+        code, output = end(start(root, checkpoint, tmp_path / "other", "--ray", address))
+        assert code == 2
+        assert "within 12 seconds, or it wants another token than Ray's RAY_AUTH_TOKEN" in output
     finally:
         cluster.terminate()
         cluster.wait()
