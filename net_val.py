@@ -110,16 +110,28 @@ class EncodingGraph:
         session.run(self._initialize, alexnet.feed_weights(self._first_values, weights))
 
 
+def embed_runs(load, count, graph, session, crops):
+    """For each run of the graph its rows, the embeddings of its sound images, float32 (b, D), and {row: what is wrong}.
+
+    `load(rows)` gives the sound images, uint8 (b, 256, 256, 3), and {place in rows: what is wrong} of the others.
+    """
+    size = CROPS_AT_ONCE // crops
+    runs = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    for rows, (images, faults) in zip(runs, made_ahead(load, runs), strict=True):
+        embeddings = np.empty((0, DIMENSIONS), np.float32)
+        if len(images):
+            embeddings = session.run(graph.embeddings, {graph.images: images})
+        yield rows, embeddings, {rows[place]: fault for place, fault in faults.items()}
+
+
 def embed_images(store, graph, session, crops, what):
     """Embeddings of every image of a store, each exactly once, float32 (N, D)."""
-    size = CROPS_AT_ONCE // crops
-    starts = range(0, len(store), size)
-    batches = made_ahead(lambda start: store.images(range(start, min(start + size, len(store)))), starts)
+    parts = []
     with progress(total=len(store), desc=what, unit="image") as bar:
-        parts = []
-        for images in batches:
-            parts.append(session.run(graph.embeddings, {graph.images: images}))
-            bar.update(len(images))
+        for rows, embeddings, _ in embed_runs(
+                lambda rows: (store.images(rows), {}), len(store), graph, session, crops):
+            parts.append(embeddings)
+            bar.update(len(rows))
     return np.concatenate(parts)
 
 
@@ -149,15 +161,13 @@ class Encoder:
 
         `advance(images)` is told how many more were looked at.
         """
-        size = CROPS_AT_ONCE // self._crops
-        starts = range(0, len(paths), size)
-        batches = made_ahead(lambda start: sound_images(paths[start:start + size]), starts)
         parts, faults = [np.empty((0, DIMENSIONS), np.float32)], {}
-        for start, (images, bad) in zip(starts, batches, strict=True):
-            if len(images):
-                parts.append(self._session.run(self._graph.embeddings, {self._graph.images: images}))
-            faults |= {start + row: fault for row, fault in bad.items()}
-            advance(len(images) + len(bad))
+        for rows, embeddings, bad in embed_runs(
+                lambda rows: sound_images(paths[rows.start:rows.stop]), len(paths), self._graph, self._session,
+                self._crops):
+            parts.append(embeddings)
+            faults |= bad
+            advance(len(rows))
         embeddings = np.concatenate(parts)
         _check_embeddings(embeddings, [path for row, path in enumerate(paths) if row not in faults])
         return embeddings, faults

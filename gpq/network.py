@@ -137,7 +137,14 @@ class MovingAverages:
 # ---------------------------------------------------------------- features
 
 def extract_features(images, variables, averages, training, convolutions=CONVOLUTIONS):
-    """F(x), float32 (B, L), and each normalisation's (mean, variance), `{norm: two float32 (channels,)}`.
+    """F(x), float32 (B, L), and each normalisation's (mean, variance), as `pool_maps`, whose arguments these are."""
+    pooled, statistics = pool_maps(images, variables, averages, training, convolutions)
+    return project(pooled, variables), statistics
+
+
+def pool_maps(images, variables, averages, training, convolutions=CONVOLUTIONS):
+    """What F's last layer sees, float32 (B, 768), and each normalisation's (mean, variance), `{norm: two float32
+    (channels,)}`.
 
     Args:
         images: standardised, float32 (B, 32, 32, 3).
@@ -157,5 +164,9 @@ def extract_features(images, variables, averages, training, convolutions=CONVOLU
             x = tf.nn.max_pool2d(x, 2, 2, "SAME")
         if convolution == BRANCH:
             branch = tf.reduce_mean(x, [1, 2])  # (B, 256)
-    pooled = tf.concat([tf.reduce_mean(x, [1, 2]), branch], 1)  # (B, 768)
-    return tf.matmul(pooled, variables[f"{DENSE}/kernel"]) + variables[f"{DENSE}/bias"], statistics
+    return tf.concat([tf.reduce_mean(x, [1, 2]), branch], 1), statistics
+
+
+def project(pooled, variables):
+    """F's last layer, float32 (B, L) of (B, 768)."""
+    return tf.matmul(pooled, variables[f"{DENSE}/kernel"]) + variables[f"{DENSE}/bias"]

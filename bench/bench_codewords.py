@@ -1,0 +1,124 @@
+"""Which codewords of GPQ come into use, by images a step and by steps: its last layer, codebooks and prototypes trained
+on from a checkpoint while the convolutions stand still, so that 3,000 steps of 500 + 500 images take minutes.
+
+    python bench/bench_codewords.py CHECKPOINT --data cifar10 [--steps 3000] [--batch-size 64 500] [--start stored]
+
+CHECKPOINT is of `python -m gpq.train` with the default codebooks. Pictures are not augmented. `--start new` begins the
+last layer, codebooks and prototypes anew, as a training does that starts from a trained network.
+"""
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gpq import data, graphs, network, retrieval
+from gpq.config import Config
+from session import open_session, tf
+from util import progress, stream
+
+REPORTS = 6  # beside the one before the first step
+AT_ONCE = 250  # images a run of the convolutions
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of gpq.train, or its folder")
+    parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10's batches")
+    parser.add_argument("--steps", type=int, default=3000, help="steps (default 3000, as the release's)")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[64, 500],
+                        help="labelled images a step, and as many unlabelled ones (default 64 and 500)")
+    parser.add_argument("--start", choices=("stored", "new"), default="stored", help="(default stored)")
+    options = parser.parse_args()
+    config = Config()
+    split = data.load_split(options.data, config.labelled_per_class, config.images, 0)
+    checkpoint = graphs.find_checkpoint(options.checkpoint)
+    shapes = network.parameter_shapes(config.length, config.words, len(split.class_names))
+    pooled = {what: pool(checkpoint, shapes, part.images, what) for what, part in
+              (("labelled", split.labelled), ("database", split.database), ("queries", split.query))}
+    first = first_values(checkpoint, shapes, options.start)
+    for size in options.batch_size:
+        print(f"\n{size} + {size} images a step")
+        train_head(replace(config, batch_size=size), split, pooled, first, options.steps)
+
+
+def head(shapes):
+    """Of `{name: shape}` the last layer, the codebooks and the prototypes."""
+    return {name: shape for name, shape in shapes.items()
+            if name.startswith(network.DENSE) or name in (network.CODEBOOKS, network.PROTOTYPES)}
+
+
+def first_values(checkpoint, shapes, start):
+    """`{name: array}` to start from: those of the checkpoint, or new ones."""
+    if start == "new":
+        return network.xavier(head(shapes), stream(0, "new head"))
+    reader = tf.train.load_checkpoint(str(checkpoint))
+    return {name: reader.get_tensor(name) for name in head(shapes)}
+
+
+def pool(checkpoint, shapes, images, what):
+    """What the last layer sees of each image, float32 (N, 768)."""
+    graph = tf.Graph()
+    with graph.as_default():
+        fed = tf.placeholder(tf.float32, [None, data.SIDE, data.SIDE, 3])
+        variables, _ = network.make_variables(shapes)
+        averages = network.MovingAverages(training=False)
+        pooled, _ = network.pool_maps(fed, variables, averages, training=False)
+        saver = tf.train.Saver({**variables, **averages.variables})
+    with open_session(graph) as session:
+        saver.restore(session, str(checkpoint))
+        return np.concatenate([
+            session.run(pooled, {fed: data.standardize(images[start:start + AT_ONCE])})
+            for start in progress(range(0, len(images), AT_ONCE), desc=what)])
+
+
+class HeadGraph(graphs.TrainingGraph):
+    """The training step of GPQ on what the last layer sees."""
+
+    def _build_inputs(self):
+        self.labels, self.learning_rate = tf.placeholder(tf.int64, [None]), tf.placeholder(tf.float32, [])
+        self.images, self.unlabelled = (tf.placeholder(tf.float32, [None, 768]) for _ in range(2))
+
+    def _build_features(self, shapes, _convolutions):
+        self.variables, self._first_values = network.make_variables(head(shapes))
+        self.features = network.project(self.images, self.variables)
+        self.target_features = network.project(self.unlabelled, self.variables)
+        self._update = tf.no_op()
+
+
+def train_head(config, split, pooled, first, steps):
+    """Train, and print from time to time how many codewords database images use, and the mAP."""
+    graph = HeadGraph(config, len(split.class_names), "gpq", "/cpu:0")
+    rng = stream(0, "batches")
+    with open_session(graph.graph) as session:
+        graph.initialize(session, first)
+        for step in range(steps + 1):
+            if step % max(1, steps // REPORTS) == 0 or step == steps:
+                report(step, config, split, pooled, graph, session)
+            rows = rng.choice(len(split.labelled), config.batch_size, replace=False)
+            others = rng.choice(len(split.database), config.batch_size, replace=False)
+            graph.step(session, pooled["labelled"][rows], split.labelled.labels[rows], pooled["database"][others],
+                       graphs.learning_rate(config.learning_rate, step))
+
+
+def report(step, config, split, pooled, graph, session):
+    features, queries = (
+        retrieval.intra_normalize(session.run(graph.features, {graph.images: pooled[what]}), config.n_book)
+        for what in ("database", "queries"))
+    words, prototypes = session.run([graph.variables[name] for name in (network.CODEBOOKS, network.PROTOTYPES)])
+    words = retrieval.soft_codebooks(prototypes, words, config.n_book, config.alpha)
+    codes = retrieval.hard_codes(features, words, config.n_book)
+    used = [len(np.unique(column)) for column in codes.T]
+    cone = np.linalg.norm(features.reshape(len(features), config.n_book, -1).mean(0), axis=1).mean()
+    quality = retrieval.mean_average_precision(
+        lambda rows: -retrieval.distances(queries[rows], codes, words), split.query.labels, split.database.labels,
+        len(split.class_names))
+    print(f"{step:6} steps: {sum(used):4} of {config.n_book * config.words} codewords in use, "
+          f"{' '.join(map(str, used))}; mean of the features' segments {cone:.2f} long; mAP {quality:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
