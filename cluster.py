@@ -49,7 +49,7 @@ def start(address, cpus, environment=None):
     except ImportError:
         raise UserError("this needs Ray: pip install -r requirements-scale.txt") from None
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what is wrong is told by the programs, in a sentence
-    options = {"log_to_driver": False, "logging_level": logging.CRITICAL, "runtime_env": environment}
+    options = {"log_to_driver": False, "configure_logging": False, "runtime_env": environment}
     if address == "local":
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: other work would starve it
         options |= {"num_cpus": cpus, "include_dashboard": False}

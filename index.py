@@ -37,6 +37,7 @@ LIST_SAMPLE = 64  # images a list that its centre is learned from
 LIST_SWEEPS = 10  # of k-means
 BLOCK = 2**18  # images that are scored at once
 LIST_BLOCK = 2**22  # images that are sorted into lists at once
+LETTERS_AT_ONCE = 2**24  # in which ends of lines are looked for
 QUERIES_AT_ONCE = 32  # that one thread takes to FAISS; a fixed number, since the size of a batch and its threads round
 MOST_TIED = 16  # times the results that are wanted: so many images are put in order if they tie for the last place
 DEFAULT_PROBES = 32  # lists that a query looks into
@@ -68,7 +69,9 @@ class Lines:
     def __init__(self, path):
         with open(path, "rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._ends = np.flatnonzero(np.frombuffer(self._data, np.uint8) == ord("\n"))
+        letters = np.frombuffer(self._data, np.uint8)
+        self._ends = np.concatenate([start + np.flatnonzero(letters[start:start + LETTERS_AT_ONCE] == ord("\n"))
+                                     for start in range(0, len(letters), LETTERS_AT_ONCE)])
 
     def __len__(self):
         return len(self._ends)

@@ -236,3 +236,10 @@ def test_an_index_may_be_moved(tmp_path):
     index.save(tmp_path / "a", make_content())
     shutil.move(tmp_path / "a", tmp_path / "b c")
     assert len(index.load(tmp_path / "b c")) == N
+
+
+def test_lines_are_found_across_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "LETTERS_AT_ONCE", 4)
+    lines = ["", "a", "bcd", "é with blanks ", "", "the end"]
+    (tmp_path / "lines").write_text("".join(f"{line}\n" for line in lines))
+    assert list(index.Lines(tmp_path / "lines")) == lines
