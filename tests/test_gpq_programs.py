@@ -162,6 +162,7 @@ def test_the_demo_draws_the_query_that_is_asked_for_or_nothing(root, monkeypatch
     assert "expected a row from 0 to 5, found 6" in output
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_state_and_a_resumed_run_ends_as_an_undisturbed_one(root, monkeypatch, capsys):
     arguments = ("cpu", "--root", root, *TINY, "--steps-per-epoch", 3, "--epochs", 1)
     call(monkeypatch, capsys, train, *arguments, "--checkpoints", "whole")
