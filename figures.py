@@ -280,7 +280,7 @@ def tsne_figure(path, features, labels, names, seed):
         axes.scatter(*places[main[rows] == label].T, s=14, color=colour, marker=marker, linewidths=0,
                      zorder=1 if label == -1 else 2)
     legend = figure.legend(axes.collections, map(str, range(len(groups))), loc="outside right upper", frameon=False,
-                           title="most frequent label", markerscale=2)
+                           title="label" if labels.sum(1).max() <= 1 else "most frequent label", markerscale=2)
     for text, (_, name, _, _) in zip(legend.get_texts(), groups, strict=True):
         text.set_parse_math(False)  # a name may hold a $
         text.set_text(textwrap.shorten(name, 24, placeholder="…"))
