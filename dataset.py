@@ -1,39 +1,21 @@
-"""Data sets: where they lie, their split files, their images, and the batches made of them.
+"""Data sets: where they lie, their split files, and what is read from them.
 
 Letters: N images, T merged tags, D = 300. Section numbers are those of the paper's description in README.md.
 """
-import collections
-import itertools
-import mmap
 import os
-import stat
-import struct
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(2**27)  # MOST_PIXELS; OpenCV looks at it once, when it is loaded
-
-import cv2
 import numpy as np
 import scipy.sparse
 
-from util import DIMENSIONS, UserError, check_seal, first_few, note, progress, read_pickle
+from image_files import image_faults, list_faults
+from util import DIMENSIONS, UserError, check_seal, note, read_pickle
 
-IMAGE_SIDE = 256  # pixels of a stored image
-CROP_SIDE = 227  # pixels of what the network sees
-THUMBNAIL_SIDE = 160  # pixels of a thumbnail's longer side
-CROP_RANGE = IMAGE_SIDE - CROP_SIDE + 1  # a crop starts at 0 … 29 in each axis
-IMAGE_BYTES = IMAGE_SIDE * IMAGE_SIDE * 3
-MOST_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # of an image file; decoding takes 6 bytes for each
-SURE_SIDE = 65500  # pixels: OpenCV reads no longer side of a JPEG, and any PNG up to there
 MOST_SHOWN = 80  # characters of a faulty text
 
 RELEASE_FOLDERS = {"flickr": "flickr25k", "nuswide": "nus-wide"}
 TAG_LISTS = ("common_tags.txt", "TagList1k.txt")  # MIRFLICKR's and NUS-WIDE's; own data sets use the first
-
-cv2.setNumThreads(1)  # images are decoded side by side, one thread each
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong is told here, with the file's name
 
 
 # ---------------------------------------------------------------- where a data set lies
@@ -398,211 +380,3 @@ def _places(folder, parent):
     """Where a parent folder of images really is, and in which folders it may be."""
     first = os.path.normpath(parent).split("/")[0]
     return os.path.realpath(f"{folder}/{parent}"), [os.path.realpath(folder), os.path.realpath(f"{folder}/{first}")]
-
-
-def image_faults(paths):
-    """{row: what is wrong} of the files that are missing, empty, truncated or no image; headers and ends only."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = progress(pool.map(image_fault, paths), total=len(paths), desc="checking images", leave=False)
-        return {row: why for row, why in enumerate(found) if why}
-
-
-def list_faults(faults, name):
-    """The first of `{row: what is wrong}` in words, and how many more there are; `name` gives a row's image."""
-    return first_few([f"{name(row)} {why}" for row, why in faults.items()])
-
-
-def image_fault(path):
-    """What is wrong with an image file, or None. Usual JPEG and PNG are not decoded: their structure tells."""
-    fault, sure = _structural_fault(path)
-    return fault if fault or sure else decode(path)[1]
-
-
-def _structural_fault(path):
-    """What is wrong with an image file as far as can be told without decoding it, or None; and whether that is all."""
-    try:
-        status = os.stat(path)  # follows links, and does not wait for a FIFO as opening it would
-        if not stat.S_ISREG(status.st_mode):
-            return "cannot be read (it is no regular file)", True
-        if not status.st_size:
-            return "is empty", True
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if data[:3] == b"\xff\xd8\xff":
-                structure = _jpeg_structure(data)
-            elif data[:8] == b"\x89PNG\r\n\x1a\n":
-                structure = _png_structure(data)
-            else:
-                return None, False
-    except FileNotFoundError:
-        return "is missing", True
-    except OSError as error:
-        return f"cannot be read ({error.strerror})", True
-    if structure is None:
-        return "is truncated", True
-    width, height, usual = structure
-    if width * height > MOST_PIXELS:
-        return f"has {width:,}×{height:,} pixels, more than {MOST_PIXELS:,}", True
-    return None, usual and 0 < width <= SURE_SIDE and 0 < height <= SURE_SIDE
-
-
-def _jpeg_structure(data):
-    """Width, height, and whether the coding is a usual one; None if the start or the end of a scan is not there.
-
-    In a scan FF D9 is always the end, never data; before it, it may be a thumbnail's.
-    """
-    at, frame = 2, (0, 0, 0, 0, 0)
-    while (at := data.find(b"\xff", at)) >= 0 and at + 10 <= len(data):
-        kind = data[at + 1]
-        if kind == 0xDA:  # start of scan
-            marker, bits, height, width, channels = frame
-            usual = 0xC0 <= marker <= 0xC2 and bits == 8 and channels in (1, 3, 4)
-            return (width, height, usual) if data.rfind(b"\xff\xd9", at) >= 0 else None
-        if kind == 0xFF:  # fill byte
-            at += 1
-        elif kind < 0xC0 or 0xD0 <= kind <= 0xD8:  # these have no length
-            at += 2
-        else:
-            if kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-                frame = struct.unpack(">BxxBHHB", data[at + 1:at + 10])
-            at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
-    return None
-
-
-def _png_structure(data):
-    """Width, height and True; None if the chunks do not lead from one to the next up to the last.
-
-    OpenCV makes room for a chunk as long as it says it is, up to 4 GB, before it finds the file to be shorter.
-    """
-    at, kind = 8, b""
-    while kind != b"IEND" and at + 12 <= len(data):
-        kind = data[at + 4:at + 8]
-        at += 12 + int.from_bytes(data[at:at + 4], "big")
-    if data[12:16] != b"IHDR" or kind != b"IEND" or at > len(data):
-        return None
-    return *struct.unpack(">II", data[16:24]), True
-
-
-# ---------------------------------------------------------------- images and batches
-
-def decode(path):
-    """An image as OpenCV reads it, upright, BGR, uint8 (h, w, 3), and None; or None and what is wrong."""
-    fault, _ = _structural_fault(path)
-    if fault:
-        return None, fault
-    try:
-        image = cv2.imread(os.fsencode(path))  # of a str, a name that is not UTF-8 would crash it
-    except cv2.error as error:
-        if "CV_IO_MAX_IMAGE_PIXELS" in str(error):
-            return None, f"has more than {MOST_PIXELS:,} pixels"
-        return None, f"cannot be decoded ({error.err})"
-    return (image, None) if image is not None else (None, "is not an image that OpenCV reads")
-
-
-def read_image(path):
-    """An image as the release reads it: BGR, bilinearly resized, uint8 (256, 256, 3). Raises UserError."""
-    image, fault = try_image(path)
-    if fault:
-        raise UserError(f"{path} {fault}")
-    return image
-
-
-def try_image(path):
-    """The same and None; or None and what is wrong."""
-    image, fault = decode(path)
-    return (None, fault) if fault else (cv2.resize(image, (IMAGE_SIDE, IMAGE_SIDE)), None)
-
-
-def sound_images(paths):
-    """The images that can be decoded, uint8 (n, 256, 256, 3), and {row: what is wrong} of the others."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        images, faults = zip(*pool.map(try_image, paths), strict=True)
-    sound = [image for image in images if image is not None]
-    return np.array(sound), {row: fault for row, fault in enumerate(faults) if fault}
-
-
-def thumbnail(path):
-    """An image file as uint8 RGB (h, w, 3) of at most 160 pixels, or None if it is missing or no sound image."""
-    image, fault = decode(path)
-    if fault:
-        return None
-    scale = min(1, THUMBNAIL_SIDE / max(image.shape[:2]))
-    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    return cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
-
-
-class ImageStore:
-    """The N images of a split, decoded on demand in threads and kept up to a budget, each at most once.
-
-    Args:
-        paths: N image files.
-        cache_bytes (int): memory for decoded images of 192 KiB each; the first ones that fit are kept.
-    """
-
-    def __init__(self, paths, cache_bytes=0):
-        self.paths = paths
-        room = min(len(paths), int(cache_bytes) // IMAGE_BYTES)
-        self._cache = np.empty((room, IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
-        self._cached = np.zeros(room, bool)
-        self._pool = ThreadPoolExecutor(os.cpu_count())
-
-    def __len__(self):
-        return len(self.paths)
-
-    def image(self, row):
-        """Image `row`, uint8 (256, 256, 3); not to be written to."""
-        if row >= len(self._cache):
-            return read_image(self.paths[row])
-        if not self._cached[row]:
-            self._cache[row] = read_image(self.paths[row])
-            self._cached[row] = True
-        return self._cache[row]
-
-    def images(self, rows):
-        """The images of `rows`, uint8 (len(rows), 256, 256, 3)."""
-        return np.stack(list(self._pool.map(self.image, rows)))
-
-    def crops(self, rows, offsets, flips):
-        """One 227×227 crop of each image of `rows` after its flip, uint8 (B, 227, 227, 3).
-
-        Args:
-            offsets: int (B, 2), top and left of the crop in the flipped image.
-            flips: bool (B,), whether left and right are exchanged first.
-        """
-        batch = np.empty((len(rows), CROP_SIDE, CROP_SIDE, 3), np.uint8)
-
-        def fill(i):
-            image = self.image(rows[i])
-            if flips[i]:
-                image = image[:, ::-1]
-            top, left = offsets[i]
-            batch[i] = image[top:top + CROP_SIDE, left:left + CROP_SIDE]
-
-        list(self._pool.map(fill, range(len(rows))))
-        return batch
-
-
-def random_crops(store, rows, rng):
-    """A training batch: each image flipped with probability ½, then cropped anywhere. uint8 (B, 227, 227, 3)."""
-    flips = rng.random(len(rows)) < 0.5
-    offsets = rng.integers(0, CROP_RANGE, (len(rows), 2))
-    return store.crops(rows, offsets, flips)
-
-
-def made_ahead(make, keys, ahead=1):
-    """An iterator over make(key) for each key in order; the next `ahead` ones are made in the background.
-
-    The first are begun by the call itself, before anyone asks for them.
-    """
-    pool = ThreadPoolExecutor(1)
-    keys = iter(keys)
-    pending = collections.deque(pool.submit(make, key) for key in itertools.islice(keys, ahead + 1))
-
-    def results():
-        try:
-            while pending:
-                made = pending.popleft().result()
-                pending.extend(pool.submit(make, key) for key in itertools.islice(keys, 1))
-                yield made
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return results()

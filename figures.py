@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 import metrics
 import quantizer
-from dataset import thumbnail
+from image_files import thumbnail
 from util import UserError, replacing, stream
 
 try:

@@ -10,7 +10,7 @@ import numpy as np
 
 import alexnet
 import quantizer
-from dataset import CROP_SIDE, random_crops
+from image_files import CROP_SIDE, random_crops
 from losses import quantization_loss
 from session import check_finite, finite_operations, first_device, in_towers, save_variables, tf
 from util import (

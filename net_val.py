@@ -12,7 +12,8 @@ import numpy as np
 import alexnet
 import metrics
 import quantizer
-from dataset import CROP_SIDE, IMAGE_SIDE, ImageStore, load_retrieval, made_ahead, read_tag_embeddings, sound_images
+from dataset import load_retrieval, read_tag_embeddings
+from image_files import CROP_SIDE, IMAGE_SIDE, ImageStore, made_ahead, sound_images
 from session import first_device, in_towers, open_session, tf
 from util import (
     DIMENSIONS,

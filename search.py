@@ -276,6 +276,7 @@ def check_checkpoint(folder, facts, checkpoint):
 def new_rows(source, before, out, skip_bad):
     """Rows of the source's photos that are not in the index yet, int64; bad ones are refused, or left out and told."""
     import dataset
+    import image_files
     known = set(before.images)
     if gone := known.difference(source.names):
         print(f"note: {len(gone):,} photos of {out} are not in {source.folder} any more, such as {min(gone)}; they "
@@ -287,10 +288,10 @@ def new_rows(source, before, out, skip_bad):
     if source.dataset:
         faults = dataset.faults_in(source.folder, names)
     else:  # links in a person's own folder are that person's own
-        faults = dataset.image_faults([source.folder / name for name in names])
+        faults = image_files.image_faults([source.folder / name for name in names])
     if not faults:
         return rows
-    listed = dataset.list_faults(
+    listed = image_files.list_faults(
         faults, lambda i: f"{source.folder / names[i]}" + (f" (row {rows[i] + 1})" if source.dataset else ""))
     told = f"{len(faults)} of {len(rows)} photos cannot be used"
     if not skip_bad:
@@ -398,9 +399,9 @@ class Photos:
 
         `name`: what the photo is called, if not as the file is.
         """
-        import dataset
+        import image_files
         with self._one_photo:  # at a time: decoded, it may be large
-            if fault := dataset.image_fault(photo):
+            if fault := image_files.image_fault(photo):
                 raise UserError(f"{name or photo} {fault}")
             return self._encoder.embed([photo])[0]
 

@@ -134,7 +134,7 @@ def describe(log, training_set):
 def train(options, training_set, target, record, log):
     """The experiment: build, run, save. `target` is the checkpoint's path without its suffix."""
     import alexnet
-    import dataset
+    import image_files
     import net
     import quantizer
     from session import device_name, open_session
@@ -144,7 +144,7 @@ def train(options, training_set, target, record, log):
         check_seal(options.weights.with_suffix(".json"))
         stored = read_weights(options.weights)
     device = device_name(options.gpu, log.warning, options.precision)
-    store = dataset.ImageStore(training_set.paths, options.cache_gb * 1e9)
+    store = image_files.ImageStore(training_set.paths, options.cache_gb * 1e9)
     schedule = net.Schedule(len(store), options.batch_size, options.seed)
     codebooks, has_codebooks = first_codebooks(options, stored, log)
     alternation = net.AlternatingOptimisation(
@@ -160,7 +160,7 @@ def train(options, training_set, target, record, log):
     if start > options.iterations:
         raise UserError(f"the saved state follows step {start}, beyond the {options.iterations} ITERATIONS")
     steps = range(start, options.iterations)
-    batches = zip(steps, dataset.made_ahead(trainer.load, steps), strict=True)  # the first is loaded from here on
+    batches = zip(steps, image_files.made_ahead(trainer.load, steps), strict=True)  # the first is loaded from here on
 
     with open_session(graph.graph, options.precision) as session:
         if options.resume:

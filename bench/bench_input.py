@@ -23,15 +23,15 @@ CACHES = (0, 4)  # --cache-gb
 
 def loader(paths, batch_size, cache_gb, cores, seconds):
     """Images a second of random crops on some cores, for about so many seconds."""
-    import dataset
+    import image_files
     os.sched_setaffinity(0, cores)  # of this thread, and of those that it starts from here on
-    store = dataset.ImageStore(paths, cache_gb * 1e9)
+    store = image_files.ImageStore(paths, cache_gb * 1e9)
     if cache_gb:
         store.images(range(len(store)))
     began, loaded = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         rng = stream(0, "bench input", loaded)
-        loaded += len(dataset.random_crops(store, rng.permutation(len(store))[:batch_size], rng))
+        loaded += len(image_files.random_crops(store, rng.permutation(len(store))[:batch_size], rng))
     return loaded / (time.perf_counter() - began)
 
 

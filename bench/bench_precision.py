@@ -66,10 +66,10 @@ def main():
 
 def photos_of(root, count):
     """Some of the photos that `make_data` drew, uint8 (count, 256, 256, 3)."""
-    import dataset
+    import image_files
     paths = sorted((root / "datasets" / "bench").glob("*.jpg"))
     rows = stream(0, "bench photos").permutation(len(paths))[:count]
-    return dataset.ImageStore([paths[row] for row in rows]).images(range(count))
+    return image_files.ImageStore([paths[row] for row in rows]).images(range(count))
 
 
 if __name__ == "__main__":

@@ -73,13 +73,14 @@ def training(root, batch_size, cache_gb, precision="float32"):
     """A generator that takes a step of the real training each time it is asked; the seconds it waited for images."""
     import alexnet
     import dataset
+    import image_files
     import net
     import quantizer
     from losses import adaptive_margin_loss
     from session import open_session
     from util import read_weights
     content = dataset.load_training(dataset.find_dataset("bench", root))
-    store = dataset.ImageStore(content.paths, cache_gb * 1e9)
+    store = image_files.ImageStore(content.paths, cache_gb * 1e9)
     schedule = net.Schedule(len(store), batch_size, 0)
     codebooks = quantizer.random_codebooks(4, stream(0, "codebooks"))
     alternation = net.AlternatingOptimisation(len(store), quantizer.semantic_factor(content.embeddings), codebooks, 0)
@@ -92,7 +93,7 @@ def training(root, batch_size, cache_gb, precision="float32"):
     graph.initialize(session, read_weights(root / "alexnet.npy"))
     while True:
         steps = range(1, 1 + STEPS)  # before the first update, so that only steps are timed
-        batches = dataset.made_ahead(trainer.load, steps)
+        batches = image_files.made_ahead(trainer.load, steps)
         for step in steps:
             began = time.perf_counter()
             batch = next(batches)

@@ -116,8 +116,8 @@ def run_steps(config, steps, load, graph, session, events, log, stop, save):
 
     `stop`: a StopRequest; after its signal the state is saved, and no step follows.
     """
-    from dataset import made_ahead
     from gpq.graphs import learning_rate
+    from image_files import made_ahead
     from session import check_finite, tf, write_scalars
     writer = tf.summary.FileWriter(str(events))
     if config.steps == 0:

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs'
 from dataset import (
     faults_in,
     find_dataset,
-    list_faults,
     merge_tags,
     read_binary_matrix,
     read_image_list,
@@ -25,6 +24,7 @@ from dataset import (
     read_tag_names,
     read_tags,
 )
+from image_files import list_faults
 from split_files import counts, spread, tags_made_from
 from util import ROOT, UserError, fingerprint, first_few, progress, run_program, write_json
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
 
-from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, list_faults, read_text
+from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, read_text
+from image_files import list_faults
 from split_files import write_lines
 from util import ROOT, UserError, number, run_program, sync
 

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs'
 import numpy as np
 import scipy.sparse
 
-from dataset import image_faults, list_faults
 from download import check_md5, fetch, md5, md5_digits
+from image_files import image_faults, list_faults
 from split_files import (
     Collection,
     Rows,

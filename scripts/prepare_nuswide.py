@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs'
 import numpy as np
 import scipy.sparse
 
-from dataset import image_faults, list_faults, read_image_list, read_tag_names
+from dataset import read_image_list, read_tag_names
+from image_files import image_faults, list_faults
 from split_files import (
     Collection,
     Rows,

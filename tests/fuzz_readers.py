@@ -204,7 +204,7 @@ def merge_maps():
 def images():
     import cv2
 
-    import dataset
+    import image_files
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     files = {f"x.{suffix}": cv2.imencode(f".{suffix}", pixels)[1].tobytes()
              for suffix in ("jpg", "png", "bmp", "webp", "gif", "tiff")}
@@ -212,8 +212,8 @@ def images():
     files["g.png"] = cv2.imencode(".png", pixels[..., 0])[1].tobytes()
 
     def read(path):
-        fault = dataset.image_fault(path)
-        return fault or dataset.read_image(path)
+        fault = image_files.image_fault(path)
+        return fault or image_files.read_image(path)
     return Kind(files, read)
 
 

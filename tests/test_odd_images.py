@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-import dataset
 import figures
+import image_files
 from util import ROOT, UserError, stream
 
 MEMORY = 2**31  # bytes of address space for whatever might balloon
@@ -67,7 +67,7 @@ def blank_png(width, height):
 def fault(tmp_path, content, name="x.jpg"):
     path = tmp_path / name
     path.write_bytes(content)
-    return dataset.image_fault(path)
+    return image_files.image_fault(path)
 
 
 def alone(code, folder, timeout=60):
@@ -88,8 +88,8 @@ def alone(code, folder, timeout=60):
 def test_an_image_is_what_opencv_s_default_gives_resized(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(encoded(suffix))
-    assert dataset.image_fault(path) is None
-    found = dataset.read_image(path)
+    assert image_files.image_fault(path) is None
+    found = image_files.read_image(path)
     assert (found.shape, found.dtype) == ((256, 256, 3), np.uint8)
     np.testing.assert_array_equal(found, cv2.resize(cv2.imread(str(path)), (256, 256)))
     assert np.abs(found.astype(int) - cv2.resize(pixels(), (256, 256))).mean() < 12  # it is that picture
@@ -117,7 +117,7 @@ ODD = {
 def test_odd_images_become_bgr_of_8_bits(tmp_path, name):
     content, expected = ODD[name]
     assert fault(tmp_path, content, name) is None
-    found = dataset.read_image(tmp_path / name)
+    found = image_files.read_image(tmp_path / name)
     assert (found.shape, found.dtype) == ((256, 256, 3), np.uint8)
     assert np.abs(found.astype(int) - cv2.resize(expected, (256, 256))).mean() < 8
 
@@ -129,10 +129,10 @@ def test_of_an_animation_the_first_frame_is_loaded(tmp_path, suffix):
     animation.frames = [np.full((20, 30, 3), colour, np.uint8) for colour in ((0, 0, 255), (0, 255, 0), (255, 0, 0))]
     animation.durations = [100] * 3
     assert cv2.imwriteanimation(str(path), animation)
-    assert dataset.image_fault(path) is None
-    assert np.abs(dataset.read_image(path).astype(int) - (0, 0, 255)).max() < 8
+    assert image_files.image_fault(path) is None
+    assert np.abs(image_files.read_image(path).astype(int) - (0, 0, 255)).max() < 8
     path.write_bytes(path.read_bytes()[:-20])
-    assert dataset.image_fault(path) is not None
+    assert image_files.image_fault(path) is not None
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -146,7 +146,7 @@ def test_photos_are_turned_as_the_camera_was_held(tmp_path, suffix, orientation,
         content = content[:33] + chunk(b"eXIf", exif(orientation)) + content[33:]
     assert fault(tmp_path, content) is None
     expected = cv2.resize(np.ascontiguousarray(upright(pixels())), (256, 256))
-    assert np.abs(dataset.read_image(tmp_path / "x.jpg").astype(int) - expected).mean() < 8
+    assert np.abs(image_files.read_image(tmp_path / "x.jpg").astype(int) - expected).mean() < 8
 
 
 # ---------------------------------------------------------------- damaged
@@ -185,7 +185,8 @@ def test_bytes_between_the_segments_of_a_photo_are_passed_over_as_opencv_does(tm
     content = encoded(".jpg")
     for filling in (b"\0\0\0", b"\xff\xff", b"\xff\x01"):
         assert fault(tmp_path, content[:20] + filling + content[20:]) is None
-        assert np.abs(dataset.read_image(tmp_path / "x.jpg").astype(int) - cv2.resize(pixels(), (256, 256))).mean() < 8
+        found = image_files.read_image(tmp_path / "x.jpg")
+        assert np.abs(found.astype(int) - cv2.resize(pixels(), (256, 256))).mean() < 8
 
 
 def test_a_png_whose_end_is_named_elsewhere_is_truncated(tmp_path):
@@ -198,7 +199,7 @@ def test_a_photo_with_a_hole_passes_and_is_loaded_with_the_damage(tmp_path, capf
     middle = len(content) // 2
     content[middle:middle + 100] = bytes(100)
     assert fault(tmp_path, bytes(content)) is None  # only decoding every photo would tell
-    assert dataset.read_image(tmp_path / "x.jpg").shape == (256, 256, 3)
+    assert image_files.read_image(tmp_path / "x.jpg").shape == (256, 256, 3)
 
 
 WRONG = {
@@ -220,7 +221,7 @@ def test_what_is_no_image_is_refused(tmp_path, case, capfd):
     content, expected = WRONG[case]
     assert fault(tmp_path, content) == expected
     with pytest.raises(UserError, match=rf"x\.jpg {expected}"):
-        dataset.read_image(tmp_path / "x.jpg")
+        image_files.read_image(tmp_path / "x.jpg")
     assert figures.thumbnail(tmp_path / "x.jpg") is None
 
 
@@ -228,15 +229,15 @@ def test_a_photo_that_only_decoding_finds_bad_is_named_when_it_is_read(tmp_path)
     content = encoded(".png")
     assert fault(tmp_path, content[:200] + bytes(40) + content[240:], "x.png") is None
     with pytest.raises(UserError, match=rf"x\.png {NOT_AN_IMAGE}"):
-        dataset.read_image(tmp_path / "x.png")
+        image_files.read_image(tmp_path / "x.png")
 
 
 def test_faults_are_told_in_the_program_s_words_alone(tmp_path):
     for suffix in FORMATS:
         (tmp_path / f"x{suffix}").write_bytes(encoded(suffix)[:200])
     printed = alone(f"""
-        import dataset
-        print(len(dataset.image_faults([f"x{{s}}" for s in {FORMATS}])))
+        import image_files
+        print(len(image_files.image_faults([f"x{{s}}" for s in {FORMATS}])))
     """, tmp_path)
     assert printed == f"{len(FORMATS)}\n"
 
@@ -262,13 +263,13 @@ def test_a_decompression_bomb_is_refused_from_its_header_and_never_decoded(tmp_p
     assert (tmp_path / "bomb.png").stat().st_size < 100_000
     printed = alone("""
         import resource
-        import dataset, util
+        import image_files, util
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for name in ("bomb.jpg", "bomb.png"):
-            print(dataset.image_fault(name))
-            print(dataset.thumbnail(name))
+            print(image_files.image_fault(name))
+            print(image_files.thumbnail(name))
             try:
-                dataset.read_image(name)
+                image_files.read_image(name)
             except util.UserError as error:
                 print(error)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
@@ -284,10 +285,10 @@ def test_a_png_that_tells_of_a_chunk_of_4_gb_makes_no_room_for_it(tmp_path):
         (tmp_path / f"{number}.png").write_bytes(whole[:at - 4] + b"\xf0\0\0\0" + whole[at:])
     printed = alone("""
         import resource
-        import dataset
+        import image_files
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for number in range(3):
-            print(dataset.image_fault(f"{number}.png"), dataset.decode(f"{number}.png")[1])
+            print(image_files.image_fault(f"{number}.png"), image_files.decode(f"{number}.png")[1])
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
     """, tmp_path)
     assert printed == "is truncated is truncated\n" * 3
@@ -296,7 +297,7 @@ def test_a_png_that_tells_of_a_chunk_of_4_gb_makes_no_room_for_it(tmp_path):
 def test_a_photo_that_is_cut_while_others_are_read_is_not_taken_for_a_whole_one(tmp_path):
     path = tmp_path / "x.jpg"
     path.write_bytes(encoded(".jpg"))
-    store = dataset.ImageStore([path])
+    store = image_files.ImageStore([path])
     assert store.images([0]).shape == (1, 256, 256, 3)
     path.write_bytes(encoded(".jpg")[:-200])
     with pytest.raises(UserError, match=r"x\.jpg is truncated"):
@@ -311,10 +312,10 @@ def test_other_formats_are_refused_by_opencv_s_limit_before_they_are_decoded(tmp
         (tmp_path / f"x{suffix}").write_bytes(content)
     printed = alone("""
         import resource
-        import dataset
+        import image_files
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for suffix in (".bmp", ".gif", ".ppm"):
-            print(dataset.image_fault(f"x{suffix}"), dataset.thumbnail(f"x{suffix}"))
+            print(image_files.image_fault(f"x{suffix}"), image_files.thumbnail(f"x{suffix}"))
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
     """, tmp_path)
     assert printed == 3 * "has more than 134,217,728 pixels None\n"
@@ -330,14 +331,14 @@ def test_an_image_just_within_the_limit_is_sound(tmp_path):
 def test_nothing_that_is_no_regular_file_is_waited_for(tmp_path):
     printed = alone("""
         import os, socket
-        import dataset
+        import image_files
         os.mkfifo("fifo.jpg")
         os.mkdir("folder.jpg")
         socket.socket(socket.AF_UNIX).bind("socket.jpg")
         os.symlink("fifo.jpg", "link.jpg")
         names = ["fifo.jpg", "folder.jpg", "socket.jpg", "link.jpg", "/dev/zero", "/dev/null"]
-        print(dataset.image_faults(names) == dict.fromkeys(range(6), "cannot be read (it is no regular file)"))
-        print([dataset.thumbnail(name) for name in names])
+        print(image_files.image_faults(names) == dict.fromkeys(range(6), "cannot be read (it is no regular file)"))
+        print([image_files.thumbnail(name) for name in names])
     """, tmp_path, timeout=20)
     assert printed == f"True\n{[None] * 6}\n"
 
@@ -347,7 +348,7 @@ def test_names_that_cannot_be_opened_are_faults(tmp_path):
     (tmp_path / "b.jpg").symlink_to("a.jpg")
     (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "c.jpg").write_bytes(encoded(".jpg"))
-    faults = dataset.image_faults([tmp_path / name for name in ("a.jpg", "gone.jpg", "x" * 300, "c.jpg/d.jpg",
+    faults = image_files.image_faults([tmp_path / name for name in ("a.jpg", "gone.jpg", "x" * 300, "c.jpg/d.jpg",
                                                                 "none.jpg")])
     assert faults == {0: "cannot be read (Too many levels of symbolic links)", 1: "is missing",
                       2: "cannot be read (File name too long)", 3: "cannot be read (Not a directory)",
@@ -363,10 +364,10 @@ def test_odd_names_are_read_as_given(tmp_path):
     for i, name in enumerate(NAMES):
         (tmp_path / name).write_bytes(encoded(Path(name).suffix, np.full((9, 9, 3), 20 * i, np.uint8)))
     printed = alone(f"""
-        import dataset
+        import image_files
         names = {NAMES!r}
-        print(dataset.image_faults(names), [int(dataset.read_image(name)[0, 0, 0]) for name in names],
-              [int(dataset.thumbnail(name)[0, 0, 0]) for name in names])
+        print(image_files.image_faults(names), [int(image_files.read_image(name)[0, 0, 0]) for name in names],
+              [int(image_files.thumbnail(name)[0, 0, 0]) for name in names])
     """, tmp_path)
     shades = [20 * i for i in range(len(NAMES))]
     assert printed == f"{{}} {shades} {shades}\n"
@@ -376,5 +377,5 @@ def test_faults_keep_their_rows_however_many_files_there_are(tmp_path):
     (tmp_path / "x.jpg").write_bytes(encoded(".jpg"))
     bad = [0, 63, 64, 200]
     paths = [tmp_path / ("none.jpg" if row in bad else "x.jpg") for row in range(201)]
-    assert dataset.image_faults(paths) == dict.fromkeys(bad, "is missing")
-    assert dataset.image_faults([]) == {}
+    assert image_files.image_faults(paths) == dict.fromkeys(bad, "is missing")
+    assert image_files.image_faults([]) == {}

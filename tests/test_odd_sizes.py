@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse
 
 import dataset
+import image_files
 import index
 import metrics
 import net
@@ -44,10 +45,10 @@ def test_a_data_set_of_any_size_is_loaded_and_cropped(tmp_path, images):
     write_pickle(splits / "tags/TagIdMergeMap.pkl", {0: [0]})
     loaded = dataset.load_training(dataset.Dataset("x", splits, folder))
     assert (len(loaded.paths), loaded.tags.shape, loaded.untagged) == (images, (images, 1), 0)
-    store = dataset.ImageStore(loaded.paths, 100 * dataset.IMAGE_BYTES)
+    store = image_files.ImageStore(loaded.paths, 100 * image_files.IMAGE_BYTES)
     rows = net.Schedule(images, 256, seed=0).rows(0)
     assert sorted(rows) == list(range(min(images, 256))) or images == 257
-    batch = dataset.random_crops(store, rows, stream(0, "crops"))
+    batch = image_files.random_crops(store, rows, stream(0, "crops"))
     np.testing.assert_array_equal(batch[:, 0, 0, 0], rows % 256)
 
 
