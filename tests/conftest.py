@@ -1,5 +1,6 @@
 """Shared by all tests: the --slow switch, and programs run in this process."""
 import importlib
+import signal
 
 import pytest
 
@@ -8,6 +9,11 @@ from tiny import call
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_configure():
+    """A suite in the background is started deaf to Ctrl-C, and so would the programs be that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):
