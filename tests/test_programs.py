@@ -51,7 +51,8 @@ def test_training_writes_a_checkpoint_in_the_released_format_and_tells_what_it_w
     record = json.loads((root / "checkpoints" / f"{EXPERIMENT}.json").read_text())
     assert record["options"]["batch_size"] == 4
     assert record["seed"] == 0
-    assert set(record["fingerprints"]) == {"train_img.txt", "train_tag.txt", "FinalTagEmbs.txt", "TagIdMergeMap.pkl"}
+    assert set(record["fingerprints"]) == {"train_img.txt", "train_tag.txt", "FinalTagEmbs.txt", "TagIdMergeMap.pkl",
+                                           "alexnet.npy"}
     assert record["versions"]["numpy"] == np.__version__
 
 

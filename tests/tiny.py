@@ -1,7 +1,10 @@
 """A dozen small photos as a data set `tiny`, and the programs run on it as people run them."""
+import atexit
+import functools
 import pickle
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -34,7 +37,21 @@ def call(monkeypatch, capsys, program, *arguments):
 
 def training(root, *options, iterations=STEPS, codebooks=2, gpu="cpu"):
     return ("train.py", "tiny", 0.00003, iterations, 0.0001, codebooks, "WSDQH", "t", gpu, "--root", root,
-            "--batch-size", 4, "--backbone-init", "lsuv", *options)
+            "--batch-size", 4, "--weights", backbone(), *options)
+
+
+@functools.cache
+def backbone():
+    """A file of random weights that all trainings start from: each would need seconds to draw and scale its own."""
+    import alexnet
+    rng = stream(0, "backbone")
+    weights = alexnet.lsuv_weights(rng.integers(0, 256, (4, 227, 227, 3), dtype=np.uint8), rng, "/cpu:0")
+    del weights[alexnet.LAST]
+    folder = tempfile.TemporaryDirectory(prefix="backbone")
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "alexnet.npy"
+    np.save(path, weights, allow_pickle=True)
+    return path
 
 
 def train(root, *options, run=run, **arguments):
