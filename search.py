@@ -141,12 +141,12 @@ def build(checkpoint, dataset, out=None, root=ROOT, trained_on=None, crops=10, l
     Arguments are those of the command line; `gpu` is a number, a list of them, or None for the CPU. Returns the
     `index.Index`.
     """
-    import index
-    import net_val
     checkpoint, root = Path(checkpoint), Path(root)
     out = Path(out) if out else root / "indexes" / checkpoint.stem
-    weights, codebooks = net_val.read_checkpoint(checkpoint)
     source = photo_source(str(dataset), root)
+    import index
+    import net_val  # and TensorFlow, which takes seconds
+    weights, codebooks = net_val.read_checkpoint(checkpoint)
     tagged = training_dataset(checkpoint, source, root, trained_on)
     if (out / index.MANIFEST).is_file():
         before = growing(out, checkpoint, source, crops, precision)
