@@ -166,8 +166,9 @@ def test_a_save_after_a_kill_removes_nothing_that_counts_and_works(tmp_path):
     assert load_index(tmp_path) == 2
 
 
-def test_a_kill_at_any_moment_of_an_import_leaves_no_half_data_set_and_it_can_be_repeated(tmp_path, monkeypatch):
-    desk = Desk(tmp_path)
+def test_a_kill_at_any_moment_of_an_import_leaves_no_half_data_set_and_it_can_be_repeated(
+        tmp_path, monkeypatch, capsys):
+    desk = Desk(tmp_path, monkeypatch, capsys)
     desk.csv.write_text(PHOTOS)
 
     def run_import(root, _=None):
