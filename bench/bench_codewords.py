@@ -22,6 +22,7 @@ from util import progress, stream
 
 REPORTS = 6  # beside the one before the first step
 AT_ONCE = 250  # images a run of the convolutions
+WIDTH = 512 + 256  # of what the last layer sees
 
 
 def main():
@@ -60,7 +61,7 @@ def first_values(checkpoint, shapes, start):
 
 
 def pool(checkpoint, shapes, images, what):
-    """What the last layer sees of each image, float32 (N, 768)."""
+    """What the last layer sees of each image, float32 (N, WIDTH)."""
     graph = tf.Graph()
     with graph.as_default():
         fed = tf.placeholder(tf.float32, [None, data.SIDE, data.SIDE, 3])
@@ -80,7 +81,7 @@ class HeadGraph(graphs.TrainingGraph):
 
     def _build_inputs(self):
         self.labels, self.learning_rate = tf.placeholder(tf.int64, [None]), tf.placeholder(tf.float32, [])
-        self.images, self.unlabelled = (tf.placeholder(tf.float32, [None, 768]) for _ in range(2))
+        self.images, self.unlabelled = (tf.placeholder(tf.float32, [None, WIDTH]) for _ in range(2))
 
     def _build_features(self, shapes, _convolutions):
         self.variables, self._first_values = network.make_variables(head(shapes))
