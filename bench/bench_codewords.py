@@ -1,5 +1,7 @@
-"""Which codewords of GPQ come into use, by images a step and by steps: its last layer, codebooks and prototypes trained
-on from a checkpoint while the convolutions stand still, so that 3,000 steps of 500 + 500 images take minutes.
+"""Which codewords of GPQ come into use, by images a step and by steps.
+
+The last layer, the codebooks and the prototypes are trained on from a checkpoint while the convolutions stand still, so
+that 3,000 steps of 500 + 500 images take minutes.
 
     python bench/bench_codewords.py CHECKPOINT --data cifar10 [--steps 3000] [--batch-size 64 500] [--start stored]
 
@@ -69,6 +71,7 @@ def pool(checkpoint, shapes, images, what):
         averages = network.MovingAverages(training=False)
         pooled, _ = network.pool_maps(fed, variables, averages, training=False)
         saver = tf.train.Saver({**variables, **averages.variables})
+        graph.finalize()
     with open_session(graph) as session:
         saver.restore(session, str(checkpoint))
         return np.concatenate([
