@@ -431,6 +431,12 @@ class Encoded:
                 raise UserError(f"{self.folder} holds codes of --{option} {self.manifest[option]}, not {wanted}")
 
 
+def writes_to(folder):
+    """Whether this program has written into a folder, or begun to."""
+    plan = folder / PLAN
+    return plan.is_file() and b'"made_by": "encode.py"' in plan.read_bytes()
+
+
 def read_encoded(folder):
     """The content of a folder that was encoded. Raises UserError if it is not finished, or a file was altered."""
     need_arrow()

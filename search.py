@@ -170,7 +170,7 @@ def photo_source(name, root):
     """The photos of data set `name`, or of the folder of that name. Raises UserError."""
     import dataset
     import encode
-    if (Path(name) / encode.PLAN).is_file():
+    if encode.writes_to(Path(name)):
         encoded = encode.read_encoded(Path(name))
         return Source(Path(encoded.manifest["images"]), encoded.names, None, [], None, encoded)
     if "/" in name or not (root / "data" / dataset.RELEASE_FOLDERS.get(name, name)).is_dir():

@@ -11,7 +11,7 @@ import index
 import quantizer
 import search
 from test_serve import served
-from tiny import EXPERIMENT, TRAINING, make_tiny, run, train, validate
+from tiny import EXPERIMENT, PROJECT, TRAINING, make_tiny, run, train, validate
 from util import UserError
 
 
@@ -227,6 +227,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(root, photos, tmp_path, prepa
     assert code == 2, output
     assert "Traceback" not in output
     assert sentence in output
+
+
+def test_a_folder_of_photos_may_hold_a_plan_of_its_own(tmp_path):
+    shutil.copy(PROJECT / "docs" / "corel5k_tsne.png", tmp_path / "photo.png")
+    (tmp_path / "plan.json").write_text('{"monday": "beach"}')
+    assert search.photo_source(str(tmp_path), tmp_path).names == ["photo.png"]
 
 
 def test_an_index_grows_only_by_its_own_kind(root, checkpoint, photos):
