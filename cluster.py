@@ -66,9 +66,8 @@ def _try_to_join(address):
     try:
         done = subprocess.run([sys.executable, "-c", JOIN, address], capture_output=True, text=True,
                               timeout=JOIN_SECONDS)
-        why = done.stderr.strip().rpartition("\n")[2]
+        why = done.stderr.strip().rpartition("\n")[2] if done.returncode else None
     except subprocess.TimeoutExpired:
-        done, why = None, (f"nothing answered within {JOIN_SECONDS} seconds, or it wants another token than Ray's "
-                           "RAY_AUTH_TOKEN")
-    if done is None or done.returncode:
+        why = f"nothing answered within {JOIN_SECONDS} seconds, or it wants another token than Ray's RAY_AUTH_TOKEN"
+    if why is not None:
         raise UserError(f"{address}: no Ray cluster could be joined: {one_line(why)}")

@@ -2,8 +2,6 @@
 
 Letters: N images, B images of a batch.
 """
-import collections
-import itertools
 import mmap
 import os
 import stat
@@ -161,7 +159,7 @@ def thumbnail(path):
     return cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
 
 
-# ---------------------------------------------------------------- store and batches
+# ---------------------------------------------------------------- store and crops
 
 class ImageStore:
     """The N images of a split, decoded on demand in threads and kept up to a budget, each at most once.
@@ -219,23 +217,3 @@ def random_crops(store, rows, rng):
     flips = rng.random(len(rows)) < 0.5
     offsets = rng.integers(0, CROP_RANGE, (len(rows), 2))
     return store.crops(rows, offsets, flips)
-
-
-def made_ahead(make, keys, ahead=1):
-    """An iterator over make(key) for each key in order; the next `ahead` ones are made in the background.
-
-    The first are begun by the call itself, before anyone asks for them.
-    """
-    pool = ThreadPoolExecutor(1)
-    keys = iter(keys)
-    pending = collections.deque(pool.submit(make, key) for key in itertools.islice(keys, ahead + 1))
-
-    def results():
-        try:
-            while pending:
-                made = pending.popleft().result()
-                pending.extend(pool.submit(make, key) for key in itertools.islice(keys, 1))
-                yield made
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return results()

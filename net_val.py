@@ -13,7 +13,7 @@ import alexnet
 import metrics
 import quantizer
 from dataset import load_retrieval, read_tag_embeddings
-from image_files import CROP_SIDE, IMAGE_SIDE, ImageStore, made_ahead, sound_images
+from image_files import CROP_SIDE, IMAGE_SIDE, ImageStore, sound_images
 from session import first_device, in_towers, open_session, tf
 from util import (
     DIMENSIONS,
@@ -23,6 +23,7 @@ from util import (
     check_seal,
     fingerprint,
     first_few,
+    made_ahead,
     note,
     progress,
     read_json,

@@ -14,6 +14,7 @@ from util import (
     check_seal,
     experiment_name,
     gpu_numbers,
+    made_ahead,
     number,
     open_log,
     progress,
@@ -160,7 +161,7 @@ def train(options, training_set, target, record, log):
     if start > options.iterations:
         raise UserError(f"the saved state follows step {start}, beyond the {options.iterations} ITERATIONS")
     steps = range(start, options.iterations)
-    batches = zip(steps, image_files.made_ahead(trainer.load, steps), strict=True)  # the first is loaded from here on
+    batches = zip(steps, made_ahead(trainer.load, steps), strict=True)  # the first is loaded from here on
 
     with open_session(graph.graph, options.precision) as session:
         if options.resume:

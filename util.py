@@ -3,10 +3,12 @@
 No TensorFlow in this file, so that `--help` answers at once.
 """
 import argparse
+import collections
 import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import math
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tokenize
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +219,26 @@ class _ConsoleHandler(logging.Handler):
 def progress(iterable=None, **options):
     """A tqdm bar for what takes over two seconds where a person watches; nothing in a file or a pipe."""
     return tqdm(iterable, disable=None, dynamic_ncols=True, delay=2, **options)
+
+
+def made_ahead(make, keys, ahead=1):
+    """An iterator over make(key) for each key in order; the next `ahead` ones are made in the background.
+
+    The first are begun by the call itself, before anyone asks for them.
+    """
+    pool = ThreadPoolExecutor(1)
+    keys = iter(keys)
+    pending = collections.deque(pool.submit(make, key) for key in itertools.islice(keys, ahead + 1))
+
+    def results():
+        try:
+            while pending:
+                made = pending.popleft().result()
+                pending.extend(pool.submit(make, key) for key in itertools.islice(keys, 1))
+                yield made
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return results()
 
 
 def provenance(files):

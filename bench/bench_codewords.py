@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gpq import data, graphs, network, retrieval
 from gpq.config import Config
+from gpq.demo import codewords_used
 from session import open_session, tf
-from util import progress, stream
+from util import stream
 
 REPORTS = 6  # beside the one before the first step
-AT_ONCE = 250  # images a run of the convolutions
 WIDTH = 512 + 256  # of what the last layer sees
 
 
@@ -39,9 +39,10 @@ def main():
     config = Config()
     split = data.load_split(options.data, config.labelled_per_class, config.images, 0)
     checkpoint = graphs.find_checkpoint(options.checkpoint)
-    shapes = network.parameter_shapes(config.length, config.words, len(split.class_names))
-    pooled = {what: pool(checkpoint, shapes, part.images, what) for what, part in
+    encoder = graphs.Encoder(checkpoint, config, len(split.class_names), "/cpu:0")
+    pooled = {what: encoder.pooled(part.images, what) for what, part in
               (("labelled", split.labelled), ("database", split.database), ("queries", split.query))}
+    shapes = network.parameter_shapes(config.length, config.words, len(split.class_names))
     first = first_values(checkpoint, shapes, options.start)
     for size in options.batch_size:
         print(f"\n{size} + {size} images a step")
@@ -60,23 +61,6 @@ def first_values(checkpoint, shapes, start):
         return network.xavier(head(shapes), stream(0, "new head"))
     reader = tf.train.load_checkpoint(str(checkpoint))
     return {name: reader.get_tensor(name) for name in head(shapes)}
-
-
-def pool(checkpoint, shapes, images, what):
-    """What the last layer sees of each image, float32 (N, WIDTH)."""
-    graph = tf.Graph()
-    with graph.as_default():
-        fed = tf.placeholder(tf.float32, [None, data.SIDE, data.SIDE, 3])
-        variables, _ = network.make_variables(shapes)
-        averages = network.MovingAverages(training=False)
-        pooled, _ = network.pool_maps(fed, variables, averages, training=False)
-        saver = tf.train.Saver({**variables, **averages.variables})
-        graph.finalize()
-    with open_session(graph) as session:
-        saver.restore(session, str(checkpoint))
-        return np.concatenate([
-            session.run(pooled, {fed: data.standardize(images[start:start + AT_ONCE])})
-            for start in progress(range(0, len(images), AT_ONCE), desc=what)])
 
 
 class HeadGraph(graphs.TrainingGraph):
@@ -115,8 +99,8 @@ def report(step, config, split, pooled, graph, session):
     words, prototypes = session.run([graph.variables[name] for name in (network.CODEBOOKS, network.PROTOTYPES)])
     words = retrieval.soft_codebooks(prototypes, words, config.n_book, config.alpha)
     codes = retrieval.hard_codes(features, words, config.n_book)
-    used = [len(np.unique(column)) for column in codes.T]
-    cone = np.linalg.norm(features.reshape(len(features), config.n_book, -1).mean(0), axis=1).mean()
+    used = codewords_used(codes)
+    cone = np.linalg.norm(retrieval.by_segment(features, config.n_book).mean(1), axis=1).mean()
     quality = retrieval.mean_average_precision(
         lambda rows: -retrieval.distances(queries[rows], codes, words), split.query.labels, split.database.labels,
         len(split.class_names))

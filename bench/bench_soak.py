@@ -25,10 +25,10 @@ def main():
     options = parser.parse_args()
     readings, updated = watch(options)
     print("step    memory, MiB    descriptors")
-    for step in range(options.steps // SHOWN, options.steps + 1, options.steps // SHOWN):
+    shown = options.steps // SHOWN
+    for step in range(shown, options.steps + 1, shown):
         memory, descriptors = readings[step]
         print(f"{step:4}{memory:15.1f}{descriptors:15}")
-    shown = options.steps // SHOWN
     first = min(-(-updated // shown) * shown, options.steps)
     (before, files_before), (after, files_after) = readings[first], readings[options.steps]
     print(f"from step {first} on memory grew by {100 * (after / before - 1):.2f} %, descriptors by "

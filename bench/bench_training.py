@@ -78,7 +78,7 @@ def training(root, batch_size, cache_gb, precision="float32"):
     import quantizer
     from losses import adaptive_margin_loss
     from session import open_session
-    from util import read_weights
+    from util import made_ahead, read_weights
     content = dataset.load_training(dataset.find_dataset("bench", root))
     store = image_files.ImageStore(content.paths, cache_gb * 1e9)
     schedule = net.Schedule(len(store), batch_size, 0)
@@ -93,7 +93,7 @@ def training(root, batch_size, cache_gb, precision="float32"):
     graph.initialize(session, read_weights(root / "alexnet.npy"))
     while True:
         steps = range(1, 1 + STEPS)  # before the first update, so that only steps are timed
-        batches = image_files.made_ahead(trainer.load, steps)
+        batches = made_ahead(trainer.load, steps)
         for step in steps:
             began = time.perf_counter()
             batch = next(batches)

@@ -191,7 +191,8 @@ class Encoder:
             variables, _ = network.make_variables(
                 network.parameter_shapes(config.length, config.words, classes, convolutions))
             averages = network.MovingAverages(training=False, convolutions=convolutions)
-            self._features, _ = network.extract_features(self._images, variables, averages, False, convolutions)
+            self._pooled, _ = network.pool_maps(self._images, variables, averages, False, convolutions)
+            self._features = network.project(self._pooled, variables)
             stored = {**variables, **averages.variables}
             saver = tf.train.Saver(stored)
             graph.finalize()
@@ -203,11 +204,18 @@ class Encoder:
 
     def features(self, images, what):
         """F(x), raw, float32 (N, L) of RGB uint8 (N, 32, 32, 3); `what` is told where it takes long."""
+        return self._run(self._features, images, what)
+
+    def pooled(self, images, what):
+        """What F's last layer sees of the same, float32 (N, 768)."""
+        return self._run(self._pooled, images, what)
+
+    def _run(self, output, images, what):
         parts = []
         with progress(total=len(images), desc=what, unit="image") as bar:
             for start in range(0, len(images), ENCODED_AT_ONCE):
                 batch = images[start:start + ENCODED_AT_ONCE]
-                parts.append(self._session.run(self._features, {self._images: standardize(batch)}))
+                parts.append(self._session.run(output, {self._images: standardize(batch)}))
                 bar.update(len(batch))
         return np.concatenate(parts)
 

@@ -143,8 +143,9 @@ def extract_features(images, variables, averages, training, convolutions=CONVOLU
 
 
 def pool_maps(images, variables, averages, training, convolutions=CONVOLUTIONS):
-    """What F's last layer sees, float32 (B, 768), and each normalisation's (mean, variance), `{norm: two float32
-    (channels,)}`.
+    """What F's last layer sees, float32 (B, 768), and the statistics of each normalisation.
+
+    These are `{norm: (mean, variance)}`, float32 (channels,).
 
     Args:
         images: standardised, float32 (B, 32, 32, 3).

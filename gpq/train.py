@@ -5,7 +5,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gpq.config import add_options, from_options
-from util import StopRequest, UserError, gpu_number, open_log, progress, provenance, run_program, stream, write_json
+from util import (
+    StopRequest,
+    UserError,
+    gpu_number,
+    made_ahead,
+    open_log,
+    progress,
+    provenance,
+    run_program,
+    stream,
+    write_json,
+)
 
 # what a resumed run may change
 FREE_OPTIONS = ("data", "pretrained", "checkpoints", "logs", "epochs", "save_period", "versions", "git_commit")
@@ -117,7 +128,6 @@ def run_steps(config, steps, load, graph, session, events, log, stop, save):
     `stop`: a StopRequest; after its signal the state is saved, and no step follows.
     """
     from gpq.graphs import learning_rate
-    from image_files import made_ahead
     from session import check_finite, tf, write_scalars
     writer = tf.summary.FileWriter(str(events))
     if config.steps == 0:

@@ -205,7 +205,7 @@ def test_a_training_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tm
             process.communicate(timeout=float(rng.uniform(6, 20)))
         process.kill()
         output = process.communicate()[0]
-        assert not re.search("^error: ", output, re.M), output
+        assert not re.search(r"\berror\b", output), output  # TensorFlow tells of round-off errors
         if process.returncode == 0:
             break
     assert process.returncode == 0

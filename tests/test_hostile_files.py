@@ -476,7 +476,7 @@ KINDS = ("pickle", "npy", "checkpoint", "matrix", "image list", "tag list", "tag
 
 
 def test_damaged_files_are_read_or_refused():
-    done = subprocess.run([sys.executable, "tests/fuzz_readers.py", "--cases", "10",
+    done = subprocess.run([sys.executable, "tests/fuzz_readers.py", "--cases", "20",
                            *(word for kind in KINDS for word in ("--kind", kind))],
                           cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,5 +1,4 @@
-"""Image files, the store, crops and batches made ahead. Odd files are in test_odd_images.py."""
-import time
+"""Image files, the store and crops. Odd files are in test_odd_images.py."""
 
 import cv2
 import numpy as np
@@ -91,30 +90,3 @@ def test_random_crops_reach_all_offsets_and_flip_half_of_the_images():
         image_files.random_crops(Recorder(), np.arange(100), stream(0, "crops", step))
     assert set(np.concatenate(seen["offsets"])[:, 0]) == set(np.concatenate(seen["offsets"])[:, 1]) == set(range(30))
     assert 0.45 < np.concatenate(seen["flips"]).mean() < 0.55
-
-
-def test_the_next_batch_is_made_while_this_one_is_used():
-    made = []
-
-    def wait_for(count):
-        deadline = time.monotonic() + 5
-        while len(made) < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return made
-
-    batches = image_files.made_ahead(lambda key: made.append(key) or key, range(6))
-    assert wait_for(2) == [0, 1]  # before anyone asks
-    assert next(batches) == 0
-    assert wait_for(3) == [0, 1, 2]
-    assert list(batches) == [1, 2, 3, 4, 5]
-
-
-def test_an_error_while_a_batch_is_made_reaches_the_one_who_waits_for_it():
-    def make(key):
-        if key == 2:
-            raise UserError("bad")
-        return key
-    batches = image_files.made_ahead(make, range(6))
-    assert [next(batches), next(batches)] == [0, 1]
-    with pytest.raises(UserError, match="bad"):
-        next(batches)

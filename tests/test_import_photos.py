@@ -12,7 +12,7 @@ import pytest
 
 import import_photos
 from dataset import find_dataset, read_binary_matrix, read_image_list, read_lines, read_tag_names
-from tiny import call
+from tiny import call_apart
 
 REPO = Path(__file__).resolve().parent.parent
 PROGRAM = REPO / "scripts" / "import_photos.py"
@@ -47,22 +47,23 @@ class Desk:
     def run(self, text, *options, name="mine"):
         if text is not None:
             self.csv.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return call(self.monkeypatch, self.capsys, import_photos, name, self.csv, "--images", self.images,
-                    "--root", self.root, *options)
+        return call_apart(self.monkeypatch, self.capsys, import_photos, name, self.csv, "--images", self.images,
+                          "--root", self.root, *options)
 
     def accepted(self, text, *options, name="mine"):
-        code, printed = self.run(text, *options, name=name)
-        assert code == 0, printed
+        code, printed, errors = self.run(text, *options, name=name)
+        assert (code, errors) == (0, "")
         assert not list((self.root / "data").glob(".*"))
         return printed
 
     def refused(self, text, *options, name="mine"):
         """The error, one line; nothing under the root has been added, changed or taken away."""
         before = snapshot(self.root)
-        code, printed = self.run(text, *options, name=name)
+        code, _, errors = self.run(text, *options, name=name)
         assert code == 2
+        assert "Traceback" not in errors
         assert snapshot(self.root) == before
-        error = printed.splitlines()[-1]
+        error = errors.splitlines()[-1]
         assert "error: " in error
         return error
 

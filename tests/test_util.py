@@ -6,6 +6,7 @@ import pickle
 import pickletools
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from util import (
     experiment_name,
     gpu_number,
     gpu_numbers,
+    made_ahead,
     number,
     read_npy,
     read_pickle,
@@ -186,3 +188,32 @@ def test_a_value_out_of_range_is_refused_with_what_was_expected(parse, text):
 def test_importing_util_does_not_import_tensorflow():
     done = subprocess.run([sys.executable, "-c", "import sys, util, dataset; sys.exit('tensorflow' in sys.modules)"])
     assert done.returncode == 0
+
+
+# ---------------------------------------------------------------- batches made ahead
+
+def test_the_next_batch_is_made_while_this_one_is_used():
+    made = []
+
+    def wait_for(count):
+        deadline = time.monotonic() + 5
+        while len(made) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return made
+
+    batches = made_ahead(lambda key: made.append(key) or key, range(6))
+    assert wait_for(2) == [0, 1]  # before anyone asks
+    assert next(batches) == 0
+    assert wait_for(3) == [0, 1, 2]
+    assert list(batches) == [1, 2, 3, 4, 5]
+
+
+def test_an_error_while_a_batch_is_made_reaches_the_one_who_waits_for_it():
+    def make(key):
+        if key == 2:
+            raise UserError("bad")
+        return key
+    batches = made_ahead(make, range(6))
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(UserError, match="bad"):
+        next(batches)

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from util import run_program, stream
+from util import run_program, stream, write_weights
 
 PROJECT = Path(__file__).resolve().parent.parent
 TRAINING, QUERIES, TAGS = 10, 3, 6
@@ -26,13 +26,19 @@ def run(*arguments):
 
 def call(monkeypatch, capsys, program, *arguments):
     """Run a program, a module, in this process, which is faster; its exit code and all that it printed."""
+    code, *printed = call_apart(monkeypatch, capsys, program, *arguments)
+    return code, "".join(printed)
+
+
+def call_apart(monkeypatch, capsys, program, *arguments):
+    """The same, but what it printed and what it wrote to stderr apart."""
     monkeypatch.setattr(sys, "argv", [program.__name__, *map(str, arguments)])
     code = 0
     try:
         run_program(program.main)
     except SystemExit as end:
         code = end.code
-    return code, "".join(capsys.readouterr())
+    return code, *capsys.readouterr()
 
 
 def training(root, *options, iterations=STEPS, codebooks=2, gpu="cpu"):
@@ -50,7 +56,7 @@ def backbone():
     folder = tempfile.TemporaryDirectory(prefix="backbone")
     atexit.register(folder.cleanup)
     path = Path(folder.name) / "alexnet.npy"
-    np.save(path, weights, allow_pickle=True)
+    write_weights(path, weights)
     return path
 
 
