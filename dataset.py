@@ -10,7 +10,9 @@ import numpy as np
 import scipy.sparse
 
 from image_files import image_faults, list_faults
-from util import DIMENSIONS, UserError, check_seal, note, read_pickle
+from storage.arrays import read_pickle
+from storage.safe_files import check_checksums
+from util import DIMENSIONS, UserError, note
 
 MOST_SHOWN = 80  # characters of a faulty text
 
@@ -49,7 +51,7 @@ class Dataset:
 
     def check_tags(self):
         """Raise UserError if the files in `tags/` were altered since tag_processing.py; the release's are noted."""
-        if not check_seal(self.tag_report):
+        if not check_checksums(self.tag_report):
             note(f"{self.tag_report} tells no checksums, so damage to the files in {self.tag_report.parent} would go "
                  "unnoticed")
 
@@ -312,7 +314,7 @@ def load_training(dataset, skip_bad=False):
     names, raw = read_split(dataset, "train")
     groups, embeddings = read_tags(dataset, raw.shape[1])
     tags = merge_tags(raw, groups)  # (N, T)
-    paths, keep = _sound_images(dataset.images, names, skip_bad)
+    paths, keep = _decodable_images(dataset.images, names, skip_bad)
     tags = tags[keep]
     if tags.nnz == 0:
         raise UserError(f"{dataset.split_files('train')[1]}: no image has a usable tag, so there is nothing to learn")
@@ -322,7 +324,7 @@ def load_training(dataset, skip_bad=False):
 def load_retrieval(dataset, split, skip_bad=False):
     """Split `database` or `test` with its labels, every image checked. Raises UserError."""
     names, labels = read_split(dataset, split)
-    paths, keep = _sound_images(dataset.images, names, skip_bad)
+    paths, keep = _decodable_images(dataset.images, names, skip_bad)
     return RetrievalSet(paths, labels[keep].toarray(), keep, len(names) - len(paths))
 
 
@@ -338,7 +340,7 @@ def read_split(dataset, split):
 
 # ---------------------------------------------------------------- sound images
 
-def _sound_images(folder, names, skip_bad):
+def _decodable_images(folder, names, skip_bad):
     """Paths of the sound images and their rows. Bad ones are refused by name, or left out if `skip_bad`."""
     paths = [folder / name for name in names]
     faults = faults_in(folder, names)

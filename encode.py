@@ -5,7 +5,7 @@ its number, so whoever makes them, and however often that begins anew, OUT is th
 
     plan.json             written first: what the codes depend on
     shard-00000.parquet   the columns path and code; and so on
-    shard-00000.json      its seal: count, photos left out and why, SHA-256
+    shard-00000.json      its checksum: count, photos left out and why, SHA-256
     left_out.parquet      the columns path and reason
     manifest.json         written last: counts, and the SHA-256 of each file
 
@@ -27,28 +27,30 @@ from pathlib import Path
 
 import numpy as np
 
-import cluster
+from retrieval import cluster
+from storage.safe_files import (
+    check_checksums,
+    check_settings,
+    exclusive_lock,
+    fingerprint,
+    read_json,
+    replacing,
+    with_checksums,
+    write_json,
+)
 from util import (
     PRECISIONS,
     ROOT,
     UserError,
     add_precision,
     add_shared_options,
-    check_seal,
-    check_settings,
-    fingerprint,
     gpu_number,
-    lock,
     note,
     number,
     one_line,
     progress,
-    read_json,
-    replacing,
     run_program,
-    sealing,
     stream,
-    write_json,
 )
 
 PLAN, MANIFEST, LEFT_OUT = "plan.json", "manifest.json", "left_out.parquet"
@@ -116,9 +118,9 @@ class Job:
         return self.out / f"shard-{shard:05}.parquet"
 
     def missing(self):
-        """Numbers of the shards that are not there with their seal. Raises UserError for one that was altered."""
+        """Numbers of the shards that are not there with their checksum. Raises UserError for one that was altered."""
         return [shard for shard in progress(self.shards(), desc="checking shards", leave=False)
-                if not (self.path(shard).is_file() and check_seal(self.path(shard).with_suffix(".json")))]
+                if not (self.path(shard).is_file() and check_checksums(self.path(shard).with_suffix(".json")))]
 
     def witness(self):
         """A photo that is there, to tell bad photos from a folder that a machine does not see; or None."""
@@ -130,7 +132,7 @@ def encode(checkpoint, images, out, ray=None, workers=None, crops=10, trained_on
     """Encode photos into `out`, or those that are missing there. Arguments are those of the command line."""
     need_arrow()
     if ray is not None:
-        cluster.knock(ray)
+        cluster.check_reachable(ray)
     import dataset
     import net_val
     import quantizer
@@ -142,7 +144,7 @@ def encode(checkpoint, images, out, ray=None, workers=None, crops=10, trained_on
     factor = quantizer.semantic_factor(dataset.read_tag_embeddings(tagged.tag_embeddings))
     job = Job(out, source.folder, source.names,
               make_plan(checkpoint, tagged, source.names, crops, precision, seed, shard, len(codebooks)))
-    with alone(out):
+    with exclusive_lock(out / ".lock", f"{out}: another run is at work there"):
         begin(job)
         missing = job.missing()
         if not missing and (out / MANIFEST).is_file():
@@ -208,15 +210,6 @@ def begin(job):
         check_settings(job.out / PLAN, job.plan)
     else:
         write_json(job.out / PLAN, job.plan)
-
-
-@contextlib.contextmanager
-def alone(out):
-    """Raise UserError while another run writes into the folder `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        lock(file, f"{out}: another run is at work there")
-        yield
 
 
 # ---------------------------------------------------------------- encoding
@@ -340,7 +333,8 @@ def encode_by_ray(job, missing, model, gpu, bar, address, workers, patience):
 def join(address, workers, gpu):
     """Start Ray (`local`) or join a cluster, and return how many workers there are to be. Raises UserError."""
     workers = workers or (len(os.sched_getaffinity(0)) if address == "local" else None)
-    code = {"working_dir": str(ROOT), "excludes": [f"/{path.name}" for path in ROOT.iterdir() if path.suffix != ".py"]}
+    code = {"working_dir": str(ROOT), "excludes": [f"/{path.name}" for path in ROOT.iterdir()
+                                                    if path.suffix != ".py" and not (path / "__init__.py").is_file()]}
     try:
         cluster.start(address, (workers or 0) + 1, {"env_vars": ONE_THREAD, **code})
     except SystemExit:  # of Ray's own handler of SIGTERM, with another code
@@ -379,7 +373,7 @@ def waiting(patience, tell):
 # ---------------------------------------------------------------- files
 
 def write_shard(job, shard, codes, faults):
-    """Write a shard and its seal, which tells the photos that were left out."""
+    """Write a shard and the JSON beside it, which tells its checksum and the photos that were left out."""
     import pyarrow
     import pyarrow.parquet
     names = job.shard_names(shard)
@@ -389,7 +383,7 @@ def write_shard(job, shard, codes, faults):
     table = pyarrow.table({
         "path": pyarrow.array([name for row, name in enumerate(names) if row not in faults], pyarrow.string()),
         "code": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(codes.ravel()), job.plan["codebooks"])})
-    with sealing(path.with_suffix(".json"), {"photos": len(codes), "left_out": left_out}, path) as (temporary,):
+    with with_checksums(path.with_suffix(".json"), {"photos": len(codes), "left_out": left_out}, path) as (temporary,):
         pyarrow.parquet.write_table(table, temporary)
 
 
@@ -401,12 +395,12 @@ def finish(job, facts):
     count, left_out, digests = 0, 0, {}
     with replacing(job.out / LEFT_OUT) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
         for shard in job.shards():
-            seal = read_json(job.path(shard).with_suffix(".json"))
-            count += seal["photos"]
-            left_out += len(seal["left_out"])
-            digests.update(seal["sha256"])
-            if seal["left_out"]:
-                writer.write_table(pyarrow.Table.from_pylist(seal["left_out"], schema))
+            record = read_json(job.path(shard).with_suffix(".json"))
+            count += record["photos"]
+            left_out += len(record["left_out"])
+            digests.update(record["sha256"])
+            if record["left_out"]:
+                writer.write_table(pyarrow.Table.from_pylist(record["left_out"], schema))
     digests[LEFT_OUT] = fingerprint(job.out / LEFT_OUT)
     manifest = {**job.plan, **facts, "images": str(job.folder), "count": count, "left_out": left_out, "sha256": digests}
     write_json(job.out / MANIFEST, manifest)
@@ -444,7 +438,7 @@ def read_encoded(folder):
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise UserError(f"{folder} is not finished, as it has no {MANIFEST}: run encode.py again")
-    check_seal(manifest)
+    check_checksums(manifest)
     content = read_json(manifest)
     if missing := NEEDED_FACTS - content.keys():
         raise UserError(f"{manifest}: expected what encode.py writes, found no {', '.join(sorted(missing))}")

@@ -13,7 +13,8 @@ from threadpoolctl import threadpool_limits
 import metrics
 import quantizer
 from image_files import thumbnail
-from util import UserError, replacing, stream
+from storage.safe_files import replacing
+from util import UserError, stream
 
 try:
     from matplotlib.figure import Figure  # draws with Agg, and needs no screen

@@ -141,7 +141,7 @@ def try_image(path):
     return (None, fault) if fault else (cv2.resize(image, (IMAGE_SIDE, IMAGE_SIDE)), None)
 
 
-def sound_images(paths):
+def decodable_images(paths):
     """The images that can be decoded, uint8 (n, 256, 256, 3), and {row: what is wrong} of the others."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images, faults = zip(*pool.map(try_image, paths), strict=True)

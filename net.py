@@ -8,22 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import alexnet
 import quantizer
+from backbones import alexnet, layers
 from image_files import CROP_SIDE, random_crops
 from losses import quantization_loss
 from session import check_finite, finite_operations, first_device, in_towers, save_variables, tf
-from util import (
-    DIMENSIONS,
-    PRECISIONS,
-    SEAL,
-    UserError,
-    check_seal,
-    check_settings,
-    replacing_folder,
-    stream,
-    write_json,
-)
+from storage.safe_files import CHECKSUMS, check_checksums, check_settings, replacing_folder, write_json
+from util import DIMENSIONS, PRECISIONS, UserError, stream
 
 HALVING_STEPS = 300  # the learning rate halves every so many steps
 # Factors on the gradients, (kernel, bias). Adam divides them out again; the release has them, so they stay.
@@ -125,7 +116,7 @@ class TrainingGraph:
                 return x * tf.cast(kept, tf.float32) / (1 - rate)
             return backbone.embed(images, self.variables, dropout)[0]
 
-        self.variables, self._first_values = alexnet.make_variables(backbone.LAYERS, trainable)
+        self.variables, self._first_values = layers.make_variables(backbone.LAYERS, trainable)
         self.embeddings = in_towers(embed, self.images, device)
 
     def _build_losses(self, words, embedding_loss, kind):
@@ -148,7 +139,7 @@ class TrainingGraph:
 
     def initialize(self, session, weights):
         """Begin with `weights`, `{layer: [kernel, bias]}`."""
-        session.run(self._initialize, alexnet.feed_weights(self._first_values, weights))
+        session.run(self._initialize, layers.feed_weights(self._first_values, weights))
 
     def check_finite(self, session, step):
         """Raise UserError if a variable holds NaN or infinite values after a 1-based `step`."""
@@ -291,7 +282,7 @@ class States:
     def restore(self, session):
         """Go back to the newest state. Raises UserError if it was altered or is of a training with other settings."""
         newest = self._path(self.newest_step())
-        check_seal(newest / SEAL)
+        check_checksums(newest / CHECKSUMS)
         check_settings(newest / SETTINGS, self._settings, {"precision": PRECISIONS[0]})
         self._graph.saver.restore(session, str(newest / VARIABLES))
         with np.load(newest / TABLES, allow_pickle=False) as tables:

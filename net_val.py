@@ -9,28 +9,15 @@ from dataclasses import dataclass, replace
 import h5py
 import numpy as np
 
-import alexnet
 import metrics
 import quantizer
+from backbones import alexnet, layers
 from dataset import load_retrieval, read_tag_embeddings
-from image_files import CROP_SIDE, IMAGE_SIDE, ImageStore, sound_images
+from image_files import CROP_SIDE, IMAGE_SIDE, ImageStore, decodable_images
 from session import first_device, in_towers, open_session, tf
-from util import (
-    DIMENSIONS,
-    MOST_CODEBOOKS,
-    PRECISIONS,
-    UserError,
-    check_seal,
-    fingerprint,
-    first_few,
-    made_ahead,
-    note,
-    progress,
-    read_json,
-    read_weights,
-    sealing,
-    stream,
-)
+from storage.arrays import read_weights
+from storage.safe_files import check_checksums, fingerprint, read_json, with_checksums
+from util import DIMENSIONS, MOST_CODEBOOKS, PRECISIONS, UserError, first_few, note, prefetch, progress, stream
 
 CENTRE = (14, 14)
 OFFSETS = ((0, 0), (28, 28), (28, 0), (0, 28), CENTRE)  # top and left of a crop, pixels
@@ -51,7 +38,7 @@ def read_checkpoint(path):
 
     A checkpoint that was altered since it was written is refused; one without a checksum, as the release's, is noted.
     """
-    if not check_seal(path.with_suffix(".json")):
+    if not check_checksums(path.with_suffix(".json")):
         note(f"{path} has no checksum in a JSON file beside it, so damage to it would go unnoticed")
     weights = read_weights(path)
     stacked = weights.get("C")
@@ -63,10 +50,10 @@ def read_checkpoint(path):
             1 <= codebooks <= MOST_CODEBOOKS):
         raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
                         f"{MOST_CODEBOOKS}, found {stacked.shape}")
-    layers = alexnet.check_weights(weights, alexnet.LAYERS, path)
-    if alexnet.LAST not in layers:
+    kept = layers.check_weights(weights, alexnet.LAYERS, path)
+    if alexnet.LAST not in kept:
         raise UserError(f"{path}: expected {alexnet.LAST} with shape {alexnet.LAYERS[alexnet.LAST]}, found another")
-    return layers, stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS)
+    return kept, stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS)
 
 
 def check_trained_with(checkpoint, tag_embeddings):
@@ -92,7 +79,7 @@ class EncodingGraph:
         self.graph = tf.Graph()
         with self.graph.as_default(), tf.device(first_device(device)):
             self.images = tf.placeholder(tf.uint8, [None, IMAGE_SIDE, IMAGE_SIDE, 3])  # (b, 256, 256, 3)
-            self.variables, self._first_values = alexnet.make_variables(backbone.LAYERS, trainable=())
+            self.variables, self._first_values = layers.make_variables(backbone.LAYERS, trainable=())
             self.embeddings = in_towers(
                 lambda images, _: self._embed(backbone, CROPS[crops], images), self.images, device)
             self._initialize = tf.global_variables_initializer()
@@ -109,7 +96,7 @@ class EncodingGraph:
 
     def initialize(self, session, weights):
         """Take `weights`, `{layer: [kernel, bias]}`."""
-        session.run(self._initialize, alexnet.feed_weights(self._first_values, weights))
+        session.run(self._initialize, layers.feed_weights(self._first_values, weights))
 
 
 def embed_runs(load, count, graph, session, crops):
@@ -119,7 +106,7 @@ def embed_runs(load, count, graph, session, crops):
     """
     size = CROPS_AT_ONCE // crops
     runs = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    for rows, (images, faults) in zip(runs, made_ahead(load, runs), strict=True):
+    for rows, (images, faults) in zip(runs, prefetch(load, runs), strict=True):
         embeddings = np.empty((0, DIMENSIONS), np.float32)
         if len(images):
             embeddings = session.run(graph.embeddings, {graph.images: images})
@@ -165,7 +152,7 @@ class Encoder:
         """
         parts, faults = [np.empty((0, DIMENSIONS), np.float32)], {}
         for rows, embeddings, bad in embed_runs(
-                lambda rows: sound_images(paths[rows.start:rows.stop]), len(paths), self._graph, self._session,
+                lambda rows: decodable_images(paths[rows.start:rows.stop]), len(paths), self._graph, self._session,
                 self._crops):
             parts.append(embeddings)
             faults |= bad
@@ -225,7 +212,7 @@ def read_retrieval(path, expected, labels):
     if not path.is_file():
         return None, False, f"{path} is not there yet"
     try:
-        check_seal(path.with_suffix(".json"))
+        check_checksums(path.with_suffix(".json"))
     except UserError as error:
         return None, False, str(error)
 
@@ -246,7 +233,7 @@ def read_retrieval(path, expected, labels):
 
 def write_retrieval(path, retrieval, attributes):
     """Write the release's six datasets, the codes and the codebooks."""
-    with sealing(path.with_suffix(".json"), {}, path) as (temporary,), h5py.File(temporary, "w") as file:
+    with with_checksums(path.with_suffix(".json"), {}, path) as (temporary,), h5py.File(temporary, "w") as file:
         for name in Retrieval.__dataclass_fields__:
             file[name] = getattr(retrieval, name)
         for prefix in SPLITS.values():

@@ -24,18 +24,17 @@ from pathlib import Path
 
 import numpy as np
 
+from storage.run_log import provenance
+from storage.safe_files import fingerprint, read_json
 from util import (
     PRECISIONS,
     ROOT,
     UserError,
     add_precision,
-    fingerprint,
     gpu_number,
     gpu_numbers,
     number,
     one_line,
-    provenance,
-    read_json,
     run_program,
     stream,
 )
@@ -144,14 +143,14 @@ def build(checkpoint, dataset, out=None, root=ROOT, trained_on=None, crops=10, l
     checkpoint, root = Path(checkpoint), Path(root)
     out = Path(out) if out else root / "indexes" / checkpoint.stem
     source = photo_source(str(dataset), root)
-    import index
     import net_val  # and TensorFlow, which takes seconds
+    from retrieval import index
     weights, codebooks = net_val.read_checkpoint(checkpoint)
     tagged = training_dataset(checkpoint, source, root, trained_on)
     if (out / index.MANIFEST).is_file():
-        before = growing(out, checkpoint, source, crops, precision)
+        before = existing_content(out, checkpoint, source, crops, precision)
     else:
-        before = beginning(checkpoint, codebooks, source, tagged, root, crops, seed, precision)
+        before = new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision)
     rows = new_rows(source, before, out, skip_bad)
     codes = stored_codes(checkpoint, source, rows, before.facts)
     if codes is None:
@@ -226,10 +225,10 @@ def training_dataset(checkpoint, source, root, name):
     return found
 
 
-def beginning(checkpoint, codebooks, source, tagged, root, crops, seed, precision):
+def new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision):
     """The content of an index without photos."""
     import dataset
-    import index
+    from retrieval import index
     names = dataset.read_tag_names(tagged.tag_list)
     groups, embeddings = dataset.read_tags(tagged, len(names))
     facts = {"experiment": checkpoint.stem, "checkpoint": str(checkpoint.resolve()),
@@ -242,9 +241,9 @@ def beginning(checkpoint, codebooks, source, tagged, root, crops, seed, precisio
         labels=None if source.labels is None else source.labels[:0], label_names=source.label_names, facts=facts)
 
 
-def growing(out, checkpoint, source, crops, precision):
+def existing_content(out, checkpoint, source, crops, precision):
     """The content of the index in `out`, to which photos are added. Raises UserError if they do not belong there."""
-    import index
+    from retrieval import index
     content = index.load(out).content
     check_checkpoint(out, content.facts, checkpoint)
     for what, there, here in (("crops", content.facts["crops"], crops),
@@ -365,7 +364,7 @@ def open_index(folder, checkpoint=None, gpu=None, images=None):
         gpu: number of the GPU that embeds queries, None for the CPU.
         images: where the indexed photos are now, if they were moved.
     """
-    import index
+    from retrieval import index
     loaded = index.load(folder)
     if index.faiss is None:
         warn("note: FAISS is not installed, so NumPy searches, slower (pip install -r requirements-search.txt)")

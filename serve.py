@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-import cluster
 import search
-from util import StopRequest, UserError, fingerprint, gpu_number, note, number, one_line, run_program
+from retrieval import cluster
+from storage.safe_files import fingerprint
+from util import StopRequest, UserError, gpu_number, note, number, one_line, run_program
 
 MOST_BYTES = 64 * 2**20  # of a request's body
 MOST_RESULTS = 10**6  # of a request's queries together
@@ -53,9 +54,8 @@ def main():
     options = parse_arguments()
     server = Server(options.host, options.port)
     if options.ray is not None:
-        cluster.knock(options.ray)
-    import index
-    import shards
+        cluster.check_reachable(options.ray)
+    from retrieval import index, shards
     if index.faiss is None:
         raise UserError("serving needs FAISS: pip install -r requirements-search.txt")
     index.read_manifest(options.index)

@@ -15,15 +15,9 @@ import numpy as np
 import scipy.sparse
 
 from dataset import find_dataset, read_binary_matrix, read_tag_names
-from util import (
-    UserError,
-    add_shared_options,
-    gpu_number,
-    number,
-    provenance,
-    run_program,
-    sealing,
-)
+from storage.run_log import provenance
+from storage.safe_files import with_checksums
+from util import UserError, add_shared_options, gpu_number, number, run_program
 from word_vectors import FORMATS, find_vectors, train_vectors
 
 BLOCK_ROWS = 1024  # cosines are computed so many rows at a time: 80 MB for 10,000 tags
@@ -183,7 +177,7 @@ def make_merge_map(groups, found, raw_tags):
 
 def write_tags(dataset, embeddings, merge_map, report):
     """Replace the embeddings, the merge map (readable since Python 3.4) and the report of `tags/`, all together."""
-    with sealing(dataset.tag_report, report, dataset.tag_embeddings, dataset.merge_map) as (text, pickled):
+    with with_checksums(dataset.tag_report, report, dataset.tag_embeddings, dataset.merge_map) as (text, pickled):
         np.savetxt(text, embeddings, fmt="%.9g")
         pickled.write_bytes(pickle.dumps(merge_map, protocol=4))
 

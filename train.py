@@ -5,24 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
+from storage.arrays import read_weights, write_weights
+from storage.run_log import experiment_name, open_log, provenance
+from storage.safe_files import check_checksums
 from util import (
     MOST_CODEBOOKS,
     StopRequest,
     UserError,
     add_precision,
     add_shared_options,
-    check_seal,
-    experiment_name,
     gpu_numbers,
-    made_ahead,
     number,
-    open_log,
+    prefetch,
     progress,
-    provenance,
-    read_weights,
     run_program,
     stream,
-    write_weights,
 )
 
 SECOND_STAGE = 5  # updates of --two-stage: as many as the released 800 steps have
@@ -134,15 +131,15 @@ def describe(log, training_set):
 
 def train(options, training_set, target, record, log):
     """The experiment: build, run, save. `target` is the checkpoint's path without its suffix."""
-    import alexnet
     import image_files
     import net
     import quantizer
+    from backbones import alexnet
     from session import device_name, open_session
 
     stored = None
     if options.backbone_init == "file":
-        check_seal(options.weights.with_suffix(".json"))
+        check_checksums(options.weights.with_suffix(".json"))
         stored = read_weights(options.weights)
     device = device_name(options.gpu, log.warning, options.precision)
     store = image_files.ImageStore(training_set.paths, options.cache_gb * 1e9)
@@ -161,7 +158,7 @@ def train(options, training_set, target, record, log):
     if start > options.iterations:
         raise UserError(f"the saved state follows step {start}, beyond the {options.iterations} ITERATIONS")
     steps = range(start, options.iterations)
-    batches = zip(steps, made_ahead(trainer.load, steps), strict=True)  # the first is loaded from here on
+    batches = zip(steps, prefetch(trainer.load, steps), strict=True)  # the first is loaded from here on
 
     with open_session(graph.graph, options.precision) as session:
         if options.resume:
@@ -225,15 +222,15 @@ def run_steps(batches, trainer, states, session, options, log, events, stop):
 
 def first_weights(options, stored, store, device, log):
     """`{layer: [kernel, bias]}` to start from."""
-    import alexnet
+    from backbones import alexnet, layers
     if stored is None:
         rows = stream(options.seed, "first images").permutation(len(store))[:INITIAL_IMAGES]
         middle = np.full((len(rows), 2), 14)
         images = store.crops(rows, middle, np.zeros(len(rows), bool))
-        return alexnet.lsuv_weights(images, stream(options.seed, "weights"), device)
-    weights = alexnet.check_weights(stored, alexnet.LAYERS, options.weights)
+        return layers.lsuv_weights(images, stream(options.seed, "weights"), device)
+    weights = layers.check_weights(stored, alexnet.LAYERS, options.weights)
     if alexnet.LAST not in weights:
-        weights[alexnet.LAST] = alexnet.fresh_last_layer(alexnet.LAYERS, stream(options.seed, alexnet.LAST))
+        weights[alexnet.LAST] = layers.fresh_last_layer(alexnet.LAYERS, stream(options.seed, alexnet.LAST))
     else:
         log.info(f"{alexnet.LAST} starts from {options.weights}.")
     return weights

@@ -2,16 +2,9 @@
 import argparse
 from pathlib import Path
 
-from util import (
-    add_precision,
-    add_shared_options,
-    gpu_numbers,
-    number,
-    open_log,
-    provenance,
-    run_program,
-    write_json,
-)
+from storage.run_log import open_log, provenance
+from storage.safe_files import write_json
+from util import add_precision, add_shared_options, gpu_numbers, number, run_program
 
 
 def parse_arguments():

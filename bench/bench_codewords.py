@@ -9,13 +9,10 @@ CHECKPOINT is of `python -m gpq.train` with the default codebooks. Pictures are 
 last layer, codebooks and prototypes anew, as a training does that starts from a trained network.
 """
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gpq import data, graphs, network, retrieval
 from gpq.config import Config

@@ -6,7 +6,6 @@ worker has ended its first shard, so that starting up is left out.
 import argparse
 import contextlib
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,11 +14,9 @@ import cv2
 import numpy as np
 import ray.data
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import alexnet
 import encode
 import quantizer
+from backbones import alexnet
 from util import DIMENSIONS, progress, stream
 
 CODEBOOKS, SIDES = 4, (375, 500)

@@ -8,15 +8,13 @@
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from bench_training import STEPS, make_data, training
-from util import PRECISIONS, read_weights, stream
+from storage.arrays import read_weights
+from util import PRECISIONS, stream
 
 CACHES = (0, 4)  # --cache-gb
 

@@ -5,17 +5,15 @@ machine does falls on both; then how alike the embeddings are. The weights are r
 """
 import argparse
 import statistics
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from bench_training import STEPS, make_data, timed, training
-from util import PRECISIONS, read_weights, stream
+from storage.arrays import read_weights
+from util import PRECISIONS, stream
 
 CROPS = 10
 

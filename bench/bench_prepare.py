@@ -19,9 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-from prepare_flickr25k import LABELS
+from prepare.flickr25k import LABELS
 
 PROJECT = Path(__file__).resolve().parent.parent
 FLICKR_IMAGES, FLICKR_TAGS, OTHER_TAGS = 25_000, 1386, 50_000
@@ -41,18 +39,19 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         images, annotations = make_flickr(root, rng)
-        measure("prepare_flickr25k.py", "--images", images, "--annotations", annotations, "--root", root)
-        measure("check_dataset.py", "flickr", "--root", root)
-        measure("prepare_nuswide.py", make_nuswide(root / "NUS-WIDE", options.images, rng), "--root", root)
-        measure("check_dataset.py", "nuswide", "--root", root)
+        measure("prepare/flickr25k.py", "--images", images, "--annotations", annotations, "--root", root)
+        measure("prepare/check.py", "flickr", "--root", root)
+        measure("prepare/nuswide.py", make_nuswide(root / "NUS-WIDE", options.images, rng), "--root", root)
+        measure("prepare/check.py", "nuswide", "--root", root)
 
 
 def measure(program, *arguments):
     """Run a program, print its seconds and its peak memory."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, PROJECT / "scripts" / program, *arguments], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, PROJECT / program, *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)  # of this child alone; Linux counts in KiB
-    print(f"{program} {arguments[0] if program.startswith('check') else ''}: {time.perf_counter() - start:.1f} s, "
+    dataset = arguments[0] if program == "prepare/check.py" else ""
+    print(f"{program} {dataset}: {time.perf_counter() - start:.1f} s, "
           f"peak {usage.ru_maxrss / 2**20:.2f} GiB, exit code {os.waitstatus_to_exitcode(status)}", flush=True)
 
 

@@ -4,14 +4,11 @@ Each part says what it times; peak memory is the process's so far.
 """
 import contextlib
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dataset
 import metrics

@@ -18,9 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import index
+from retrieval import index
 from util import stream
 
 NEIGHBOURS, REPLACED = 16, 0.25

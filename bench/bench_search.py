@@ -6,7 +6,6 @@ NumPy, in turns in one run, so that what else the machine does falls on all.
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,9 +13,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import index
+from retrieval import index
 from util import DIMENSIONS, stream
 
 CODEBOOKS, TOPK, QUERIES, ROUNDS = 4, 100, 200, 15

@@ -17,13 +17,10 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import index
+from retrieval import index
 from util import DIMENSIONS, ROOT, number, stream
 
 CODEBOOKS, TOPK, ROUNDS = 4, 100, 5

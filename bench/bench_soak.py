@@ -10,8 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from util import ROOT, UserError, number, run_program
 
 SHOWN = 10  # rows of the table

@@ -18,11 +18,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from dataset import find_dataset
+from storage.arrays import write_weights
 from tag_processing import write_tags
-from util import ROOT, stream, write_weights
+from util import ROOT, stream
 
 TAGS, TAGS_AN_IMAGE, IMAGES = 1178, 8, 1024
 ROUNDS, STEPS = 3, 4  # of each kind in turn; the first step of a round is not counted
@@ -30,7 +29,7 @@ ROUNDS, STEPS = 3, 4  # of each kind in turn; the first step of a round is not c
 
 def make_data(root):
     """A data set `bench` of photo-sized JPEG files with random tags, and random weights."""
-    import alexnet
+    from backbones import alexnet
     rng = stream(0, "bench")
     splits, images = root / "data" / "bench", root / "datasets" / "bench"
     (splits / "tags").mkdir(parents=True)
@@ -52,33 +51,34 @@ def make_data(root):
 
 def bare_step(batch_size):
     """A function that takes one forward/backward/Adam step of AlexNet alone."""
-    import alexnet
+    from backbones import alexnet, layers
     from session import open_session, tf
     graph = tf.Graph()
     with graph.as_default():
         images = tf.placeholder(tf.uint8, [None, 227, 227, 3])
-        variables, first_values = alexnet.make_variables(alexnet.LAYERS, alexnet.LAYERS)
+        variables, first_values = layers.make_variables(alexnet.LAYERS, alexnet.LAYERS)
         embeddings, _ = alexnet.embed(images, variables)
         step = tf.train.AdamOptimizer(1e-5).minimize(tf.reduce_mean(tf.square(embeddings)))
         initialize = tf.global_variables_initializer()
     session = open_session(graph)
     rng = stream(0, "bare")
     weights = {layer: [rng.normal(0, 0.01, shape), np.zeros(shape[-1])] for layer, shape in alexnet.LAYERS.items()}
-    session.run(initialize, alexnet.feed_weights(first_values, weights))
+    session.run(initialize, layers.feed_weights(first_values, weights))
     batch = rng.integers(0, 256, (batch_size, 227, 227, 3), dtype=np.uint8)
     return lambda: session.run(step, {images: batch})
 
 
 def training(root, batch_size, cache_gb, precision="float32"):
     """A generator that takes a step of the real training each time it is asked; the seconds it waited for images."""
-    import alexnet
     import dataset
     import image_files
     import net
     import quantizer
+    from backbones import alexnet
     from losses import adaptive_margin_loss
     from session import open_session
-    from util import made_ahead, read_weights
+    from storage.arrays import read_weights
+    from util import prefetch
     content = dataset.load_training(dataset.find_dataset("bench", root))
     store = image_files.ImageStore(content.paths, cache_gb * 1e9)
     schedule = net.Schedule(len(store), batch_size, 0)
@@ -93,7 +93,7 @@ def training(root, batch_size, cache_gb, precision="float32"):
     graph.initialize(session, read_weights(root / "alexnet.npy"))
     while True:
         steps = range(1, 1 + STEPS)  # before the first update, so that only steps are timed
-        batches = made_ahead(trainer.load, steps)
+        batches = prefetch(trainer.load, steps)
         for step in steps:
             began = time.perf_counter()
             batch = next(batches)

@@ -20,7 +20,6 @@ DIMENSIONS, WANTED, GOOGLE_NEWS = 300, 1386, 3_000_000
 BLOCK = 10_000  # vectors that are made at once
 READ = f"""
 import sys
-sys.path.insert(0, {str(ROOT)!r})
 from word_vectors import read_vectors
 step = int(sys.argv[2]) // {WANTED}
 found = read_vectors(sys.argv[1], {{f"word_{{i * step}}" for i in range({WANTED})}})

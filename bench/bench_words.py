@@ -4,15 +4,12 @@ Every label whose name is also a tag is asked as a search of one word; a photo w
 the MAP over the whole index beside that of a random order, and the best and worst words.
 """
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import index
 import metrics
+from retrieval import index
 from util import UserError, run_program, stream
 
 SHOWN = 5

@@ -4,9 +4,6 @@ Each tag with a vector stays as it is: no graph, no merging, and vectors that ar
 tag_processing.py never writes. See reference_logs/README.md.
 """
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset import find_dataset, read_tag_names
 from tag_processing import write_tags

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from util import UserError, read_pickle, stream
+from storage.arrays import read_pickle
+from util import UserError, stream
 
 FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 META = "batches.meta"
@@ -96,7 +97,7 @@ def load_split(folder, labelled_per_class=500, most=None, seed=0):
     missing = [name for name in (META, *FILES) if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder}: expected CIFAR-10's python-format batches, and {', '.join(missing)} "
-                        f"{'is' if len(missing) == 1 else 'are'} missing (scripts/prepare_cifar10.py puts them there)")
+                        f"{'is' if len(missing) == 1 else 'are'} missing (prepare/cifar10.py puts them there)")
     classes = read_class_names(folder)
     parts = [read_batch(folder / name, len(classes)) for name in FILES]
     images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-import index
 import metrics
 from gpq import retrieval
 from gpq.config import add_options, from_options
-from util import UserError, fingerprint, gpu_number, number, progress, run_program, stream, write_json
+from retrieval import index
+from storage.safe_files import fingerprint, write_json
+from util import UserError, gpu_number, number, progress, run_program, stream
 
 SHOWN_RESULTS = 20
 

@@ -7,7 +7,8 @@ import numpy as np
 from gpq import losses, network, retrieval
 from gpq.data import SIDE, standardize
 from session import check_finite, finite_operations, open_session, save_variables, tf
-from util import SEAL, UserError, check_seal, check_settings, note, one_line, progress, replacing_folder, write_json
+from storage.safe_files import CHECKSUMS, check_checksums, check_settings, replacing_folder, write_json
+from util import UserError, note, one_line, progress
 
 MODEL = "model.ckpt"  # in the folder of an epoch
 SETTINGS = "settings.json"
@@ -132,7 +133,7 @@ def save(folder, step, graph, session, settings):
 def restore(folder, step, graph, session, settings):
     """Go back to a checkpoint. Raises UserError if it was altered or is of a training with other settings."""
     path = step_folder(folder, step)
-    check_seal(path / SEAL)
+    check_checksums(path / CHECKSUMS)
     check_settings(path / SETTINGS, settings)
     graph.saver.restore(session, str(path / MODEL))
 
@@ -154,8 +155,8 @@ def check_checkpoint(path, config, needed):
 
     One without a checksum, as the release's, is noted.
     """
-    if not check_seal(path.with_name(SEAL)):
-        note(f"{path} has no checksum in {SEAL} beside it, so damage to it would go unnoticed")
+    if not check_checksums(path.with_name(CHECKSUMS)):
+        note(f"{path} has no checksum in {CHECKSUMS} beside it, so damage to it would go unnoticed")
     try:
         shapes = tf.train.load_checkpoint(str(path)).get_variable_to_shape_map()
     except (tf.errors.OpError, ValueError) as error:

@@ -5,18 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gpq.config import add_options, from_options
-from util import (
-    StopRequest,
-    UserError,
-    gpu_number,
-    made_ahead,
-    open_log,
-    progress,
-    provenance,
-    run_program,
-    stream,
-    write_json,
-)
+from storage.run_log import open_log, provenance
+from storage.safe_files import write_json
+from util import StopRequest, UserError, gpu_number, prefetch, progress, run_program, stream
 
 # what a resumed run may change
 FREE_OPTIONS = ("data", "pretrained", "checkpoints", "logs", "epochs", "save_period", "versions", "git_commit")
@@ -132,7 +123,7 @@ def run_steps(config, steps, load, graph, session, events, log, stop, save):
     writer = tf.summary.FileWriter(str(events))
     if config.steps == 0:
         save(0)
-    for step, batch in progress(zip(steps, made_ahead(load, steps), strict=True), total=len(steps), desc="training"):
+    for step, batch in progress(zip(steps, prefetch(load, steps), strict=True), total=len(steps), desc="training"):
         rate = learning_rate(config.learning_rate, step)
         loss, hash_, cls, ent = graph.step(session, *batch, rate)
         check_finite(step + 1, {"the loss": math.isfinite(loss)})

@@ -7,9 +7,9 @@ install requirements.txt
 
 gpu=${1:-0} seed=${2:-0}
 if [ ! -e datasets/demo-photos/photos.csv ]; then  # it is written last, once every photo is there
-    "$PYTHON" scripts/make_demo.py datasets/demo-photos
+    "$PYTHON" prepare/demo.py datasets/demo-photos
 fi
-"$PYTHON" scripts/import_photos.py demo datasets/demo-photos/photos.csv --images datasets/demo-photos/images
+"$PYTHON" prepare/photos.py demo datasets/demo-photos/photos.csv --images datasets/demo-photos/images
 "$PYTHON" tag_processing.py demo train "$gpu" --seed "$seed"
 "$PYTHON" train.py demo 0.00003 150 0.0001 2 WSDQH 0000 "$gpu" --seed "$seed" \
     --backbone-init lsuv --dropout 0 --batch-size 64

@@ -9,6 +9,6 @@ install requirements-search.txt
 
 gpu=${1:-0} checkpoint=checkpoints/gpq/cifar10_gpq_nbits=48_seed=0
 resume=$(compgen -G "$checkpoint/step_*" > /dev/null && echo --resume || true)
-[ -e cifar10/test_batch ] || "$PYTHON" scripts/prepare_cifar10.py --download
+[ -e cifar10/test_batch ] || "$PYTHON" prepare/cifar10.py --download
 "$PYTHON" -m gpq.train "$gpu" $resume "${@:2}"
 "$PYTHON" -m gpq.demo "$checkpoint" "$gpu"

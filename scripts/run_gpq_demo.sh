@@ -10,6 +10,6 @@ small=(--images 6000 --labelled-per-class 100 --batch-size 50 --batch-size-unlab
        --checkpoints checkpoints/gpq_demo --logs logs/gpq_demo)
 checkpoint=checkpoints/gpq_demo/cifar10_gpq_nbits=48_seed=0
 resume=$(compgen -G "$checkpoint/step_*" > /dev/null && echo --resume || true)
-[ -e cifar10/test_batch ] || "$PYTHON" scripts/prepare_cifar10.py --download
+[ -e cifar10/test_batch ] || "$PYTHON" prepare/cifar10.py --download
 "$PYTHON" -m gpq.train "$gpu" $resume "${small[@]}"
 "$PYTHON" -m gpq.demo "$checkpoint" "$gpu" "${small[@]}"

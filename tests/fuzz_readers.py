@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(PROJECT), str(PROJECT / "scripts")]
+sys.path[:0] = [str(PROJECT)]
 
 import numpy as np  # noqa: E402
 
@@ -151,23 +151,23 @@ def npy(array, protocol=4):
 
 
 def pickles():
-    import util
+    from storage import arrays
     content = {"a": [1, 2.5, None, True, "é", b"\xff"], 3: (np.arange(5), np.float32(1), np.array(["ab"])), "o": {}}
-    return Kind({f"p{protocol}": pickle.dumps(content, protocol) for protocol in range(6)}, util.read_pickle)
+    return Kind({f"p{protocol}": pickle.dumps(content, protocol) for protocol in range(6)}, arrays.read_pickle)
 
 
 def arrays():
-    import util
+    from storage import arrays
     return Kind({"f": npy(np.ones((3, 4), np.float32)), "u": npy(np.zeros((7, 2), np.uint8)),
                  "o": npy(np.array([[1, "a"], [None, {}]], object)), "t": npy(np.asfortranarray(np.ones((2, 3))))},
-                util.read_npy)
+                arrays.read_npy)
 
 
 def checkpoints():
-    import util
+    from storage import arrays
     whole = np.array(weights(), object)
-    return Kind({"ours": made_by(lambda path: util.write_weights(path, weights())),
-                 **{f"p{protocol}": npy(whole, protocol) for protocol in (0, 2, 4, 5)}}, util.read_weights)
+    return Kind({"ours": made_by(lambda path: arrays.write_weights(path, weights())),
+                 **{f"p{protocol}": npy(whole, protocol) for protocol in (0, 2, 4, 5)}}, arrays.read_weights)
 
 
 def matrices():
@@ -258,7 +258,7 @@ def pretrained():
 
 
 def indexes(engine):
-    import index
+    from retrieval import index
     if engine and not index.faiss:
         return None
     if not engine:
@@ -300,7 +300,7 @@ def retrievals():
 
 
 def caffe_models():
-    import caffemodel
+    from weights import caffemodel
     net = caffemodel.message_class("Net")()
     for number in (4, 14):
         layer = net.layers.add(name=b"conv1", type=number)
@@ -315,7 +315,7 @@ def onnx_models():
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
         return None
-    import convert_alexnet
+    from weights import convert_alexnet
     stored = [numpy_helper.from_array(np.ones((4, 3, 2, 2), np.float32), "w"),
               numpy_helper.from_array(np.ones(4, np.float32), "b")]
     nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], kernel_shape=[2, 2], strides=[1, 1], pads=[0, 0, 0, 0]),

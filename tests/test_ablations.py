@@ -18,7 +18,7 @@ def test_all_variants_run_once_and_end_in_a_table(tmp_path):
                        "--backbone-init", "lsuv")
     assert code == 0, output
     next((root / "checkpoints").glob("*_start.npy")).rename(weights)
-    arguments = ("scripts/ablations.py", "tiny", vectors, "cpu", "--root", root, "--steps", 2, "--batch-size", 4,
+    arguments = ("experiments/ablations.py", "tiny", vectors, "cpu", "--root", root, "--steps", 2, "--batch-size", 4,
                  "--seeds", 1, "--codebooks", 1)
     code, output = run(*arguments)
     assert code == 0, output

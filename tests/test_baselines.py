@@ -1,4 +1,4 @@
-"""scripts/baselines.py: the table as people get it, its scores against plain formulas, and what it refuses."""
+"""experiments/baselines.py: the table as people get it, its scores against plain formulas, and what it refuses."""
 import json
 import math
 import subprocess
@@ -9,12 +9,12 @@ import h5py
 import numpy as np
 import pytest
 
-import baselines
+from experiments import baselines
 from util import UserError, run_program, stream
 
 faiss = pytest.importorskip("faiss")
 
-PROGRAM = Path(__file__).resolve().parent.parent / "scripts" / "baselines.py"
+PROGRAM = Path(__file__).resolve().parent.parent / "experiments" / "baselines.py"
 IMAGES, QUERIES, CODEBOOKS, CLUSTERS = 600, 20, 2, 6
 ROWS = ["AQD", "LSH", "ITQ", "PQ", "OPQ", "RQ", "LSQ", "exact", "random"]
 

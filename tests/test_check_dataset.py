@@ -1,13 +1,13 @@
-"""scripts/check_dataset.py on sound data sets and on ones that are spoilt in one way each."""
+"""prepare/check.py on sound data sets and on ones that are spoilt in one way each."""
 import json
 import shutil
 
 import numpy as np
 import pytest
 
-import check_dataset
+from prepare import check as check_program
+from storage.safe_files import write_json
 from tiny import QUERIES, TRAINING, call, make_tiny, run
-from util import write_json
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def check(tiny, capsys, monkeypatch):
     def run_check(name="tiny"):
         report = tiny / "report.json"
         report.unlink(missing_ok=True)
-        code, printed = call(monkeypatch, capsys, check_dataset, name, "--root", tiny, "--json", report)
+        code, printed = call(monkeypatch, capsys, check_program, name, "--root", tiny, "--json", report)
         return code, printed, json.loads(report.read_text()) if report.exists() else None
     return run_check
 
@@ -39,7 +39,7 @@ def rewrite(name, change):
 
 def test_a_sound_data_set_as_people_check_it(tiny):
     tags = np.loadtxt(splits(tiny) / "train_tag.txt", int).sum(1)
-    code, printed = run("scripts/check_dataset.py", "tiny", "--root", tiny, "--json", tiny / "report.json")
+    code, printed = run("prepare/check.py", "tiny", "--root", tiny, "--json", tiny / "report.json")
     assert code == 0
     assert "\nsound\n" in printed
     report = json.loads((tiny / "report.json").read_text())

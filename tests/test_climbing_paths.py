@@ -8,11 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-import check_dataset
 import dataset
-import import_photos
-import index
 import search
+from prepare import check, photos
+from retrieval import index
 from test_index import make_content
 from tiny import TRAINING, call, make_tiny
 from util import UserError
@@ -62,7 +61,7 @@ def test_a_name_that_climbs_is_refused_with_file_and_row_whatever_reads_it(tiny,
         dataset.load_retrieval(found(tiny), "database", skip_bad=True)
     with pytest.raises(UserError, match="row 3: expected a path inside"):
         search.photo_source("tiny", tiny)
-    code, printed = call(monkeypatch, capsys, check_dataset, "tiny", "--root", tiny)
+    code, printed = call(monkeypatch, capsys, check, "tiny", "--root", tiny)
     assert code == 1
     assert "train_img.txt: row 3: expected a path inside the image folder" in printed
 
@@ -75,7 +74,7 @@ def test_dots_that_do_not_climb_are_names_like_others(name):
 # ---------------------------------------------------------------- by links
 
 def test_the_images_folder_and_the_folders_in_it_may_be_links(tiny, images, outside):
-    """As import_photos.py, prepare_flickr25k.py and prepare_nuswide.py make them."""
+    """As the programs in prepare/ make them."""
     (outside / "sub").mkdir()
     shutil.copy(outside / "secret.jpg", outside / "sub" / "b.jpg")
     images.rename(tiny / "elsewhere")
@@ -149,7 +148,7 @@ def test_any_other_link_out_is_refused_by_name_and_row_or_left_out(tiny, images,
     assert f", expected an image inside {images}" in told
     assert dataset.load_training(found(tiny), skip_bad=True).skipped == 1
     assert dataset.load_retrieval(found(tiny), "database", skip_bad=True).rows.tolist() == [0, 1, 2, *range(4, 10)]
-    code, printed = call(monkeypatch, capsys, check_dataset, "tiny", "--root", tiny)
+    code, printed = call(monkeypatch, capsys, check, "tiny", "--root", tiny)
     assert code == 1
     assert f"{name} is a link to /" in printed
 
@@ -179,10 +178,10 @@ def test_photos_to_import_are_held_to_the_same(tiny, images, outside, tmp_path, 
     (images / "x.jpg").symlink_to(outside / "secret.jpg")
     (tmp_path / "photos.csv").write_text("image,tags,split\n0.jpg,a,database\nx.jpg,b,database\n")
     arguments = ("mine", tmp_path / "photos.csv", "--images", images, "--root", tmp_path / "new")
-    code, printed = call(monkeypatch, capsys, import_photos, *arguments)
+    code, printed = call(monkeypatch, capsys, photos, *arguments)
     assert code == 2
     assert f"x.jpg (row 3) is a link to {outside / 'secret.jpg'}, expected an image inside {images}" in printed
-    code, printed = call(monkeypatch, capsys, import_photos, *arguments, "--skip-bad")
+    code, printed = call(monkeypatch, capsys, photos, *arguments, "--skip-bad")
     assert (code, "left out: 1 of 2 photos" in printed) == (0, True)
 
 

@@ -1,4 +1,4 @@
-"""scripts/convert_alexnet.py on files in their real formats, written with onnx, protobuf and NumPy.
+"""weights/convert_alexnet.py on files in their real formats, written with onnx, protobuf and NumPy.
 
 The expected values come from ONNX Runtime on a graph that is built here, and from this project's network on the
 converted file. All formats hold the same seeded weights.
@@ -15,11 +15,13 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-import alexnet
-import convert_alexnet
 import parity_inputs as parity
+from backbones import alexnet, layers
 from session import open_session, tf
-from util import UserError, fingerprint, read_weights, stream
+from storage.arrays import read_weights
+from storage.safe_files import fingerprint
+from util import UserError, stream
+from weights import convert_alexnet
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -74,7 +76,7 @@ def converted(weights, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     source = write(folder / "model", onnx_model(weights, POOL_FIRST).SerializeToString())
     write(folder / "alexnet.npy", b"old")
-    done = subprocess.run([sys.executable, "scripts/convert_alexnet.py", source, folder / "alexnet.npy", "--force"],
+    done = subprocess.run([sys.executable, "weights/convert_alexnet.py", source, folder / "alexnet.npy", "--force"],
                           cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert fingerprint(source) in done.stdout
@@ -254,9 +256,9 @@ def read(path, content):
 def network_fc7(images, weights):
     fc8 = {"fc8": [np.zeros((4096, 300), np.float32), np.zeros(300, np.float32)]}
     with tf.Graph().as_default() as graph, open_session(graph) as session:
-        variables, first_values = alexnet.make_variables(alexnet.LAYERS, ())
+        variables, first_values = layers.make_variables(alexnet.LAYERS, ())
         _, before = alexnet.embed(tf.constant(images), variables)
-        session.run(tf.global_variables_initializer(), alexnet.feed_weights(first_values, {**weights, **fc8}))
+        session.run(tf.global_variables_initializer(), layers.feed_weights(first_values, {**weights, **fc8}))
         return session.run(before["fc7"])
 
 
@@ -434,7 +436,7 @@ def test_bad_input_ends_in_one_sentence_and_an_existing_target_is_kept(tmp_path)
     source, target = write(tmp_path / "x", b"hello"), write(tmp_path / "alexnet.npy", b"old")
 
     def fails(*options):
-        done = subprocess.run([sys.executable, "scripts/convert_alexnet.py", *options], cwd=REPO, capture_output=True,
+        done = subprocess.run([sys.executable, "weights/convert_alexnet.py", *options], cwd=REPO, capture_output=True,
                               text=True)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert target.read_bytes() == b"old"

@@ -16,11 +16,11 @@ import pyarrow.parquet
 import pytest
 
 import encode
-import index
 import net_val
 import quantizer
 import search
 from dataset import read_tag_embeddings
+from retrieval import index
 from test_faults import files_of_at_most, flip
 from tiny import EXPERIMENT, PROJECT, TRAINING, call, make_tiny, train, wait_for
 from util import UserError, stream

@@ -16,30 +16,22 @@ import time
 import numpy as np
 import pytest
 
-import import_photos
-import index
 import net
 import net_val
 from dataset import find_dataset, read_tags
+from prepare import photos
+from retrieval import index
 from session import open_session
+from storage.arrays import read_weights, write_weights
+from storage.run_log import open_log
+from storage.safe_files import CHECKSUMS, check_checksums, replacing_folder, with_checksums, write_json
 from tag_processing import write_tags
 from test_import_photos import PHOTOS, Desk
 from test_index import make_content
 from test_net import linear_trainer, linear_weights
 from test_net_val import _retrieval
 from tiny import EXPERIMENT, PROJECT, make_tiny, start, train, wait_for
-from util import (
-    SEAL,
-    UserError,
-    check_seal,
-    open_log,
-    read_weights,
-    replacing_folder,
-    sealing,
-    stream,
-    write_json,
-    write_weights,
-)
+from util import UserError, stream
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate"}
 
@@ -52,7 +44,7 @@ def save_weights(folder, version):
 
 def load_weights(folder):
     path = folder / "model.npy"
-    if check_seal(path.with_suffix(".json")):
+    if check_checksums(path.with_suffix(".json")):
         assert json.loads(path.with_suffix(".json").read_text())["version"] == read_weights(path)["C"][0, 0]
     return int(read_weights(path)["C"][0, 0])
 
@@ -68,7 +60,7 @@ def save_state(folder, version):
 
 def load_state(folder):
     newest = max(folder.glob("step_*"))
-    assert check_seal(newest / SEAL)
+    assert check_checksums(newest / CHECKSUMS)
     assert (newest / "variables").read_bytes() == bytes([int(newest.name[5:])]) * 100_000
     return int(newest.name[5:])
 
@@ -174,7 +166,7 @@ def test_a_kill_at_any_moment_of_an_import_leaves_no_half_data_set_and_it_can_be
     def run_import(root, _=None):
         arguments = ["mine", desk.csv, "--images", desk.images, "--root", root]
         monkeypatch.setattr(sys, "argv", ["import_photos.py", *map(str, arguments)])
-        import_photos.main()
+        photos.main()
 
     def files(root):
         return {path.name: path.read_bytes() for path in (root / "data/mine").glob("*")}
@@ -224,7 +216,7 @@ def test_a_second_run_of_one_experiment_is_refused_and_the_first_goes_on(tmp_pat
     assert code == 2
     assert re.search(r"error: .*\.log: another run of this experiment is at work; NOTES tell two apart\n", output)
     assert first.wait() == 0
-    assert check_seal(root / "checkpoints" / f"{EXPERIMENT}.json")
+    assert check_checksums(root / "checkpoints" / f"{EXPERIMENT}.json")
 
 
 # ---------------------------------------------------------------- a full disk
@@ -335,15 +327,15 @@ def test_a_seal_that_is_no_json_is_refused_by_name(tmp_path):
 
 def test_sealed_files_replace_each_other_together(tmp_path):
     for version in (b"old", b"new"):
-        with sealing(tmp_path / "seal.json", {"version": str(version)}, tmp_path / "a", tmp_path / "b") as paths:
+        with with_checksums(tmp_path / "seal.json", {"version": str(version)}, tmp_path / "a", tmp_path / "b") as paths:
             for path in paths:
                 path.write_bytes(version)
-    assert check_seal(tmp_path / "seal.json")
-    with contextlib.suppress(KeyError), sealing(tmp_path / "seal.json", {}, tmp_path / "a") as (path,):
+    assert check_checksums(tmp_path / "seal.json")
+    with contextlib.suppress(KeyError), with_checksums(tmp_path / "seal.json", {}, tmp_path / "a") as (path,):
         path.write_bytes(b"half")
         raise KeyError
     assert (tmp_path / "a").read_bytes() == b"new"
-    assert check_seal(tmp_path / "seal.json")
+    assert check_checksums(tmp_path / "seal.json")
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -381,9 +373,10 @@ def test_codebooks_that_are_no_longer_finite_stop_the_training(tmp_path, monkeyp
 
 def test_a_log_that_another_run_holds_is_refused_until_that_run_ends(tmp_path):
     path = tmp_path / "x.log"
-    holder = subprocess.Popen([sys.executable, "-c", "import fcntl, sys, time\n"
-                               f"file = open({str(path)!r}, 'a'); fcntl.flock(file, fcntl.LOCK_EX)\n"
-                               "print('held', flush=True); time.sleep(60)"], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, "-c", "import pathlib, time\nfrom storage.run_log import open_log\n"
+                               f"open_log(pathlib.Path({str(path)!r}))\n"
+                               "print('held', flush=True); time.sleep(60)"],
+                              stdout=subprocess.PIPE, text=True, cwd=PROJECT)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match="another run of this experiment is at work"):
         open_log(path)

@@ -12,9 +12,9 @@ import scipy.io
 
 import gpq_inputs as inputs
 import gpq_oracles as oracles
-import index
 import search
 from gpq import config, demo, graphs, network, retrieval, train
+from retrieval import index
 from session import open_session, tf
 from test_gpq_network import NARROW
 from tiny import call

@@ -16,25 +16,28 @@ import pytest
 import scipy.io
 
 from gpq import matlab
-from util import UserError, read_npy, read_pickle, read_weights, write_weights
+from storage.arrays import read_npy, read_pickle, read_weights, write_weights
+from util import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
 MEGABYTE = 1 << 20
 MOST_ADDRESSES = 8192 * MEGABYTE  # of a child
 READ = """
-import resource, sys, util
+import resource, sys
+from storage import arrays
+from util import UserError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[2:]:
     try:
-        print("read", type(getattr(util, sys.argv[1])(path)).__name__, flush=True)
-    except util.UserError as error:
+        print("read", type(getattr(arrays, sys.argv[1])(path)).__name__, flush=True)
+    except UserError as error:
         print(error, flush=True)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
 def read_apart(reader, *paths):
-    """What `util.<reader>` says of files in a process of its own, `read <type>` or the refusal. Checks its memory."""
+    """What `arrays.<reader>` says of files in a process of its own, `read <type>` or the refusal. Checks its memory."""
     done = subprocess.run(
         [sys.executable, "-c", READ, reader, *map(str, paths)], cwd=PROJECT, capture_output=True, text=True,
         timeout=120, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES, MOST_ADDRESSES)))

@@ -1,4 +1,4 @@
-"""scripts/import_photos.py as people run it: its command line, real files, real folders."""
+"""prepare/photos.py as people run it: its command line, real files, real folders."""
 import csv
 import os
 import resource
@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-import import_photos
 from dataset import find_dataset, read_binary_matrix, read_image_list, read_lines, read_tag_names
+from prepare import photos
 from tiny import call_apart
 
 REPO = Path(__file__).resolve().parent.parent
-PROGRAM = REPO / "scripts" / "import_photos.py"
+PROGRAM = REPO / "prepare" / "photos.py"
 COREL = REPO.parent / "shared" / "data" / "corel5k"
 HEADER = "image,tags,labels,split\n"
 
@@ -47,7 +47,7 @@ class Desk:
     def run(self, text, *options, name="mine"):
         if text is not None:
             self.csv.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return call_apart(self.monkeypatch, self.capsys, import_photos, name, self.csv, "--images", self.images,
+        return call_apart(self.monkeypatch, self.capsys, photos, name, self.csv, "--images", self.images,
                           "--root", self.root, *options)
 
     def accepted(self, text, *options, name="mine"):
@@ -367,7 +367,7 @@ def test_a_move_that_fails_leaves_neither_folder(desk, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["import_photos.py", "mine", str(desk.csv), "--images", str(desk.images),
                                       "--root", str(desk.root)])
     with pytest.raises(OSError, match="the disk is gone"):
-        import_photos.main()
+        photos.main()
     assert snapshot(desk.root) == {desk.root / "data": None, desk.root / "datasets": None}
 
 

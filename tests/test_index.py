@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-import index
 import oracles
+from retrieval import index
 from util import ROOT, UserError, stream
 
 N, D, T = 700, 300, 12
@@ -228,7 +228,7 @@ def test_lists_are_for_more_than_a_million_images_and_at_most_8192():
 
 
 def test_the_index_needs_no_tensorflow():
-    code = "import sys, index; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys; from retrieval import index; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -7,17 +7,17 @@ import cv2
 import numpy as np
 import pytest
 
-import make_demo
+from prepare import demo as demo_program
 from util import ROOT, UserError
 
-TAG_CONCEPT = {tag: name for name, (_, tags) in make_demo.CONCEPTS.items() for tag in tags.split()}
+TAG_CONCEPT = {tag: name for name, (_, tags) in demo_program.CONCEPTS.items() for tag in tags.split()}
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """A demo of 30 images with seed 0."""
     folder = tmp_path_factory.mktemp("demo")
-    make_demo.make_demo(folder, 30, 0)
+    demo_program.make_demo(folder, 30, 0)
     return folder
 
 
@@ -25,8 +25,8 @@ def demo(tmp_path_factory):
 def captions():
     """Tags and labels of 600 images that were not drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_demo, "draw_scene", lambda rng, shown: None)
-        return [make_demo.make_photo(0, index)[1:] for index in range(600)]
+        patch.setattr(demo_program, "draw_scene", lambda rng, shown: None)
+        return [demo_program.make_photo(0, index)[1:] for index in range(600)]
 
 
 def read_rows(folder):
@@ -56,38 +56,38 @@ def test_images_decode(demo):
 
 
 def test_one_seed_one_demo(demo, tmp_path):
-    make_demo.make_demo(tmp_path, 30, 0)
+    demo_program.make_demo(tmp_path, 30, 0)
     assert content(tmp_path) == content(demo)
 
 
 def test_an_image_does_not_depend_on_how_many_there_are(demo, tmp_path):
-    make_demo.make_demo(tmp_path, 15, 0)
+    demo_program.make_demo(tmp_path, 15, 0)
     assert read_rows(tmp_path) == read_rows(demo)[:15]
     assert content(tmp_path / "images").items() <= content(demo / "images").items()
 
 
 def test_another_seed_another_demo(demo, tmp_path):
-    make_demo.make_demo(tmp_path, 15, 1)
+    demo_program.make_demo(tmp_path, 15, 1)
     ours, theirs = content(tmp_path / "images"), content(demo / "images")
     assert all(ours[name] != theirs[name] for name in ours)
 
 
 # ---------------------------------------------------------------- labels and tags
 
-@pytest.mark.parametrize("shown", make_demo.SCENES)
+@pytest.mark.parametrize("shown", demo_program.SCENES)
 def test_every_scene_can_be_drawn(shown):
-    photo = make_demo.draw_scene(np.random.default_rng(0), tuple(shown.split()))
+    photo = demo_program.draw_scene(np.random.default_rng(0), tuple(shown.split()))
     assert photo.shape == (256, 256, 3)
     assert photo.dtype == np.uint8
 
 
 def test_labels(captions):
     assert {len(labels) for _, labels in captions} == {1, 2, 3}
-    assert {name for _, labels in captions for name in labels} == set(make_demo.CONCEPTS)
+    assert {name for _, labels in captions for name in labels} == set(demo_program.CONCEPTS)
 
 
 def test_labels_are_shared_by_about_a_quarter(captions):
-    shown = np.array([[name in labels for name in make_demo.CONCEPTS] for _, labels in captions], int)
+    shown = np.array([[name in labels for name in demo_program.CONCEPTS] for _, labels in captions], int)
     assert 0.2 < (shown @ shown.T > 0).mean() < 0.3  # the MAP of a random ranking
 
 
@@ -103,38 +103,38 @@ def test_tags_tell_of_the_labels_but_not_of_all(captions):
 def test_tags_are_words_each_once_with_noise_among_them(captions):
     for tags, _ in captions:
         assert len(set(tags)) == len(tags)
-        assert set(tags) & set(make_demo.NOISE_TAGS.split())
+        assert set(tags) & set(demo_program.NOISE_TAGS.split())
         assert all(tag.isalnum() for tag in tags)
 
 
 def test_no_tag_belongs_to_two_concepts():
-    tags = [tag for _, tags in make_demo.CONCEPTS.values() for tag in tags.split()]
+    tags = [tag for _, tags in demo_program.CONCEPTS.values() for tag in tags.split()]
     assert len(set(tags)) == len(tags)
-    assert not set(tags) & set(make_demo.NOISE_TAGS.split())
+    assert not set(tags) & set(demo_program.NOISE_TAGS.split())
 
 
 # ---------------------------------------------------------------- other people's files
 
 def test_the_same_demo_is_made_again(tmp_path):
-    make_demo.make_demo(tmp_path, 15, 0)
+    demo_program.make_demo(tmp_path, 15, 0)
     before = content(tmp_path)
     (tmp_path / "photos.csv").unlink()  # as if it had been interrupted
-    make_demo.make_demo(tmp_path, 15, 0)
+    demo_program.make_demo(tmp_path, 15, 0)
     assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize(("images", "seed"), [(30, 0), (15, 1)])
 def test_another_demo_is_refused(tmp_path, images, seed):
-    make_demo.make_demo(tmp_path, 15, 0)
+    demo_program.make_demo(tmp_path, 15, 0)
     before = content(tmp_path)
     with pytest.raises(UserError, match="choose another folder"):
-        make_demo.make_demo(tmp_path, images, seed)
+        demo_program.make_demo(tmp_path, images, seed)
     assert content(tmp_path) == before
 
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "photos.csv").write_text("mine")
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "make_demo.py", tmp_path],
+    done = subprocess.run([sys.executable, ROOT / "prepare" / "demo.py", tmp_path],
                           capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path}: expected an empty folder")
@@ -144,4 +144,4 @@ def test_other_files_are_refused(tmp_path):
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "demo").write_text("mine")
     with pytest.raises(UserError, match="expected a folder, found a file"):
-        make_demo.make_demo(tmp_path / "demo", 15, 0)
+        demo_program.make_demo(tmp_path / "demo", 15, 0)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-import alexnet
 import net
 import parity_inputs as parity
 import quantizer
+from backbones import alexnet, layers
 from losses import adaptive_margin_loss
 from session import open_session, tf
 from util import UserError, stream
@@ -237,11 +237,11 @@ def test_codebooks_of_a_trained_model_are_not_drawn_anew():
 
 def test_lsuv_gives_every_layer_an_output_of_variance_one():
     images = parity.images(parity.SEED + 9, 8)[:, 14:241, 14:241]
-    weights = alexnet.lsuv_weights(images, stream(0, "weights"), "/cpu:0")
+    weights = layers.lsuv_weights(images, stream(0, "weights"), "/cpu:0")
     with tf.Graph().as_default() as graph, open_session(graph) as session:
-        variables, first_values = alexnet.make_variables(alexnet.LAYERS, ())
+        variables, first_values = layers.make_variables(alexnet.LAYERS, ())
         embeddings, before = alexnet.embed(tf.constant(images), variables)
-        session.run(tf.global_variables_initializer(), alexnet.feed_weights(first_values, weights))
+        session.run(tf.global_variables_initializer(), layers.feed_weights(first_values, weights))
         outputs, r = session.run([before, embeddings])
     for layer, output in outputs.items():
         if layer != "fc8":
@@ -252,10 +252,10 @@ def test_lsuv_gives_every_layer_an_output_of_variance_one():
 def test_an_fc8_of_another_shape_is_ignored_and_any_other_misfit_refused():
     weights = {layer: [np.zeros(shape), np.zeros(shape[-1])] for layer, shape in alexnet.LAYERS.items()}
     weights["fc8"] = [np.zeros((4096, 1000)), np.zeros(1000)]
-    assert "fc8" not in alexnet.check_weights(weights, alexnet.LAYERS, "x.npy")
+    assert "fc8" not in layers.check_weights(weights, alexnet.LAYERS, "x.npy")
     weights["conv2"] = [np.zeros((5, 5, 96, 256)), np.zeros(256)]
     with pytest.raises(UserError, match=r"x.npy: expected conv2"):
-        alexnet.check_weights(weights, alexnet.LAYERS, "x.npy")
+        layers.check_weights(weights, alexnet.LAYERS, "x.npy")
     del weights["conv2"]
     with pytest.raises(UserError, match=r"conv2 .*found none"):
-        alexnet.check_weights(weights, alexnet.LAYERS, "x.npy")
+        layers.check_weights(weights, alexnet.LAYERS, "x.npy")

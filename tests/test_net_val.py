@@ -9,7 +9,9 @@ import net_val
 import parity_inputs as parity
 import quantizer
 from session import open_session, tf
-from util import UserError, fingerprint, stream, write_weights
+from storage.arrays import write_weights
+from storage.safe_files import fingerprint
+from util import UserError, stream
 
 
 def test_ten_crop_embeddings_are_the_released_ones():

@@ -11,13 +11,13 @@ import scipy.sparse
 
 import dataset
 import image_files
-import index
 import metrics
 import net
 import net_val
 import quantizer
 import tag_processing
 import word_vectors
+from retrieval import index
 from test_index import make_content
 from tiny import EXPERIMENT, make_tiny, train, validate, write_pickle
 from util import UserError, stream

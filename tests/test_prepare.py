@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-import download
-import prepare_flickr25k
-import prepare_nuswide
 from dataset import find_dataset, load_retrieval, load_training
 from file_server import serving
-from split_files import alone, write_matrix
+from prepare import download
+from prepare import flickr25k as prepare_flickr25k
+from prepare import nuswide as prepare_nuswide
+from prepare.split_files import only_preparation, write_matrix
 from tiny import PROJECT, call, run
 from util import UserError
 
@@ -29,7 +29,7 @@ LISTS = {f"{split}_{kind}.txt" for split, matrix in SPLITS.items() for kind in (
 # an interpreter that runs a program and kills itself at the n-th call of a function
 KILLED = """
 import os, runpy, signal, sys
-sys.path[:0] = [{project!r}, {scripts!r}]
+sys.path[:0] = [{project!r}]
 import {module}
 calls, original = 0, {module}.{function}
 def dying(*args, **options):
@@ -91,7 +91,7 @@ class Flickr:
                 "--root", str(self.root), *options]
 
     def command(self, *options, **changed):
-        return ["scripts/prepare_flickr25k.py", *self.arguments(*options, **changed)]
+        return ["prepare/flickr25k.py", *self.arguments(*options, **changed)]
 
     def rows(self, split):
         """The split's rows, from the pictures' names alone."""
@@ -154,7 +154,7 @@ class NusWide:
         return [str(self.release), *queries, "--training", "40", "--root", str(self.root), *options]
 
     def command(self, *options):
-        return ["scripts/prepare_nuswide.py", *self.arguments(*options)]
+        return ["prepare/nuswide.py", *self.arguments(*options)]
 
     def rows(self, split):
         kept = [i for i in range(len(self.concepts)) if i not in self.rare]
@@ -187,7 +187,7 @@ def nuswide(tmp_path):
 def accepted(collection, *options, **changed):
     code, printed = run(*collection.command(*options, **changed))
     assert code == 0, printed
-    assert not list(collection.root.glob("*/**/.*"))  # nothing half-written
+    assert not hidden_files(collection.root)  # nothing half-written
     return printed
 
 
@@ -199,12 +199,17 @@ def refused(capsys, monkeypatch):
         code, printed = call(monkeypatch, capsys, module, *collection.arguments(*options, **changed))
         assert code == 2
         assert not collection.splits.exists()
-        assert not list(collection.root.glob("*/**/.*"))
+        assert not hidden_files(collection.root)
         error = printed.splitlines()[-1]
         assert error.startswith("error: ")
         assert "Traceback" not in printed
         return error
     return refuse
+
+
+def hidden_files(root):
+    """What a preparation has not finished; the file of its lock stays."""
+    return [path for path in root.glob("*/**/.*") if path.suffix != ".lock"]
 
 
 def snapshot(folder):
@@ -393,7 +398,7 @@ def test_bad_options_are_one_sentence(flickr, refused):
     assert "expected MD5 " + "0" * 32 in refused(flickr, "--md5", "0" * 32)
     assert "expected more than 40 images to draw 40 queries from" in refused(flickr, "--queries", "40")
     assert "(--training takes fewer)" in refused(flickr, "--protocol", "sampled")
-    code, printed = run("scripts/prepare_flickr25k.py", "--root", flickr.folder / "empty")
+    code, printed = run("prepare/flickr25k.py", "--root", flickr.folder / "empty")
     assert (code, printed) == (2, "error: expected --annotations with the path of mirflickr25k_annotations_v080.zip, "
                                   "or --download\n")
 
@@ -413,10 +418,10 @@ def test_killed_in_the_middle_and_run_again(flickr, function, call):
     argv = flickr.command()
     argv[0] = str(PROJECT / argv[0])
     module, _, name = function.partition(".")
-    code = KILLED.format(project=str(PROJECT), scripts=str(PROJECT / "scripts"), module=module, function=name,
+    code = KILLED.format(project=str(PROJECT), module=module, function=name,
                          call=call, argv=argv)
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
-    assert any(path.name.startswith(".") for path in flickr.root.glob("*/**/.*"))
+    assert hidden_files(flickr.root)
     if flickr.link.exists():
         assert len(list(flickr.link.glob("im*.jpg"))) == flickr.count
     assert len(LISTS - {path.name for path in flickr.splits.iterdir()}) > 0  # nothing that looks whole
@@ -427,8 +432,8 @@ def test_killed_in_the_middle_and_run_again(flickr, function, call):
 def test_killed_while_replacing_never_mixes_old_and_new(flickr, capsys, monkeypatch):
     assert call(monkeypatch, capsys, prepare_flickr25k, *flickr.arguments())[0] == 0
     old = snapshot(flickr.splits)
-    code = KILLED.format(project=str(PROJECT), scripts=str(PROJECT / "scripts"), module="os", function="replace",
-                         call=5, argv=[str(PROJECT / "scripts/prepare_flickr25k.py"),
+    code = KILLED.format(project=str(PROJECT), module="os", function="replace",
+                         call=5, argv=[str(PROJECT / "prepare/flickr25k.py"),
                                        *flickr.arguments("--seed", "1", "--force")])
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
     left = snapshot(flickr.splits)
@@ -439,7 +444,7 @@ def test_killed_while_replacing_never_mixes_old_and_new(flickr, capsys, monkeypa
 
 
 def test_two_preparations_at_once(flickr, refused):
-    with alone(flickr.link.parent):
+    with only_preparation(flickr.link.parent):
         assert "another preparation is at work here" in refused(flickr)
 
 

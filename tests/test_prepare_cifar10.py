@@ -6,10 +6,10 @@ import tarfile
 
 import pytest
 
-import prepare_cifar10
 from file_server import serving
 from gpq.data import FILES, META
 from gpq_inputs import cifar_batches
+from prepare import cifar10
 from tiny import call
 
 
@@ -37,11 +37,11 @@ def test_a_download_is_checked_unpacked_and_not_repeated(tmp_path, monkeypatch, 
     archive = make_archive(files)
     with serving({"a.tar.gz": archive}) as server:
         arguments = ("--download", "--url", f"{server.url}a.tar.gz", "--md5", md5_of(archive))
-        code, output = call(monkeypatch, capsys, prepare_cifar10, "--root", tmp_path, *arguments)
+        code, output = call(monkeypatch, capsys, cifar10, "--root", tmp_path, *arguments)
         assert code == 0, output
         assert "92 queries, 5,000 labelled images, 428 database images of 10 classes: class 0, class 1" in output
         assert {path.name: path.read_bytes() for path in (tmp_path / "cifar10").iterdir()} == files
-        code, output = call(monkeypatch, capsys, prepare_cifar10, "--root", tmp_path, *arguments)
+        code, output = call(monkeypatch, capsys, cifar10, "--root", tmp_path, *arguments)
         assert code == 0
         assert "holds all batches already" in output
         assert len(server.asked) == 1
@@ -52,7 +52,7 @@ def test_what_an_interrupted_run_left_out_is_unpacked(tmp_path, monkeypatch, cap
     archive.write_bytes(make_archive(files))
     (tmp_path / "cifar10").mkdir()
     (tmp_path / "cifar10/data_batch_1").write_bytes(files["data_batch_1"])
-    code, output = call(monkeypatch, capsys, prepare_cifar10, "--root", tmp_path, "--archive", archive,
+    code, output = call(monkeypatch, capsys, cifar10, "--root", tmp_path, "--archive", archive,
                         "--md5", md5_of(archive.read_bytes()))
     assert code == 0, output
     assert {path.name for path in (tmp_path / "cifar10").iterdir()} == {META, *FILES}
@@ -75,7 +75,7 @@ def test_bad_archives_end_in_a_sentence_and_leave_no_half_batch(tmp_path, monkey
     if content is not None:
         (tmp_path / "mine.tar.gz").write_bytes(content)
         arguments = [md5_of(content) if argument == "its" else argument for argument in arguments]
-    code, output = call(monkeypatch, capsys, prepare_cifar10, "--root", tmp_path, *arguments)
+    code, output = call(monkeypatch, capsys, cifar10, "--root", tmp_path, *arguments)
     assert code == 2
     assert message in output
     assert "Traceback" not in output

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import dataset
-import index
 import metrics
 import oracles
 import quantizer
-from util import UserError, experiment_name
+from retrieval import index
+from storage.run_log import experiment_name
+from util import UserError
 
 settings.register_profile("wsdhq", derandomize=True, deadline=None, max_examples=60, database=None,
                           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-import index
 import quantizer
 import search
+from retrieval import index
 from test_serve import served
 from tiny import EXPERIMENT, PROJECT, TRAINING, make_tiny, run, train, validate
 from util import UserError

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import index
-import shards
+from retrieval import index, shards
+from storage.safe_files import fingerprint
 from test_index import make_content
 from tiny import PROJECT, run
-from util import UserError, fingerprint, stream
+from util import UserError, stream
 
 pytest.importorskip("faiss")
 

@@ -471,7 +471,8 @@ def test_help_tells_the_defaults_and_loads_no_heavy_library(tmp_path):
 def test_the_script_serves_both_released_data_sets_from_any_folder(tmp_path):
     project = tmp_path / "project"
     (project / "scripts").mkdir(parents=True)
-    for source in [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("scripts/*.sh")]:
+    for source in [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("storage/*.py"), *REPOSITORY.glob("scripts/*.sh")]:
+        (project / source.relative_to(REPOSITORY)).parent.mkdir(exist_ok=True)
         shutil.copy(source, project / source.relative_to(REPOSITORY))
     python = project / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)

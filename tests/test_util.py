@@ -11,21 +11,11 @@ import time
 import numpy as np
 import pytest
 
+from storage.arrays import read_npy, read_pickle, read_weights, write_weights
+from storage.run_log import experiment_name
+from storage.safe_files import replacing
 from tiny import write_pickle
-from util import (
-    UserError,
-    experiment_name,
-    gpu_number,
-    gpu_numbers,
-    made_ahead,
-    number,
-    read_npy,
-    read_pickle,
-    read_weights,
-    replacing,
-    stream,
-    write_weights,
-)
+from util import UserError, gpu_number, gpu_numbers, number, prefetch, stream
 
 
 class _Calls:
@@ -201,7 +191,7 @@ def test_the_next_batch_is_made_while_this_one_is_used():
             time.sleep(0.01)
         return made
 
-    batches = made_ahead(lambda key: made.append(key) or key, range(6))
+    batches = prefetch(lambda key: made.append(key) or key, range(6))
     assert wait_for(2) == [0, 1]  # before anyone asks
     assert next(batches) == 0
     assert wait_for(3) == [0, 1, 2]
@@ -213,7 +203,7 @@ def test_an_error_while_a_batch_is_made_reaches_the_one_who_waits_for_it():
         if key == 2:
             raise UserError("bad")
         return key
-    batches = made_ahead(make, range(6))
+    batches = prefetch(make, range(6))
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(UserError, match="bad"):
         next(batches)

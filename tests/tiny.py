@@ -10,7 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from util import run_program, stream, write_weights
+from storage.arrays import write_weights
+from util import run_program, stream
 
 PROJECT = Path(__file__).resolve().parent.parent
 TRAINING, QUERIES, TAGS = 10, 3, 6
@@ -49,9 +50,9 @@ def training(root, *options, iterations=STEPS, codebooks=2, gpu="cpu"):
 @functools.cache
 def backbone():
     """A file of random weights that all trainings start from: each would need seconds to draw and scale its own."""
-    import alexnet
+    from backbones import alexnet, layers
     rng = stream(0, "backbone")
-    weights = alexnet.lsuv_weights(rng.integers(0, 256, (4, 227, 227, 3), dtype=np.uint8), rng, "/cpu:0")
+    weights = layers.lsuv_weights(rng.integers(0, 256, (4, 227, 227, 3), dtype=np.uint8), rng, "/cpu:0")
     del weights[alexnet.LAST]
     folder = tempfile.TemporaryDirectory(prefix="backbone")
     atexit.register(folder.cleanup)

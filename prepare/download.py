@@ -11,7 +11,8 @@ import time
 import urllib.error
 import urllib.request
 
-from util import UserError, progress, sync
+from storage.safe_files import sync
+from util import UserError, progress
 
 BLOCK = 2**18  # bytes read at a time
 TIMEOUT = 60  # seconds without an answer

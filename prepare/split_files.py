@@ -4,7 +4,6 @@ What belongs here: writing the files that dataset.py reads, moving them into pla
 Letters: N images, R raw tags, L labels.
 """
 import contextlib
-import fcntl
 import filecmp
 import json
 import os
@@ -15,7 +14,8 @@ import numpy as np
 import scipy.sparse
 
 from dataset import TAG_LISTS, read_tag_names
-from util import UserError, fingerprint, sync, write_json
+from storage.safe_files import exclusive_lock, fingerprint, sync, write_json
+from util import UserError
 
 LISTS_AND_MATRICES = tuple(f"{split}_{kind}.txt" for split, matrix in
                            (("train", "tag"), ("database", "label"), ("test", "label")) for kind in ("img", matrix))
@@ -108,19 +108,10 @@ def write_matrix(path, matrix):
 
 # ---------------------------------------------------------------- all files in their place, or none
 
-@contextlib.contextmanager
-def alone(folder):
-    """Make sure that no other preparation works in `folder`, which is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however we end
-        except BlockingIOError:
-            raise UserError(f"{folder}: another preparation is at work here, wait until it has ended") from None
-        yield
-    finally:
-        os.close(descriptor)
+def only_preparation(folder):
+    """A lock that lets no other preparation work in `folder` for the block."""
+    return exclusive_lock(folder.with_name(f".{folder.name}.lock"),
+                          f"{folder}: another preparation is at work here, wait until it has ended")
 
 
 @contextlib.contextmanager

@@ -4,26 +4,23 @@ What belongs here: NUS-WIDE's formats and its usual splits. Nothing is in its pl
 Letters: N images, R raw tags, L labels.
 """
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
 
 import numpy as np
 import scipy.sparse
 
 from dataset import read_image_list, read_tag_names
 from image_files import image_faults, list_faults
-from split_files import (
+from prepare.split_files import (
     Collection,
     Rows,
-    alone,
     counts,
     draw_queries,
     draw_training,
     finish,
     finish_moving,
     link_images,
+    only_preparation,
 )
 from util import UserError, add_shared_options, number, progress, run_program, stream
 
@@ -46,7 +43,7 @@ def main():
     for folder in (options.release, images):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder")
-    with alone(place):
+    with only_preparation(place):
         finish_moving(splits)
         collection, total = read_collection(options.release, images)
         rows = draw(collection, options)

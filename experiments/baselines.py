@@ -4,7 +4,6 @@ What belongs here: building FAISS's indexes over the embeddings of a retrieval f
 and training time of each. Letters: N database images, Q queries, D = 300, M codebooks of K = 256 codewords, L labels.
 """
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,22 +13,11 @@ import h5py
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
-
 import metrics
 import quantizer
-from util import (
-    DIMENSIONS,
-    MOST_CODEBOOKS,
-    UserError,
-    check_seal,
-    number,
-    progress,
-    provenance,
-    run_program,
-    stream,
-    write_json,
-)
+from storage.run_log import provenance
+from storage.safe_files import check_checksums, write_json
+from util import DIMENSIONS, MOST_CODEBOOKS, UserError, number, progress, run_program, stream
 
 BITS = 8  # of a code's part: K = 256
 NEAREST = 100  # results of a timed search
@@ -127,7 +115,7 @@ def read_content(path):
     """The Content of a retrieval file. Raises UserError for whatever is missing or does not fit together."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    check_seal(path.with_suffix(".json"))
+    check_checksums(path.with_suffix(".json"))
     names = Content.__dataclass_fields__
     try:
         with h5py.File(path, "r") as file:
@@ -266,7 +254,7 @@ BASELINES = {"LSH": (lsh_index, True), "ITQ": (itq_index, True), "PQ": (pq_index
 # ---------------------------------------------------------------- the rows
 
 def own_method(c):
-    from index import flat_engine
+    from retrieval.index import flat_engine
     m = len(c.codebooks)
     queries = np.tile(c.qry_features[:QUERIES_TIMED], (1, m))
     return Method(m, lambda q: quantizer.quantized_scores(c.qry_features[q], c.db_codes, c.codebooks),

@@ -1,4 +1,4 @@
-"""AlexNet weights that people can get become `alexnet.npy`: `python scripts/convert_alexnet.py SOURCE alexnet.npy`.
+"""AlexNet weights that people can get become `alexnet.npy`: `python weights/convert_alexnet.py SOURCE alexnet.npy`.
 
 What belongs here: the layers of the network and how other programs lay them out, reading TensorFlow's `.npy` and ONNX
 (Caffe's files have `caffemodel.py`), the conversion, and the check of the result against the source.
@@ -23,17 +23,16 @@ bvlc_alexnet nearly, and the difference is measured and printed.
 import argparse
 import importlib
 import math
-import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
-
 import numpy as np
 
-from util import UserError, fingerprint, one_line, read_weights, run_program, stream, write_weights
+from storage.arrays import read_weights, write_weights
+from storage.safe_files import fingerprint
+from util import UserError, one_line, run_program, stream
 
 # layer: shape of its kernel in Caffe and ONNX
 SHAPES = {"conv1": (96, 3, 11, 11), "conv2": (256, 48, 5, 5), "conv3": (384, 256, 3, 3), "conv4": (384, 192, 3, 3),
@@ -203,7 +202,7 @@ def read_source(path):
     if start.startswith(b"\x08"):
         return read_onnx(path)
     if start.startswith(CAFFE_STARTS):
-        import caffemodel
+        from weights import caffemodel
         return Source("caffe", *match(path, caffemodel.read_layers(path)))
     raise UserError(f"{path}: expected {', '.join(FORMATS.values())}, found none of the three")
 
@@ -240,7 +239,7 @@ def read_onnx(path):
 
 def onnx_layers(path, graph):
     """Yield the `caffemodel.Layer`s of an ONNX graph, which must be a plain chain of known operators."""
-    from caffemodel import Layer
+    from weights.caffemodel import Layer
     onnx = optional("onnx")
     stored = {tensor.name: tensor for tensor in graph.initializer}
     for node in onnx_chain(path, graph):
@@ -341,7 +340,8 @@ def chosen_channels(path, source, channels):
 
 def convert(source, channels):
     """`{layer: [kernel, bias]}` for this network."""
-    from alexnet import LAYERS, MEAN, check_weights
+    from backbones.alexnet import LAYERS, MEAN
+    from backbones.layers import check_weights
     weights = {name: [network_kernel(source.format, name, kernel), bias]
                for name, (kernel, bias) in source.weights.items()}
     if channels == "reverse":
@@ -411,7 +411,7 @@ def seeded_images():
 
 def source_inputs(images, channels):
     """What conv1 of the source reads for BGR images, float32 (B, 227, 227, 3): as in Caffe, or as in the release."""
-    from alexnet import MEAN
+    from backbones.alexnet import MEAN
     if channels == "reverse":
         return images.astype(np.float32) - np.float32(CAFFE_MEAN)
     return images[..., ::-1].astype(np.float32) - np.float32(MEAN)
@@ -423,7 +423,8 @@ def relative_difference(found, expected):
 
 def network_fc7(images, weights):
     """fc7 before its ReLU as this project's network computes it, float32 (B, 4096)."""
-    from alexnet import LAST, LAYERS, embed, feed_weights, make_variables
+    from backbones.alexnet import LAST, LAYERS, embed
+    from backbones.layers import feed_weights, make_variables
     from session import open_session, tf
     weights = {**weights, LAST: [np.zeros(LAYERS[LAST], np.float32), np.zeros(LAYERS[LAST][-1], np.float32)]}
     with tf.Graph().as_default() as graph, open_session(graph) as session, tf.device("/cpu:0"):

@@ -1,4 +1,4 @@
-"""Tell whether a data set is sound: `python scripts/check_dataset.py NAME`.
+"""Tell whether a data set is sound: `python prepare/check.py NAME`.
 
 What belongs here: reading whatever there is of a data set and holding it against each other. Findings are what spoils
 a result: files that do not fit together, images that cannot be read, queries that are in the database. Notes are
@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from os import cpu_count
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
-
 from dataset import (
     faults_in,
     find_dataset,
@@ -25,8 +23,9 @@ from dataset import (
     read_tags,
 )
 from image_files import list_faults
-from split_files import counts, spread, tags_made_from
-from util import ROOT, UserError, fingerprint, first_few, progress, run_program, write_json
+from prepare.split_files import counts, spread, tags_made_from
+from storage.safe_files import fingerprint, write_json
+from util import ROOT, UserError, first_few, progress, run_program
 
 SPLITS = ("train", "database", "test")
 

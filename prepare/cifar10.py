@@ -4,16 +4,14 @@ What belongs here: fetching, checking and unpacking that one archive.
 """
 import argparse
 import shutil
-import sys
 import tarfile
 import zlib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
-
-from download import check_md5, fetch, md5_digits
 from gpq.data import FILES, META, load_split
-from util import ROOT, UserError, progress, replacing, run_program
+from prepare.download import check_md5, fetch, md5_digits
+from storage.safe_files import replacing
+from util import ROOT, UserError, progress, run_program
 
 ARCHIVE = "cifar-10-python.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"

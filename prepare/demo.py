@@ -1,26 +1,23 @@
 """Draw the demo data set: photo-like scenes, their labels, and tags the way people tag.
 
-    python scripts/make_demo.py OUT_DIR [--images 1500] [--seed 0]
+    python prepare/demo.py OUT_DIR [--images 1500] [--seed 0]
 
 writes `OUT_DIR/images/*.jpg` (256×256) and `OUT_DIR/photos.csv` for `import_photos.py`. Every image comes
 from a random stream of its own, so image 7 is the same however many there are.
 
 In this file: how to draw, one painter a concept, the scenes that combine them, the camera, and the tagging.
 """
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # util.py lies at the root of the repository
-
 import argparse
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from util import UserError, number, progress, run_program, stream, write_json, write_text
+from storage.safe_files import write_json, write_text
+from util import UserError, number, progress, run_program, stream
 
 SIDE = 256  # pixels
 ROWS = np.arange(SIDE, dtype=np.float32)[:, None]  # (SIDE, 1)
@@ -472,7 +469,7 @@ def make_photo(seed, index):
 
 def make_demo(folder, images, seed):
     """Write the data set into `folder`, new, empty, or made before with the same settings."""
-    claim(folder, {"made_by": "scripts/make_demo.py", "images": images, "seed": seed})
+    claim(folder, {"made_by": "prepare/demo.py", "images": images, "seed": seed})
     table = folder / "photos.csv"
     table.unlink(missing_ok=True)  # where there is a table, its images are whole
     (folder / "images").mkdir(exist_ok=True)

@@ -24,7 +24,7 @@ def ray_address(text):
     raise argparse.ArgumentTypeError(f"expected local, auto or HOST:PORT, found {text!r}")
 
 
-def knock(address):
+def check_reachable(address):
     """Raise UserError if nothing listens at HOST:PORT; before anything is loaded, as that takes longer."""
     if address in ("auto", "local"):
         return

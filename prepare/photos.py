@@ -12,18 +12,16 @@ import posixpath
 import re
 import shlex
 import shutil
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
-
 from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, read_text
 from image_files import list_faults
-from split_files import write_lines
-from util import ROOT, UserError, number, run_program, sync
+from prepare.split_files import write_lines
+from storage.safe_files import sync
+from util import ROOT, UserError, number, run_program
 
 REQUIRED = ("image", "tags", "split")
 COLUMNS = (*REQUIRED, "labels")

@@ -10,28 +10,25 @@ import posixpath
 import re
 import shutil
 import stat
-import sys
 import zipfile
 import zlib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
-
 import numpy as np
 import scipy.sparse
 
-from download import check_md5, fetch, md5, md5_digits
 from image_files import image_faults, list_faults
-from split_files import (
+from prepare.download import check_md5, fetch, md5, md5_digits
+from prepare.split_files import (
     Collection,
     Rows,
-    alone,
     counts,
     draw_queries,
     draw_training,
     finish,
     finish_moving,
     link_images,
+    only_preparation,
     temporary_folder,
 )
 from util import UserError, add_shared_options, number, progress, run_program, stream
@@ -54,7 +51,7 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 def main():
     options = parse_options()
     place, splits = options.root / "datasets" / FOLDER, options.root / "data" / FOLDER
-    with alone(place):
+    with only_preparation(place):
         finish_moving(splits)
         labels_file, images = sources(options, place)
         annotations = read_annotations(labels_file)

@@ -20,7 +20,9 @@ import numpy as np
 
 import metrics
 import quantizer
-from util import UserError, fingerprint, progress, read_npy, replacing, write_json
+from storage.arrays import read_npy
+from storage.safe_files import fingerprint, replacing, write_json
+from util import UserError, progress
 
 try:
     import faiss

@@ -12,10 +12,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the programs' own folder
-
 import dataset
-from util import MOST_CODEBOOKS, ROOT, UserError, experiment_name, number, run_program, write_json
+from storage.run_log import experiment_name
+from storage.safe_files import write_json
+from util import MOST_CODEBOOKS, ROOT, UserError, number, run_program
 
 LAMBDA = 0.0001
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-import index
-from util import SEAL, UserError, check_seal, note, one_line, progress, read_json, replacing_folder, write_json
+from retrieval import index
+from storage.safe_files import CHECKSUMS, check_checksums, read_json, replacing_folder, write_json
+from util import UserError, note, one_line, progress
 
 RECORD = "shards.json"  # beside the shards: which index they were cut from
 CPUS = 0.1  # of Ray's that a shard asks for, so that every shard finds room on a small machine
@@ -57,7 +58,7 @@ def _is_there(folder, source):
     """Whether the shards in `folder` are those of `source`. Raises UserError if they are, but not as written."""
     try:
         return ((folder / RECORD).is_file() and read_json(folder / RECORD).get("source") == source
-                and check_seal(folder / SEAL))
+                and check_checksums(folder / CHECKSUMS))
     except UserError as error:
         raise UserError(f"{error}; delete {folder} to have it made anew") from None
 
@@ -132,15 +133,15 @@ class Sharded(index.Index):
         processes: of each shard the numbers of the processes that have answered for it, the newest last.
     """
 
-    def __init__(self, whole, crew):
+    def __init__(self, whole, backend):
         super().__init__(whole.folder, whole.content, None)
-        self._crew = crew
+        self._backend = backend
         self.processes = []
         self.search(np.zeros((1, whole.content.codebooks.shape[2]), np.float32), 1)
 
     def search(self, queries, topk, probes=index.DEFAULT_PROBES):
         topk = min(topk, len(self))
-        scores, rows, processes = zip(*self._crew.ask(np.ascontiguousarray(queries, np.float32), topk, probes),
+        scores, rows, processes = zip(*self._backend.ask(np.ascontiguousarray(queries, np.float32), topk, probes),
                                       strict=True)
         self._remember(processes)
         return index.best_first(np.hstack(scores), np.hstack(rows), topk)

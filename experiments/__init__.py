@@ -1,0 +1,1 @@
+"""Programs that compare: ablations and other quantizers."""

@@ -1,0 +1,1 @@
+"""Programs that make a data set, and what they share."""

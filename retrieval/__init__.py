@@ -1,0 +1,1 @@
+"""Searching: the index, its shards, and whoever builds, serves and asks it."""

@@ -1,0 +1,82 @@
+"""What is known of a run afterwards: the experiment's name, its log, and what its result depends on."""
+import contextlib
+import importlib.metadata
+import logging
+import platform
+import subprocess
+import sys
+
+from tqdm import tqdm
+
+from storage.safe_files import exclusive_lock, fingerprint
+from util import ROOT
+
+
+def experiment_name(dataset, loss, codebooks, fixed_margin, margin, gamma, lambda_, notes):
+    """The name that log, checkpoint and h5 of one experiment share, as the release spells it."""
+    def short(value):
+        return str(int(value)) if value == int(value) else str(value)
+    form = f"fixMargin_margin={short(margin)}" if fixed_margin else f"adaMargin_gamma={short(gamma)}"
+    return f"{dataset}_{loss}_nbits={8 * codebooks}_{form}_lambda={float(lambda_)}_{notes}"
+
+
+def open_log(path):
+    """The program's logger: lines with a time stamp, appended to `path` and shown above any progress bar.
+
+    Raises UserError while another run has the log, which is of the same experiment then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = logging.getLogger("wsdhq")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    for handler in (_LogFile(path, encoding="utf-8"), _ConsoleHandler()):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+    return log
+
+
+class _LogFile(logging.FileHandler):
+    """The log's file, which stays this process's own until the handler is closed."""
+
+    def __init__(self, path, **options):
+        self._lock_file = contextlib.ExitStack()
+        self._lock_file.enter_context(exclusive_lock(
+            path.with_name(f".{path.name}.lock"), f"{path}: another run of this experiment is at work; NOTES tell two "
+            "apart"))
+        super().__init__(path, **options)
+
+    def close(self):
+        super().close()
+        self._lock_file.close()
+
+    def handleError(self, _record):
+        raise  # what writing the record raised, such as a full disk
+
+
+class _ConsoleHandler(logging.Handler):
+    def emit(self, record):
+        tqdm.write(self.format(record))
+        sys.stdout.flush()
+
+
+def provenance(files):
+    """What a result depends on beside its options: versions, the commit and the SHA-256 of `{name: path}`."""
+    packages = ("tensorflow", "numpy", "scipy", "scikit-learn", "h5py", "opencv-python", "gensim")
+    return {
+        "versions": {"python": platform.python_version(),
+                     **{name: importlib.metadata.version(name) for name in packages}},
+        "git_commit": _git_commit(),
+        "fingerprints": {name: fingerprint(path) for name, path in files.items()},
+    }
+
+
+def _git_commit():
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"],
+                              cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None

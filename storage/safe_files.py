@@ -1,0 +1,169 @@
+"""Files that are written whole or not at all, their checksums, JSON, and locks.
+
+Whatever a path held before stays until what replaces it is on the disk.
+"""
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import filelock
+
+from util import UserError
+
+CHECKSUMS = "sha256.json"  # in a folder that was written whole
+
+
+# ---------------------------------------------------------------- writing
+
+@contextlib.contextmanager
+def replacing(path):
+    """Give a temporary name beside `path`; when the block ends well, sync it and rename it to `path`.
+
+    Whatever `path` held before stays whole until then, and stays if the block fails.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def with_checksums(record_file, record, *paths):
+    """As `replacing` for several files of one folder; the JSON `record_file` then holds `record` and their SHA-256.
+
+    Gives a temporary name for each path. The old record goes before the first file is renamed and the new one comes
+    after the last, so that no file ever stands beside the checksum of another.
+    """
+    with contextlib.ExitStack() as stack:
+        new_record = stack.enter_context(replacing(record_file))
+        temporaries = [stack.enter_context(replacing(path)) for path in paths]
+        yield temporaries
+        digests = {path.name: fingerprint(temporary) for path, temporary in zip(paths, temporaries, strict=True)}
+        new_record.write_text(_as_json({**record, "sha256": digests}), encoding="utf-8")
+        for temporary in (*temporaries, new_record):
+            sync(temporary)
+        record_file.unlink(missing_ok=True)
+
+
+def check_checksums(record_file):
+    """Whether the JSON `record_file` tells the SHA-256 of files beside it.
+
+    Raises UserError if one is missing or altered.
+    """
+    digests = read_json(record_file).get("sha256") if record_file.is_file() else None
+    if not isinstance(digests, dict):
+        return False
+    for name, digest in digests.items():
+        path = record_file.parent / Path(name).name
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, but {record_file.name} names it")
+        if fingerprint(path) != digest:
+            raise UserError(f"{path} was altered since it was written: its SHA-256 is not the one in "
+                            f"{record_file.name}")
+    return True
+
+
+@contextlib.contextmanager
+def replacing_folder(path):
+    """The same for a folder of files: give a new folder beside `path`; when the block ends well, it becomes `path`.
+
+    CHECKSUMS in it holds the SHA-256 of each file that the block wrote.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        digests = {part.name: fingerprint(part) for part in sorted(temporary.iterdir())}
+        (temporary / CHECKSUMS).write_text(_as_json({"sha256": digests}), encoding="utf-8")
+        for part in [*temporary.iterdir(), temporary]:
+            sync(part)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path):
+    """Have the operating system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------- locks
+
+@contextlib.contextmanager
+def exclusive_lock(path, sentence):
+    """Hold the lock file `path` for the block. Raises UserError, saying `sentence`, while another process holds it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, timeout=0)  # the system lets go of it however this process ends
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(sentence) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# ---------------------------------------------------------------- text and JSON
+
+def fingerprint(path):
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path, text):
+    """Replace `path` by `text` (UTF-8)."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name need not be UTF-8
+
+
+def write_json(path, content):
+    """Replace `path` by `content` as JSON that people can read."""
+    write_text(path, _as_json(content))
+
+
+def _as_json(content):
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_json(path):
+    """The dict in a JSON file. Raises UserError for anything else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: expected JSON, found something else ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def check_settings(path, settings, defaults=None):
+    """Raise UserError unless the JSON file `path`, among what a run saved, holds the `settings` of the resuming run.
+
+    `defaults`: of settings that older files lack.
+    """
+    stored = read_json(path)
+    saved = {key: stored.get(key, (defaults or {}).get(key)) for key in stored.keys() | settings.keys()}
+    differing = sorted(key for key in saved if saved[key] != settings.get(key))
+    if differing:
+        raise UserError(f"{path.parent} was saved with other settings: " + "; ".join(
+            f"{key} was {saved[key]}, now {settings.get(key)}" for key in differing))

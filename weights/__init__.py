@@ -1,0 +1,1 @@
+"""Programs that convert weights of other formats."""
