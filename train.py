@@ -119,7 +119,7 @@ def check_first_weights(options):
     """Raise UserError if training is to start from --weights and they are not there."""
     if options.backbone_init == "file" and not options.weights.is_file():
         raise UserError(f"{options.weights}: no such file: training starts from AlexNet's ImageNet weights in the "
-                        "release's format (see 'AlexNet weights' in README.md), or from random ones with "
+                        "release's format (see 'AlexNet weights' in docs/datasets.md), or from random ones with "
                         "--backbone-init lsuv")
 
 
