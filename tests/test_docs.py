@@ -61,6 +61,15 @@ def test_the_readme_can_be_read_in_one_go():
     assert len(read("README.md").splitlines()) <= 200
 
 
+def test_the_table_of_faults_names_tests_that_exist():
+    source = None
+    for name in re.findall(r"`(test_\w+\.py|\w+)…?`", read("tests/README.md").partition("## Faults")[2]):
+        if name.endswith(".py"):
+            source = read(f"tests/{name}")
+        elif source and "_" in name:
+            assert name in source, f"tests/README.md names {name}, which is in none of the files beside it"
+
+
 def recorded_calls(script, folder):
     """The calls of python and bash in a bash script, as [folder below the project, program, argument, …]."""
     (folder / "block.sh").write_text(RECORDER + script, encoding="utf-8")
