@@ -1,6 +1,6 @@
 """Data sets: where they lie, their split files, and what is read from them.
 
-Letters: N images, T merged tags, D = 300. Section numbers are those of the paper's description in README.md.
+Letters: N images, T merged tags, D = 300. Section numbers are those of docs/method.md.
 """
 import os
 from dataclasses import dataclass

@@ -56,7 +56,8 @@ def parse_arguments():
     build.add_argument("--out", type=Path, metavar="DIR", help="the index (default indexes/<experiment> in --root)")
     build.add_argument("--trained-on", metavar="NAME",
                        help="data set whose tags the checkpoint learned (default: as its .json file says)")
-    build.add_argument("--crops", type=int, choices=(10, 5, 1), default=10, help="crops a photo (default 10)")
+    build.add_argument("--crops", type=int, choices=(10, 5, 1), default=10,
+                       help="crops a photo, of the index and of its queries (default 10)")
     add_precision(build)
     build.add_argument("--lists", type=number(int, 0), metavar="N",
                        help="sort the codes into N lists, of which a query looks into some (default: none up to a "

@@ -3,7 +3,7 @@
     python tag_processing.py DATASET WORD_VECTORS GPU
 
 writes `tags/FinalTagEmbs.txt`, `tags/TagIdMergeMap.pkl` and `tags/report.json` beside the split files of the data
-set. Section 4 of the paper's description in README.md. Letters: R raw tags, V tags with a vector, T merged tags,
+set. Section 4 of docs/method.md. Letters: R raw tags, V tags with a vector, T merged tags,
 D = 300. How words are read, spelled and trained stands in word_vectors.py.
 """
 import argparse
@@ -65,7 +65,7 @@ def parse_options():
                              "lists of the training images")
     parser.add_argument("gpu", metavar="GPU", type=gpu_number,
                         help="accepted for the scripts' sake; this program computes on the CPU")
-    # Chosen by reading the merged groups of NUS-WIDE's list with GloVe vectors, where T is 927; see README.md.
+    # Chosen by reading the merged groups of NUS-WIDE's list with GloVe vectors, where T is 927; see docs/datasets.md.
     parser.add_argument("--neighbors", metavar="K", type=number(int, 1), default=5,
                         help="k: how many nearest tags may be a tag's neighbours (default 5)")
     parser.add_argument("--threshold", metavar="TAU", type=number(float, 0, 1), default=0.75,

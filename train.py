@@ -33,13 +33,15 @@ def parse_arguments():
         description="Train AlexNet and the codebooks on images and their merged tags; writes "
                     "checkpoints/<experiment>.npy and .json, and logs/<experiment>.log.")
     parser.add_argument("dataset", metavar="DATASET", help="flickr, nuswide, or the name of a folder in data/")
-    parser.add_argument("lr", metavar="LR", type=number(float, 0), help="learning rate of the first 300 steps")
+    parser.add_argument("lr", metavar="LR", type=number(float, 0),
+                        help="learning rate of the first 300 steps; it halves every 300 steps")
     parser.add_argument("iterations", metavar="ITERATIONS", type=number(int, 0), help="gradient steps")
     parser.add_argument("lambda_", metavar="LAMBDA", type=number(float, 0), help="weight of the quantization loss")
     parser.add_argument("codebooks", metavar="SUBSPACE_NUM", type=number(int, 1, MOST_CODEBOOKS),
                         help=f"codebooks, 1 to {MOST_CODEBOOKS}; 8 bits each")
     parser.add_argument("loss", metavar="LOSS", choices=("WSDQH", "WSDHQ", "WDHT"),
-                        help="WSDQH (or WSDHQ): the adaptive cosine margin; WDHT: the baseline's hinge")
+                        help="WSDQH (the release's spelling; WSDHQ is the same): the adaptive cosine margin; "
+                             "WDHT: the baseline's hinge")
     parser.add_argument("notes", metavar="NOTES", help="ends the experiment's name")
     parser.add_argument("gpu", metavar="GPU", type=gpu_numbers,
                         help="number of the GPU, several as 0,1; -1 or cpu for the CPU")
@@ -56,10 +58,11 @@ def parse_arguments():
                         help="the paper's ablation: train the network first, codebooks and codes afterwards")
     network = parser.add_argument_group("network")
     network.add_argument("--weights", type=Path, metavar="FILE",
-                         help="weights to start from, in the release's format (default: alexnet.npy in --root)")
+                         help="weights to start from: alexnet.npy, or a checkpoint, from whose fc8 and codebooks "
+                              "training then goes on (default: alexnet.npy in --root)")
     network.add_argument("--backbone-init", choices=("file", "lsuv"), default="file",
-                         help="start from --weights, or from random weights scaled layer by layer; these learn "
-                              "with LR 1e-5 to 3e-5 and --dropout 0 (default file)")
+                         help="start from --weights, or from random weights, scaled layer by layer to unit variance; "
+                              "these learn with LR 1e-5 to 3e-5 and --dropout 0 (default file)")
     network.add_argument("--finetune", choices=("all", "last"), default="all",
                          help="layers to train: all, or fc8 alone (default all)")
     network.add_argument("--dropout", type=number(float, 0, 0.99), default=0.5,
@@ -69,10 +72,14 @@ def parse_arguments():
     add_precision(running)
     running.add_argument("--cache-gb", type=number(float, 0), default=4.0,
                          help="memory for decoded images, GB of 10^9 bytes (default 4; 5,000 images a GB)")
-    running.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    running.add_argument("--skip-bad", action="store_true",
+                         help="leave out images that cannot be read, with their rows, and count them")
     running.add_argument("--save-every", type=number(int, 1), metavar="N",
-                         help="save a state that can be resumed every N steps (0.7 GB; default: none)")
-    running.add_argument("--resume", action="store_true", help="go on from the newest saved state")
+                         help="save a state that can be resumed every N steps; the newest is kept "
+                              "(0.7 GB; default: none)")
+    running.add_argument("--resume", action="store_true",
+                         help="go on from the newest saved state, also one that Ctrl-C left; the weights at the end "
+                              "are those of a run that was not interrupted")
     add_shared_options(parser)
     options = parser.parse_args()
     if options.loss == "WSDHQ":
@@ -119,7 +126,7 @@ def check_first_weights(options):
     """Raise UserError if training is to start from --weights and they are not there."""
     if options.backbone_init == "file" and not options.weights.is_file():
         raise UserError(f"{options.weights}: no such file: training starts from AlexNet's ImageNet weights in the "
-                        "release's format (see 'AlexNet weights' in README.md), or from random ones with "
+                        "release's format (see 'AlexNet weights' in docs/datasets.md), or from random ones with "
                         "--backbone-init lsuv")
 
 

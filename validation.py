@@ -12,15 +12,17 @@ def parse_arguments():
         description="Encode database and queries with a checkpoint and report MAP; writes "
                     "<experiment>_retrieval.h5 and <experiment>_metrics.json beside the checkpoint.")
     parser.add_argument("dataset", metavar="DATASET", help="flickr, nuswide, or the name of a folder in data/")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an .npy file that train.py wrote")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path,
+                        help="an .npy file of train.py or of the release; its codebooks tell the bits")
     parser.add_argument("gpu", metavar="GPU", type=gpu_numbers,
                         help="number of the GPU, several as 0,1; -1 or cpu for the CPU")
     parser.add_argument("--crops", type=int, choices=(10, 5, 1), default=10,
                         help="crops an image: ten, the five plain ones, or the plain centre (default 10)")
     parser.add_argument("--topk", type=number(int, 1), default=5000, metavar="K",
-                        help="results a query that count in MAP@K (default 5000)")
+                        help="results a query that count in MAP@K; cut to the size of the database (default 5000)")
     add_precision(parser)
-    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--skip-bad", action="store_true",
+                        help="leave out images that cannot be read, with their rows, and count them")
     parser.add_argument("--figures", action="store_true",
                         help="draw curves, rankings, a t-SNE map, codeword usage and the training into "
                              "<experiment>_figures/ beside the checkpoint (needs matplotlib)")

@@ -4,7 +4,7 @@
 
 The inputs are drawn in a temporary folder and removed. Numbers of files and sizes of texts are the real ones, but
 the images are one tiny JPEG: 25,000 copies in an archive for MIRFLICKR, hard links for NUS-WIDE. So reading photos from
-the disk (3 GB and 25 GB) is not measured. As all are alike, check_dataset.py has to compare every one by content (in
+the disk (3 GB and 25 GB) is not measured. As all are alike, prepare/check.py has to compare every one by content (in
 photos only those of equal size) and ends with exit code 1. To be met: under 2 minutes and 3 GB each.
 """
 import argparse

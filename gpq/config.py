@@ -18,8 +18,8 @@ class Config:
     pretrained: Annotated[Path | None, Path, ".mat or .npz to start the network from; without it, Xavier"] = None
     checkpoints: Annotated[Path, Path, "folder of the checkpoints that training writes"] = Path("checkpoints/gpq")
     logs: Annotated[Path, Path, "folder of the log and TensorBoard's events"] = Path("logs/gpq")
-    # codebooks: S of them with K = 2^bn_word codewords of len_code dimensions
-    n_book: Annotated[int, A_COUNT, "codebooks, S"] = 12
+    # codebooks: M of them with K = 2^bn_word codewords of len_code dimensions
+    n_book: Annotated[int, A_COUNT, "codebooks, M"] = 12
     bn_word: Annotated[int, number(int, 1, 8), "bits a codebook: it has 2^bn_word codewords"] = 4
     len_code: Annotated[int, A_COUNT, "dimensions of a codeword"] = 12
     # method
@@ -47,7 +47,7 @@ class Config:
 
     @property
     def length(self):
-        """L, dimensions of a feature."""
+        """M·D, dimensions of a feature."""
         return self.n_book * self.len_code
 
     @property

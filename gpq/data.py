@@ -1,6 +1,6 @@
 """CIFAR-10: the official batches, the split of the semi-supervised protocol, and the batches of a training.
 
-Letters: N images, B images of a batch, C classes.
+Letters: N images, B images of a batch, L classes.
 """
 from dataclasses import dataclass
 

@@ -91,7 +91,7 @@ def measure(queries, database, split, encoder, config, options):
     """`{ranking: mAP}`, the default one first, the random one last.
 
     Args:
-        queries, database: raw features, float32 (Q, L) and (N, L).
+        queries, database: raw features, float32 (Q, M·D) and (N, M·D).
     """
     results = {}
     for name, score in scorers(queries, database, encoder, config, options).items():
@@ -107,7 +107,7 @@ def measure(queries, database, split, encoder, config, options):
 
 
 def codewords_used(codes):
-    """How many codewords of each codebook some image uses, S ints. codes: uint8 (N, S)."""
+    """How many codewords of each codebook some image uses, M ints. codes: uint8 (N, M)."""
     return [len(np.unique(column)) for column in codes.T]
 
 
@@ -124,7 +124,7 @@ def print_table(results, used, split, config):
 def build_index(checkpoint, database, split, encoder, config, seed):
     """The searchable index of the database, coded with Z', in index/ beside the checkpoint.
 
-    Queries are intra-normalised features, float32 (Q, L); a score is Σ_s q_s·Z'_s[code_s], S less the distance.
+    Queries are intra-normalised features, float32 (Q, M·D); a score is Σ_m q_m·Z'_m[code_m], M less the distance.
     """
     words = encoder.soft_codebooks(config.alpha)
     codes = retrieval.hard_codes(retrieval.intra_normalize(database, config.n_book), words, config.n_book)

@@ -1,6 +1,7 @@
 """GPQ's two graphs, the training step and the encoder, and the checkpoints that they share.
 
-Letters: B labelled and U unlabelled images of a batch, S segments, K codewords, L dimensions of a feature, C classes.
+Letters: B labelled and U unlabelled images of a batch, M segments, K codewords, L classes;
+a feature has M segments of D numbers.
 """
 import numpy as np
 
@@ -29,7 +30,7 @@ class TrainingGraph:
 
     Args:
         config: a `gpq.config.Config`.
-        classes (int): C.
+        classes (int): L.
         loss: "gpq" for the whole method; "classification" for that loss alone, without unlabelled images.
         device: as of `session.device_name`.
         convolutions: as `network.CONVOLUTIONS`.
@@ -57,7 +58,7 @@ class TrainingGraph:
         self.learning_rate = tf.placeholder(tf.float32, [])
 
     def _build_features(self, shapes, convolutions):
-        """variables, moving averages and their update, F(x) as features (B, L) and target_features (U, L)."""
+        """variables, moving averages and their update, F(x) as features (B, M·D) and target_features (U, M·D)."""
         self.variables, self._first_values = network.make_variables(shapes)
         averages = network.MovingAverages(training=True, convolutions=convolutions)
         self.features, statistics = network.extract_features(
@@ -71,17 +72,17 @@ class TrainingGraph:
 
     def _build_losses(self, config):
         """hash L_N-PQ, cls L_cls, ent L_SEM and their weighted sum, loss."""
-        prototypes = losses.intra_normalize(self.variables[network.PROTOTYPES], config.n_book)  # P', (C, L)
+        prototypes = losses.intra_normalize(self.variables[network.PROTOTYPES], config.n_book)  # P', (L, M·D)
         codebooks = losses.soft_assign(prototypes, self.variables[network.CODEBOOKS], config.n_book, config.alpha)  # Z'
-        f = losses.intra_normalize(self.features, config.n_book)  # (B, L)
-        d = losses.soft_assign(codebooks, f, config.n_book, config.alpha)  # (B, L)
+        f = losses.intra_normalize(self.features, config.n_book)  # (B, M·D)
+        d = losses.soft_assign(codebooks, f, config.n_book, config.alpha)  # (B, M·D)
         self.hash = losses.n_pair_loss(f, d, self.labels, config.n_book)
         self.cls = losses.classification_loss(
             losses.class_logits(f, prototypes, config.n_book, config.beta), self.labels)
         if not self._semi_supervised:
             self.ent, self.loss = tf.zeros([]), self.cls
             return
-        g = losses.intra_normalize(losses.reverse_gradient(self.target_features), config.n_book)  # (U, L)
+        g = losses.intra_normalize(losses.reverse_gradient(self.target_features), config.n_book)  # (U, M·D)
         self.ent = losses.entropy_loss(losses.class_logits(g, prototypes, config.n_book, config.beta))
         self.loss = self.hash + config.lambda_1 * self.ent + config.lambda_2 * self.cls
 
@@ -177,8 +178,8 @@ class Encoder:
     """A trained network that stands ready to compute features.
 
     Attributes:
-        codebooks: Z, raw, float32 (K, L).
-        prototypes: P, raw, float32 (C, L).
+        codebooks: Z, raw, float32 (K, M·D).
+        prototypes: P, raw, float32 (L, M·D).
 
     Args:
         checkpoint: prefix of the checkpoint's files, ours or the release's. Raises UserError if it does not fit.
@@ -204,7 +205,7 @@ class Encoder:
             [variables[network.CODEBOOKS], variables[network.PROTOTYPES]])
 
     def features(self, images, what):
-        """F(x), raw, float32 (N, L) of RGB uint8 (N, 32, 32, 3); `what` is told where it takes long."""
+        """F(x), raw, float32 (N, M·D) of RGB uint8 (N, 32, 32, 3); `what` is told where it takes long."""
         return self._run(self._features, images, what)
 
     def pooled(self, images, what):
@@ -221,5 +222,5 @@ class Encoder:
         return np.concatenate(parts)
 
     def soft_codebooks(self, alpha):
-        """Z' of training, float32 (K, L)."""
+        """Z' of training, float32 (K, M·D)."""
         return retrieval.soft_codebooks(self.prototypes, self.codebooks, self._n_book, alpha)

@@ -1,7 +1,7 @@
 """GPQ's losses as TensorFlow graphs, and the two operations they are made of.
 
-Letters: B images of a batch, S segments (codebooks), K codewords of a codebook, D dimensions of a codeword,
-L = S·D, C classes. A codebook is a slice of Z, float32 (K, L): segment s of row k is codeword k of codebook s.
+Letters: B images of a batch, M segments (codebooks), K codewords of a codebook, D dimensions of a codeword,
+L classes. A codebook is a slice of Z, float32 (K, M·D): segment m of row k is codeword k of codebook m.
 """
 from session import tf
 
@@ -12,23 +12,23 @@ SMALLEST = 1e-5  # keeps the logarithm of the entropy finite
 # ---------------------------------------------------------------- segments
 
 def segments(x, n_book):
-    """Rows of length L cut into S segments: (n, L) to (n, S, D)."""
+    """Rows of length M·D cut into M segments: (n, M·D) to (n, M, D)."""
     return tf.reshape(x, [-1, n_book, x.shape[1] // n_book])
 
 
 def intra_normalize(x, n_book):
-    """intra(x): each segment of each row L2-normalised on its own, (n, L)."""
+    """intra(x): each segment of each row L2-normalised on its own, (n, M·D)."""
     return tf.reshape(tf.nn.l2_normalize(segments(x, n_book), axis=2), tf.shape(x))
 
 
 def soft_assign(z, x, n_book, alpha):
-    """soft(z → x): each segment of x expressed in the rows of z, then intra-normalised, float32 (n, L).
+    """soft(z → x): each segment of x expressed in the rows of z, then intra-normalised, float32 (n, M·D).
 
         w_k = softmax_k α·(x·z_k − 1)        x' = Σ_k w_k z_k
 
     Args:
-        z: the rows that may be used, float32 (m, L).
-        x: what is expressed, float32 (n, L).
+        z: the rows that may be used, float32 (rows, M·D).
+        x: what is expressed, float32 (n, M·D).
         alpha: α, how hard the assignment is.
     """
     parts = []
@@ -49,12 +49,12 @@ def reverse_gradient(x):
 def n_pair_loss(features, descriptors, labels, n_book):
     """The N-pair product quantization loss L_N-PQ, with its regulariser on the norms, a scalar.
 
-        logits = S·f̂·d̂ᵀ        targets_ij ∝ [label_i = label_j]
-        L = mean of cross-entropies + 0.0005·(mean‖f‖² + mean‖d‖²)
+        logits = M·f̂·d̂ᵀ        targets_ij ∝ [label_i = label_j]
+        loss = mean of cross-entropies + 0.0005·(mean‖f‖² + mean‖d‖²)
 
     Args:
-        features: f, float32 (B, L).
-        descriptors: d, the soft quantized f, float32 (B, L).
+        features: f, float32 (B, M·D).
+        descriptors: d, the soft quantized f, float32 (B, M·D).
         labels: int (B,).
     """
     logits = n_book * tf.matmul(tf.nn.l2_normalize(features, 1), tf.nn.l2_normalize(descriptors, 1), transpose_b=True)
@@ -66,21 +66,21 @@ def n_pair_loss(features, descriptors, labels, n_book):
 
 
 def class_logits(features, prototypes, n_book, beta):
-    """Mean over the segments of the cosines with the prototypes, times β², float32 (B, C).
+    """Mean over the segments of the cosines with the prototypes, times β², float32 (B, L).
 
     Args:
-        features: f, intra-normalised, float32 (B, L).
-        prototypes: P', intra-normalised, float32 (C, L).
+        features: f, intra-normalised, float32 (B, M·D).
+        prototypes: P', intra-normalised, float32 (L, M·D).
     """
     return tf.matmul(beta * features, beta * prototypes, transpose_b=True) / n_book
 
 
 def classification_loss(logits, labels):
-    """L_cls, the mean cross-entropy of logits (B, C) with labels, int (B,)."""
+    """L_cls, the mean cross-entropy of logits (B, L) with labels, int (B,)."""
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
 
 
 def entropy_loss(logits):
-    """L_SEM, the negative entropy of the classes of unlabelled images, a scalar of logits (B, C)."""
+    """L_SEM, the negative entropy of the classes of unlabelled images, a scalar of logits (B, L)."""
     p = tf.nn.softmax(logits)
     return tf.reduce_mean(tf.reduce_sum(p * tf.log(p + SMALLEST), 1))

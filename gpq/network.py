@@ -1,6 +1,6 @@
 """GPQ's network F, a small VGG with batch normalisation, and its parameters under the release's names.
 
-Letters: B images of a batch, S segments, K codewords, L = S·len_code dimensions of a feature, C classes.
+Letters: B images of a batch, M segments of D numbers of a feature, K codewords, L classes.
 """
 import math
 
@@ -137,7 +137,7 @@ class MovingAverages:
 # ---------------------------------------------------------------- features
 
 def extract_features(images, variables, averages, training, convolutions=CONVOLUTIONS):
-    """F(x), float32 (B, L), and each normalisation's (mean, variance), as `pool_maps`, whose arguments these are."""
+    """F(x), float32 (B, M·D), and each normalisation's (mean, variance), as `pool_maps`, whose arguments these are."""
     pooled, statistics = pool_maps(images, variables, averages, training, convolutions)
     return project(pooled, variables), statistics
 
@@ -169,5 +169,5 @@ def pool_maps(images, variables, averages, training, convolutions=CONVOLUTIONS):
 
 
 def project(pooled, variables):
-    """F's last layer, float32 (B, L) of (B, 768)."""
+    """F's last layer, float32 (B, M·D) of (B, 768)."""
     return tf.matmul(pooled, variables[f"{DENSE}/kernel"]) + variables[f"{DENSE}/bias"]

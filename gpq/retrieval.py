@@ -1,14 +1,14 @@
 """Codes, distances from look-up tables and mAP (NumPy only).
 
-Letters: Q queries, N database images, S segments (codebooks), K codewords, D dimensions of a codeword, L = S·D,
-C classes. No session, no file and no data set in here.
+Letters: Q queries, N database images, M segments (codebooks), K codewords, D dimensions of a codeword,
+L classes. No session, no file and no data set in here.
 """
 import numpy as np
 
 import metrics
 import quantizer
 
-ENCODED_AT_ONCE = 4096  # images; bounds the memory of encoding to some 4·S·K bytes for each
+ENCODED_AT_ONCE = 4096  # images; bounds the memory of encoding to some 4·M·K bytes for each
 
 
 # ---------------------------------------------------------------- codebooks
@@ -18,38 +18,38 @@ def _segments(x, n_book):
 
 
 def intra_normalize(x, n_book):
-    """Each segment of each row L2-normalised on its own, float32 (n, L)."""
+    """Each segment of each row L2-normalised on its own, float32 (n, M·D)."""
     parts = _segments(x, n_book)
     return (parts / np.maximum(np.linalg.norm(parts, axis=2, keepdims=True), 1e-6)).reshape(x.shape)
 
 
 def soft_codebooks(prototypes, codebooks, n_book, alpha):
-    """Z' of training: each codeword of Z expressed in the prototypes, float32 (K, L).
+    """Z' of training: each codeword of Z expressed in the prototypes, float32 (K, M·D).
 
     Args:
-        prototypes: P, raw, float32 (C, L).
-        codebooks: Z, raw, float32 (K, L).
+        prototypes: P, raw, float32 (L, M·D).
+        codebooks: Z, raw, float32 (K, M·D).
         alpha: α, how hard the assignment is.
     """
     p, z = _segments(intra_normalize(prototypes, n_book), n_book), _segments(codebooks, n_book)
-    logits = alpha * (np.einsum("ksd,csd->ksc", z, p) - 1)  # (K, S, C)
+    logits = alpha * (np.einsum("ksd,csd->ksc", z, p) - 1)  # (K, M, L)
     weights = np.exp(logits - logits.max(2, keepdims=True))
     weights /= weights.sum(2, keepdims=True)
     return intra_normalize(np.einsum("ksc,csd->ksd", weights, p).reshape(codebooks.shape), n_book)
 
 
 def hard_codes(features, codebooks, n_book):
-    """The codeword of the largest inner product in each segment, uint8 (N, S); of equal ones the first.
+    """The codeword of the largest inner product in each segment, uint8 (N, M); of equal ones the first.
 
     Args:
-        features: float32 (N, L); the lengths of their segments do not matter.
-        codebooks: float32 (K, L).
+        features: float32 (N, M·D); the lengths of their segments do not matter.
+        codebooks: float32 (K, M·D).
     """
-    words = _segments(codebooks, n_book).transpose(1, 2, 0)  # (S, D, K)
+    words = _segments(codebooks, n_book).transpose(1, 2, 0)  # (M, D, K)
     codes = np.empty((len(features), n_book), np.uint8)
     for start in range(0, len(features), ENCODED_AT_ONCE):
         rows = slice(start, start + ENCODED_AT_ONCE)
-        parts = _segments(features[rows], n_book).transpose(1, 0, 2)  # (S, n, D)
+        parts = _segments(features[rows], n_book).transpose(1, 0, 2)  # (M, n, D)
         codes[rows] = (parts @ words).argmax(2).T
     return codes
 
@@ -57,18 +57,18 @@ def hard_codes(features, codebooks, n_book):
 # ---------------------------------------------------------------- distances and mAP
 
 def by_segment(codebooks, n_book):
-    """Codebooks (K, L) as quantizer.py and index.py take them, float32 (S, K, D)."""
+    """Codebooks (K, M·D) as quantizer.py and index.py take them, float32 (M, K, D)."""
     return np.ascontiguousarray(_segments(codebooks, n_book).transpose(1, 0, 2))
 
 
 def distances(queries, codes, codebooks):
-    """Σ_s (1 − q_s·Z_s[code_s]), float32 (Q, N), of queries, float32 (Q, L), codes, uint8 (N, S), and Z, (K, L)."""
+    """Σ_m (1 − q_m·Z_m[code_m]), float32 (Q, N), of queries, float32 (Q, M·D), codes, uint8 (N, M), and Z, (K, M·D)."""
     n_book = codes.shape[1]
     return n_book - quantizer.quantized_scores(queries, codes, by_segment(codebooks, n_book))
 
 
 def one_hot(labels, classes):
-    """0/1 labels as metrics.py and index.py take them, uint8 (N, C), of int (N,)."""
+    """0/1 labels as metrics.py and index.py take them, uint8 (N, L), of int (N,)."""
     return np.eye(classes, dtype=np.uint8)[labels]
 
 

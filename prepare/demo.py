@@ -2,7 +2,7 @@
 
     python prepare/demo.py OUT_DIR [--images 1500] [--seed 0]
 
-writes `OUT_DIR/images/*.jpg` (256×256) and `OUT_DIR/photos.csv` for `import_photos.py`. Every image comes
+writes `OUT_DIR/images/*.jpg` (256×256) and `OUT_DIR/photos.csv` for `prepare/photos.py`. Every image comes
 from a random stream of its own, so image 7 is the same however many there are.
 
 In this file: how to draw, one painter a concept, the scenes that combine them, the camera, and the tagging.

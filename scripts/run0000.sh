@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole pipeline on drawn photos, on a fresh machine: run0000.sh [GPU] [SEED] (default: GPU 0, seed 0).
 # Installs the environment, draws and imports the data set `demo`, learns word vectors from its tags, trains
-# from random weights at 16 bits and validates. The README has the time it takes and the MAP to expect.
+# from random weights at 16 bits and validates. README.md has the time it takes and the MAP to expect.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install requirements.txt
 

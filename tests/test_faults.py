@@ -1,6 +1,6 @@
 """Faults that are really injected: SIGKILL at every step of a save, full disks, flipped bytes, signals, two runs.
 
-README.md's table of faults names the test of each.
+tests/README.md's table of faults names the test of each.
 """
 import contextlib
 import json
@@ -165,7 +165,7 @@ def test_a_kill_at_any_moment_of_an_import_leaves_no_half_data_set_and_it_can_be
 
     def run_import(root, _=None):
         arguments = ["mine", desk.csv, "--images", desk.images, "--root", root]
-        monkeypatch.setattr(sys, "argv", ["import_photos.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["photos.py", *map(str, arguments)])
         photos.main()
 
     def files(root):

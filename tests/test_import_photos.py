@@ -364,7 +364,7 @@ def test_a_move_that_fails_leaves_neither_folder(desk, monkeypatch):
 
     desk.csv.write_text(PHOTOS)
     monkeypatch.setattr(Path, "rename", fail)
-    monkeypatch.setattr(sys, "argv", ["import_photos.py", "mine", str(desk.csv), "--images", str(desk.images),
+    monkeypatch.setattr(sys, "argv", ["photos.py", "mine", str(desk.csv), "--images", str(desk.images),
                                       "--root", str(desk.root)])
     with pytest.raises(OSError, match="the disk is gone"):
         photos.main()

@@ -577,7 +577,7 @@ def test_queries_of_each_concept(nuswide, capsys, monkeypatch):
     assert len(test) == 2 * 21
     kept = [i for i in range(23) if i not in nuswide.rare]
     assert (nuswide.labels[np.ix_(test, kept)].sum(0) >= 2).all()
-    monkeypatch.setattr(sys, "argv", ["prepare_nuswide.py", "ROOT", "--queries", "2100"])
+    monkeypatch.setattr(sys, "argv", ["nuswide.py", "ROOT", "--queries", "2100"])
     assert prepare_nuswide.parse_options().per_concept == 100
 
 
