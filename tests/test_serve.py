@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import index, shards
+from retrieval import index, manifest, shards
 from storage.safe_files import fingerprint
 from test_index import make_content
 from tiny import PROJECT, run
@@ -37,10 +37,11 @@ def folders(tmp_path_factory):
     content.codes = content.codes[stream(0, "ties").integers(0, N // 10, N)]
     content.images = [f"{row} é.jpg" for row in range(N)]
     content.labels, content.label_names = None, []
-    content.facts |= {"crops": 1, "checkpoint": "gone.npy"}
+    content.facts |= {"crops": 1, "checkpoint": "gone.npy", "checkpoint_sha256": "none", "experiment": "none",
+                      "root": "/", "dataset": None}
     made = {kind: tmp_path_factory.mktemp(kind) for kind in ("flat", "lists")}
     index.save(made["flat"], content)
-    index.save(made["lists"], content, lists=16)
+    index.save(made["lists"], content, inverted_lists=16)
     return made
 
 
@@ -214,7 +215,7 @@ def test_a_connection_that_breaks_off_or_speaks_no_http_harms_no_other(address):
 
 def cut(folder):
     """The paths of the two shards of an index."""
-    parts = shards.cut(index.load(folder), 2, fingerprint(folder / index.MANIFEST))
+    parts = shards.cut(index.load(folder), 2, fingerprint(folder / manifest.MANIFEST))
     return [Path(part.path) for part in parts]
 
 
@@ -238,7 +239,7 @@ def test_shards_are_made_once_and_anew_when_the_index_is_written_again(folders, 
     shutil.copytree(folders["flat"], tmp_path / "index")
     before = cut(tmp_path / "index")[0].stat().st_ino
     assert cut(tmp_path / "index")[0].stat().st_ino == before
-    opened = shards.Part(str(cut(tmp_path / "index")[0]), fingerprint(tmp_path / "index" / index.MANIFEST), 0)
+    opened = shards.Part(str(cut(tmp_path / "index")[0]), fingerprint(tmp_path / "index" / manifest.MANIFEST), 0)
     content = index.load(tmp_path / "index").content
     content.codes = content.codes[::-1].copy()
     whole = index.save(tmp_path / "index", content)
