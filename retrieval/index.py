@@ -163,7 +163,9 @@ def writing(folder):
     folder = Path(folder)
     if not has_index(folder):
         _check_empty(folder)
-    with exclusive_lock(folder / ".lock", f"{folder}: another process is writing this index; wait until it has ended"):
+    place = folder.resolve()  # the lock is beside it, so that a folder is made only for an index
+    with exclusive_lock(place.with_name(f".{place.name}.lock"),
+                        f"{folder}: another process is writing this index; wait until it has ended"):
         yield partial(_save, folder)
 
 

@@ -84,7 +84,7 @@ def file_name(role, generation):
 def is_own_name(name):
     """Whether an index, or a writing of one that was cut off, can have left a file or folder of this name."""
     file = "|".join(rf"{role}-\d+\.{suffix}" for role, suffix in SUFFIXES.items())
-    return re.fullmatch(rf"\.lock|{file}|\.(?:{file}|{re.escape(MANIFEST)})\.\d+\.tmp", name) is not None
+    return re.fullmatch(rf"{file}|\.(?:{file}|{re.escape(MANIFEST)})\.\d+\.tmp", name) is not None
 
 
 def _check_files(path, manifest):

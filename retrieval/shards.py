@@ -5,6 +5,7 @@ With inverted lists, a shard has the centres of all lists and, of every list, it
 at just what the whole index would look at, and their answers, merged, are its answers.
 """
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from storage.safe_files import (
     exclusive_lock,
     naming,
     read_json,
-    recover_folders,
     replacing_folder,
     write_json,
 )
@@ -61,7 +61,8 @@ def cut(whole, shards, source):
 
 
 def _write(folder, whole, starts, names, source):
-    recover_folders(folder.parent)
+    for half_written in folder.parent.glob(".shards-*.tmp"):  # by a process that was killed
+        shutil.rmtree(half_written)
     with replacing_folder(folder) as new:
         for shard, name in enumerate(progress(names, desc="cutting the index into shards")):
             faiss_engine.write(_engine_of(whole, starts[shard], starts[shard + 1]), new / name, folder / name)

@@ -271,7 +271,7 @@ def indexes(engine):
         facts={"seed": 0, "images": "/photos"})
     with tempfile.TemporaryDirectory() as folder:
         index.save(folder, content)
-        files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != ".lock"}
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     return Kind(files, index.load, together=True, pack=seal_index)
 
 

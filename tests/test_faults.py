@@ -264,7 +264,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, kind):
     save, load = SAVED[kind]
     save(tmp_path, 1)
     before = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with files_of_at_most(30), pytest.raises((OSError, RuntimeError)):
+    with files_of_at_most(30), pytest.raises((OSError, UserError)):
         save(tmp_path, 2)
     assert {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert load(tmp_path) == 1

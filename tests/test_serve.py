@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from retrieval import index, manifest, shards
-from storage.safe_files import fingerprint
+from storage.safe_files import exclusive_lock, fingerprint
+from test_faults import killed_at
 from test_index import make_content
 from tiny import PROJECT, run
 from util import UserError, stream
@@ -248,6 +249,44 @@ def test_shards_are_made_once_and_anew_when_the_index_is_written_again(folders, 
     assert_answered(answer, whole.search(queries(2), 20))
     with pytest.raises(UserError, match="was cut from another index"):
         shards.Shard(opened, threads=1)
+
+
+@pytest.mark.parametrize("kind", ["flat", "lists"])
+def test_a_disk_that_is_full_while_shards_are_cut_is_one_sentence_and_leaves_nothing(folders, tmp_path, kind):
+    folder = tmp_path / "index"
+    shutil.copytree(folders[kind], folder)
+    before = sorted(path.name for path in folder.iterdir())
+    for size in (50, 300_000):
+        code = f"import resource, serve, util; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, -1)); " \
+               "util.run_program(serve.main)"
+        done = subprocess.run([sys.executable, "-c", code, folder, "--shards", "2", "--port", "0"], cwd=PROJECT,
+                              capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr == f"error: {folder}/shards-2/shard-1.faiss: it could not be written: File too large\n"
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*before, ".shards.lock"])
+    assert len(cut(folder)) == 2
+
+
+def test_two_processes_do_not_cut_one_index_at_once(folders, tmp_path):
+    shutil.copytree(folders["flat"], tmp_path / "index")
+    with (exclusive_lock(tmp_path / "index" / shards.LOCK, "taken"),
+          pytest.raises(UserError, match="another process is cutting this index into shards")):
+        cut(tmp_path / "index")
+    assert all(path.is_file() for path in cut(tmp_path / "index"))
+
+
+def test_a_kill_at_any_moment_of_cutting_leaves_shards_that_can_be_used_or_cut_again(folders, tmp_path):
+    shutil.copytree(folders["flat"], tmp_path / "index")
+    (tmp_path / "index/.shards-2.77.tmp").mkdir()  # half-written by a process that was killed
+    expected = [path.read_bytes() for path in cut(tmp_path / "index")]
+    call, killed = 1, True
+    while killed:
+        (tmp_path / "index/shards-2/shards.json").write_text("{}")  # so that they are cut again
+        killed = killed_at(call, lambda folder, _: cut(folder), tmp_path / "index")
+        assert [path.read_bytes() for path in cut(tmp_path / "index")] == expected
+        call += 1
+    assert call > 4
+    assert not [*(tmp_path / "index").glob(".*.old"), *(tmp_path / "index").glob(".*.tmp")]
 
 
 @pytest.mark.parametrize(("options", "sentence"), [
