@@ -13,7 +13,7 @@ from backbones import alexnet, layers
 from image_files import CROP_SIDE, random_crops
 from losses import quantization_loss
 from session import check_finite, finite_operations, first_device, in_towers, save_variables, tf
-from storage.safe_files import CHECKSUMS, check_checksums, check_settings, replacing_folder, write_json
+from storage.safe_files import CHECKSUMS, check_checksums, check_settings, recover_folders, replacing_folder, write_json
 from util import DIMENSIONS, PRECISIONS, UserError, stream
 
 HALVING_STEPS = 300  # the learning rate halves every so many steps
@@ -274,6 +274,7 @@ class States:
 
     def newest_step(self):
         """The 0-based step that the newest state begins. Raises UserError if there is none."""
+        recover_folders(self._folder)
         states = sorted(self._folder.glob("step_*"))
         if not states:
             raise UserError(f"{self._folder}: there is no saved state to resume; --save-every writes one")

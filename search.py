@@ -148,19 +148,21 @@ def build(checkpoint, dataset, out=None, root=ROOT, trained_on=None, crops=10, l
     from retrieval import index
     weights, codebooks = net_val.read_checkpoint(checkpoint)
     tagged = training_dataset(checkpoint, source, root, trained_on)
-    if (out / index.MANIFEST).is_file():
-        before = existing_content(out, checkpoint, source, crops, precision)
-    else:
-        before = new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision)
-    rows = new_rows(source, before, out, skip_bad)
-    codes = stored_codes(checkpoint, source, rows, before.facts)
-    if codes is None:
-        codes = encode_photos([source.folder / source.names[row] for row in rows], weights, before, gpu)
-    content = replace(before, codes=np.concatenate([before.codes, codes]),
-                      images=[*before.images, *(source.names[row] for row in rows)],
-                      labels=None if before.labels is None else np.concatenate([before.labels, source.labels[rows]]))
-    lists = index.default_lists(len(content.codes)) if lists is None else lists
-    made = index.save(out, content, lists)
+    with index.writing(out) as save:  # no other process may write the index since this one read it
+        if index.has_index(out):
+            before = existing_content(out, checkpoint, source, crops, precision)
+        else:
+            before = new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision)
+        rows = new_rows(source, before, out, skip_bad)
+        codes = stored_codes(checkpoint, source, rows, before.facts)
+        if codes is None:
+            codes = encode_photos([source.folder / source.names[row] for row in rows], weights, before, gpu)
+        content = replace(before, codes=np.concatenate([before.codes, codes]),
+                          images=[*before.images, *(source.names[row] for row in rows)],
+                          labels=None if before.labels is None else np.concatenate([before.labels,
+                                                                                    source.labels[rows]]))
+        lists = index.default_inverted_lists(len(content.codes)) if lists is None else lists
+        made = save(content, lists)
     print(f"{out}: {len(made):,} photos, {len(rows):,} of them new, {8 * len(codebooks)} bits each"
           + (f", in {lists} lists" if lists else ""))
     return made
@@ -365,9 +367,9 @@ def open_index(folder, checkpoint=None, gpu=None, images=None):
         gpu: number of the GPU that embeds queries, None for the CPU.
         images: where the indexed photos are now, if they were moved.
     """
-    from retrieval import index
+    from retrieval import faiss_engine, index
     loaded = index.load(folder)
-    if index.faiss is None:
+    if faiss_engine.faiss is None:
         warn("note: FAISS is not installed, so NumPy searches, slower (pip install -r requirements-search.txt)")
     if "crops" not in loaded.content.facts:
         raise UserError(f"{folder} is an index of another program: {loaded.content.facts.get('made_by')}")

@@ -55,16 +55,20 @@ def main():
     server = Server(options.host, options.port)
     if options.ray is not None:
         cluster.check_reachable(options.ray)
-    from retrieval import index, shards
-    if index.faiss is None:
+    from retrieval import faiss_engine, manifest, shards
+    if faiss_engine.faiss is None:
         raise UserError("serving needs FAISS: pip install -r requirements-search.txt")
-    index.read_manifest(options.index)
+    manifest.read(options.index)
     if options.ray is not None:
         cluster.start(options.ray, options.shards + 1)
-    source = fingerprint(options.index / index.MANIFEST)
+    source = fingerprint(options.index / manifest.MANIFEST)
     photos = search.open_index(options.index, options.checkpoint, options.gpu)
     parts = shards.cut(photos.index, options.shards, source)
-    photos.index = shards.Sharded(photos.index, shards.Threads(parts) if options.ray is None else shards.Actors(parts))
+    if options.ray is None:
+        photos.index = shards.Sharded(photos.index, shards.Threads(parts))
+    else:
+        from retrieval import ray_shards
+        photos.index = shards.Sharded(photos.index, ray_shards.Actors(parts))
     server.run(Service(photos, options.nprobe))
 
 
@@ -87,7 +91,7 @@ class Service:
 
     def search(self, _settings, body):
         settings, index = read_object(body), self.photos.index
-        vectors = read_vectors(settings.get("vectors"), index.content.codebooks.shape[2])
+        vectors = read_vectors(settings.get("vectors"), index.content.query_length)
         options = self._options(settings, MOST_RESULTS // len(vectors))
         answers = [(scores[rows >= 0], rows[rows >= 0])  # the lists that were looked into may hold too few
                    for scores, rows in zip(*index.search(vectors, **options), strict=True)]

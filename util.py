@@ -6,6 +6,7 @@ import argparse
 import collections
 import itertools
 import math
+import os
 import signal
 import sys
 import zlib
@@ -147,7 +148,16 @@ def stream(seed, purpose, *numbers):
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *numbers])
 
 
-# ---------------------------------------------------------------- progress and work done ahead
+# ---------------------------------------------------------------- cores, progress and work done ahead
+
+def cores():
+    """How many processor cores this process may use, at least 1."""
+    if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
 
 def progress(iterable=None, **options):
     """A tqdm bar for what takes over two seconds where a person watches; nothing in a file or a pipe."""

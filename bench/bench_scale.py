@@ -18,7 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from retrieval import index
+from retrieval import faiss_engine, index
 from util import stream
 
 NEIGHBOURS, REPLACED = 16, 0.25
@@ -44,8 +44,8 @@ def draw_codes(real, codebooks, count):
     """Codes as those of real images, uint8 (count, M)."""
     rng = stream(0, "bench scale")
     codes = np.empty((count, len(codebooks)), np.uint8)
-    for start in range(0, count, index.LIST_BLOCK):
-        block = real[rng.integers(len(real), size=min(index.LIST_BLOCK, count - start))]
+    for start in range(0, count, faiss_engine.BLOCK):
+        block = real[rng.integers(len(real), size=min(faiss_engine.BLOCK, count - start))]
         for m, words in enumerate(codebooks):
             squares = np.square(words).sum(1)
             near = (squares - 2 * words @ words.T).argsort(1)[:, 1:NEIGHBOURS + 1]  # (K, 16)
@@ -121,7 +121,7 @@ def main():
     for count in options.images:
         with tempfile.TemporaryDirectory() as temporary:
             folder, exact = Path(temporary), Path(temporary) / "exact.npy"
-            for lists in (0, index.default_lists(max(count, 2 * index.FLAT_IMAGES))):
+            for lists in (0, index.default_inverted_lists(max(count, 2 * index.FLAT_IMAGES))):
                 place = folder / f"lists-{lists}"
                 built = in_child("build", options.retrieval, place, count, lists)
                 report(count, lists, built, in_child("ask", options.retrieval, place, exact))

@@ -32,7 +32,8 @@ def make_index(folder, images, lists):
     codebooks = rng.normal(size=(CODEBOOKS, 256, DIMENSIONS)).astype(np.float32)
     index.save(folder, index.Content(
         codes, codebooks, [f"{i}.jpg" for i in range(images)], [["tag"]], codebooks[0, :1], None, [],
-        {"seed": 0, "images": "/photos", "crops": 1, "checkpoint": "none"}), lists)
+        {"seed": 0, "images": "/photos", "crops": 1, "checkpoint": "none", "checkpoint_sha256": "none",
+         "experiment": "none", "root": "/", "dataset": None}), lists)
 
 
 @contextlib.contextmanager

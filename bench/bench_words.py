@@ -41,7 +41,7 @@ def main():
 
 def average_precision(query, labels, photos):
     """AP of one query (1, D) over all photos, of which those with label 1, 0/1 (N, 1), are relevant."""
-    scores, rows = photos.search(query, len(photos), probes=index.MOST_LISTS)
+    scores, rows = photos.search(query, len(photos), probes=index.MOST_INVERTED_LISTS)
     ranked = np.empty((1, len(photos)), np.float32)
     ranked[0, rows[0]] = scores[0]
     return metrics.evaluate(lambda _: ranked, np.ones((1, 1)), labels, len(photos)).map

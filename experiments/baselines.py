@@ -254,7 +254,7 @@ BASELINES = {"LSH": (lsh_index, True), "ITQ": (itq_index, True), "PQ": (pq_index
 # ---------------------------------------------------------------- the rows
 
 def own_method(c):
-    from retrieval.index import flat_engine
+    from retrieval.faiss_engine import flat_engine
     m = len(c.codebooks)
     queries = np.tile(c.qry_features[:QUERIES_TIMED], (1, m))
     return Method(m, lambda q: quantizer.quantized_scores(c.qry_features[q], c.db_codes, c.codebooks),

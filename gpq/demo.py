@@ -1,5 +1,6 @@
 """Measure a GPQ checkpoint on CIFAR-10, and search with it: `python -m gpq.demo CHECKPOINT [GPU] [options]`."""
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -132,7 +133,8 @@ def build_index(checkpoint, database, split, encoder, config, seed):
         codes=codes, codebooks=retrieval.by_segment(words, config.n_book), images=split.database.names, tag_names=[],
         tag_embeddings=np.empty((0, config.length), np.float32),
         labels=retrieval.one_hot(split.database.labels, len(split.class_names)), label_names=split.class_names,
-        facts={"made_by": "gpq.demo", "checkpoint": str(checkpoint), "images": str(config.data), "seed": seed,
+        facts={"made_by": "gpq.demo", "checkpoint": str(checkpoint), "images": os.path.realpath(config.data),
+               "seed": seed,
                "checkpoint_sha256": fingerprint(checkpoint.with_name(f"{checkpoint.name}.data-00000-of-00001"))})
     return index.save(checkpoint.with_name("index"), content)
 

@@ -8,7 +8,7 @@ import numpy as np
 from gpq import losses, network, retrieval
 from gpq.data import SIDE, standardize
 from session import check_finite, finite_operations, open_session, save_variables, tf
-from storage.safe_files import CHECKSUMS, check_checksums, check_settings, replacing_folder, write_json
+from storage.safe_files import CHECKSUMS, check_checksums, check_settings, recover_folders, replacing_folder, write_json
 from util import UserError, note, one_line, progress
 
 MODEL = "model.ckpt"  # in the folder of an epoch
@@ -117,6 +117,7 @@ def step_folder(folder, step):
 
 def saved_steps(folder):
     """How many steps each checkpoint in `folder` follows, ascending."""
+    recover_folders(folder)
     return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
 
 

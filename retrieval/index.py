@@ -1,48 +1,32 @@
 """A searchable index: the codes of many images, one byte a codebook each, and all that a query needs.
 
-The score of an image is q · Σ_m codebooks[m, code_m] (AQD, section 8 of the method). FAISS computes just that as a
-product quantizer over the query repeated M times; without FAISS, NumPy does. Of GPQ, each codebook stands for a segment
-of the query, which is a product quantizer as it is. No TensorFlow in this file.
+The score of an image is q · Σ_m codebooks[m, code_m] (AQD, section 8 of the method). FAISS computes it
+(faiss_engine.py); without FAISS, NumPy does. Of GPQ, each codebook stands for a segment of the query. No TensorFlow in
+this file.
 
 Letters: N images, Q queries, D = 300, M codebooks of K = 256 codewords, T merged tags, L labels; of GPQ, K is 2 to 256,
 and D is the length of a codeword, so that a query has M·D numbers.
 """
+import contextlib
 import difflib
-import hashlib
-import json
-import mmap
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import metrics
 import quantizer
+from retrieval import faiss_engine, manifest
+from retrieval.lines import Lines, write_lines
 from storage.arrays import read_npy
-from storage.safe_files import fingerprint, replacing, write_json
-from util import UserError, progress
+from storage.safe_files import exclusive_lock, naming, replacing
+from util import UserError
 
-try:
-    import faiss
-except ImportError:  # optional: requirements-search.txt
-    faiss = None
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-NEEDED_FILES = {"codes", "codebooks", "tag_embeddings", "images"}
-NEEDED_FACTS = {"generation", "lists", "tag_names", "label_names", "images", "seed"}
-FLAT_IMAGES = 1_000_000  # more images than that are sorted into lists, unless told otherwise
-MOST_LISTS = 8192
-LIST_SAMPLE = 64  # images a list that its centre is learned from
-LIST_SWEEPS = 10  # of k-means
+FLAT_IMAGES = 1_000_000  # more images than that are sorted into inverted lists, unless told otherwise
+MOST_INVERTED_LISTS = 8192
 BLOCK = 2**18  # images that are scored at once
-LIST_BLOCK = 2**22  # images that are sorted into lists at once
-LETTERS_AT_ONCE = 2**24  # in which ends of lines are looked for
-QUERIES_AT_ONCE = 32  # that one thread takes to FAISS; a fixed number, since the size of a batch and its threads round
-MOST_TIED = 16  # times the results that are wanted: so many images are put in order if they tie for the last place
-DEFAULT_PROBES = 32  # lists that a query looks into
+DEFAULT_PROBES = 32  # inverted lists that a query looks into
 
 
 # ---------------------------------------------------------------- what an index holds
@@ -51,9 +35,9 @@ DEFAULT_PROBES = 32  # lists that a query looks into
 class Content:
     """What an index is made of.
 
-    codes: uint8 (N, M); codebooks: float32 (M, K, D); images: N paths relative to `folder`, any sequence;
-    tag_names: T lists of words; tag_embeddings: W, float32 (T, D); labels: uint8 (N, L) or None; label_names: L or
-    none; facts: what else the manifest tells, plain containers.
+    codes: uint8 (N, M); codebooks: float32 (M, K, D); images: N paths relative to the folder of images, any sequence;
+    tag_names: T lists of words; tag_embeddings: W, float32 (T, D), of GPQ (0, M·D); labels: 0/1, uint8 (N, L), or None;
+    label_names: L names; facts: what else the manifest tells, plain containers.
     """
     codes: np.ndarray
     codebooks: np.ndarray
@@ -64,24 +48,10 @@ class Content:
     label_names: list
     facts: dict
 
-
-class Lines:
-    """The lines of a text file as a sequence that lives on the disk: 8 bytes of memory a line."""
-
-    def __init__(self, path):
-        with open(path, "rb") as file:
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        letters = np.frombuffer(self._data, np.uint8)
-        self._ends = np.concatenate([start + np.flatnonzero(letters[start:start + LETTERS_AT_ONCE] == ord("\n"))
-                                     for start in range(0, len(letters), LETTERS_AT_ONCE)])
-
-    def __len__(self):
-        return len(self._ends)
-
-    def __getitem__(self, row):
-        row = range(len(self))[row]
-        start = self._ends[row - 1] + 1 if row else 0
-        return os.fsdecode(self._data[start:self._ends[row]])
+    @property
+    def query_length(self):
+        """How many numbers a query has, as many as a tag's embedding: D, of GPQ M·D."""
+        return self.tag_embeddings.shape[1]
 
 
 class Index:
@@ -104,7 +74,7 @@ class Index:
     def image_path(self, row):
         """The file of image `row`. Raises UserError if its name leads out of the folder of images."""
         folder, name = self.content.facts["images"], self.content.images[row]
-        if name.startswith("/") or ".." in name.split("/"):
+        if name.startswith("/") or ".." in name.split("/") or "\0" in name:
             raise UserError(f"{self.folder}: image {row + 1}: expected a path inside {folder}, found {name!r}")
         return Path(folder) / name
 
@@ -114,16 +84,20 @@ class Index:
         Args:
             queries: float32 (Q, D), of GPQ (Q, M·D).
             topk (int): results a query; cut to N.
-            probes (int): lists to look into, where images were sorted into lists; all of them: the exact result.
+            probes (int): inverted lists to look into, where there are any; all of them: the exact result.
         Returns:
-            scores, float32 (Q, topk), and rows, int64 (Q, topk). Where the lists that were looked into hold fewer
-            images, rows end in -1.
+            scores, float32 (Q, topk), and rows, int64 (Q, topk). Where the inverted lists that were looked into hold
+            fewer images, rows end in -1.
+        Raises UserError for queries of another length.
         """
         queries = np.ascontiguousarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.content.query_length:
+            raise UserError(f"{self.folder}: expected queries of {self.content.query_length} numbers, found an array "
+                            f"of shape {queries.shape}")
         topk = min(topk, len(self))
         if self.engine is None:
             return search_numpy(queries, self.content.codes, self.content.codebooks, topk)
-        return search_faiss(self.engine, queries, topk, probes)
+        return faiss_engine.search(self.engine, queries, topk, probes)
 
     def words(self, text):
         """The query of one or more words: the normalised mean of their tags' normalised vectors, float32 (D,).
@@ -170,270 +144,113 @@ def search_numpy(queries, codes, codebooks, topk):
     return scores, rows
 
 
-def search_faiss(engine, queries, topk, probes):
-    """The same by FAISS: scores to the last bit whatever the number of threads and whatever other rows are there.
+# ---------------------------------------------------------------- writing
 
-    If over MOST_TIED·topk images tie for the last place, any of them may have it.
-    """
-    options = {}
-    if isinstance(engine, faiss.IndexIVF):
-        options["params"] = faiss.SearchParametersIVF(nprobe=min(probes, engine.nlist))
-    queries = np.tile(queries, (1, engine.d // queries.shape[1]))  # repeated M times; of GPQ once
-    if len(queries) == 1:
-        return _ask_faiss(engine, queries, topk, options)
-    with ThreadPoolExecutor(faiss.omp_get_max_threads(), initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
-        found = pool.map(lambda start: _ask_faiss(engine, queries[start:start + QUERIES_AT_ONCE], topk, options),
-                         range(0, len(queries), QUERIES_AT_ONCE))
-        scores, rows = zip(*found, strict=True)
-    return np.concatenate(scores), np.concatenate(rows)
-
-
-def _ask_faiss(engine, queries, topk, options):
-    """FAISS keeps any of the images that tie for the last place, so where it cuts a tie it is asked again, for more.
-
-    All queries are, since the size of a batch rounds.
-    """
-    scores, rows = engine.search(queries, min(topk + 1, engine.ntotal), **options)
-    if topk < engine.ntotal and ((scores[:, -1] == scores[:, topk - 1]) & (rows[:, -1] >= 0)).any():
-        scores, rows = engine.search(queries, min(MOST_TIED * topk, engine.ntotal), **options)
-    return best_first(scores, rows, topk)
-
-
-def best_first(scores, rows, topk):
-    """The `topk` best of each query's (Q, n) scores and rows, n >= topk; of equal scores the lower row comes first."""
-    order = np.lexsort((rows, -scores), axis=1)[:, :topk]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
-
-
-# ---------------------------------------------------------------- FAISS's side
-
-def flat_engine(codes, codebooks):
-    """FAISS's index that scans all codes. It holds the codes as they are: nothing is encoded by another rule."""
-    check_codes(codes, codebooks)
-    m, words, d = codebooks.shape
-    bits = words.bit_length() - 1
-    engine = faiss.IndexPQ(m * d, m, bits, faiss.METRIC_INNER_PRODUCT)
-    faiss.copy_array_to_vector(codebooks.astype(np.float32).ravel(), engine.pq.centroids)
-    engine.is_trained = True
-    packed = codes if bits == 8 else faiss.pack_bitstrings(codes.astype(np.int32), bits)
-    engine.add_sa_codes(np.ascontiguousarray(packed))
-    return engine
-
-
-def listed_engine(codes, codebooks, lists, seed):
-    """FAISS's index with the codes sorted into `lists` lists, of which a query looks into some.
-
-    Lists are those of k-means on reconstructions. A list's centre c is repeated M times over M, since a query repeated
-    M times then gives q · c, the mean score of the list's images.
-    """
-    check_codes(codes, codebooks)
-    m, _, d = codebooks.shape
-    rng = np.random.default_rng(seed)
-    sample = codes[np.sort(rng.permutation(len(codes))[:LIST_SAMPLE * lists])]
-    kmeans = faiss.Kmeans(d, lists, niter=1, seed=seed, max_points_per_centroid=LIST_SAMPLE, min_points_per_centroid=1)
-    reconstructed = quantizer.reconstruct(sample, codebooks)
-    for _ in progress(range(LIST_SWEEPS), desc="learning the lists' centres"):
-        kmeans.train(reconstructed, init_centroids=kmeans.centroids)
-    centres = kmeans.centroids  # (lists, D)
-    coarse = faiss.IndexFlatIP(m * d)
-    coarse.add(np.tile(centres, (1, m)) / m)
-    engine = empty_lists(coarse, codebooks)
-    with progress(total=len(codes), desc="sorting codes into lists", unit="image") as bar:
-        for start in range(0, len(codes), LIST_BLOCK):
-            block = np.ascontiguousarray(codes[start:start + LIST_BLOCK])
-            add_to_lists(engine, block, nearest_centres(block, codebooks, centres), start)
-            bar.update(len(block))
-    return engine
-
-
-def nearest_centres(codes, codebooks, centres):
-    """The centre c that is nearest to each image's reconstruction q, so that q·c − ‖c‖²/2 is largest, int64 (N,).
-
-    q·c is the sum of M inner products of a codeword and a centre: M additions in place of D multiplications. In the
-    order of their codes, equal images are summed once, and those that differ in the last byte share the rest.
-
-    Args:
-        codes: uint8 (N, M), N > 0; codebooks: float32 (M, K, D); centres: float32 (lists, D).
-    """
-    tables = codebooks @ centres.T  # (M, K, lists)
-    tables[-1] -= np.square(centres).sum(1) / 2
-    m = codes.shape[1]
-    keys = np.zeros((len(codes), 8), np.uint8)
-    keys[:, :m] = codes
-    keys, image = np.unique(keys.view(">u8")[:, 0], return_inverse=True)
-    unique = keys[:, None].view(np.uint8)[:, :m]  # (U, M), sorted
-    parts = np.array_split(unique, os.cpu_count())
-    with ThreadPoolExecutor() as pool:
-        return np.concatenate(list(pool.map(lambda part: _nearest_of_sorted(part, tables), parts)))[image]
-
-
-def _nearest_of_sorted(codes, tables):
-    nearest = np.empty(len(codes), np.int64)
-    first, sums = None, np.empty(tables.shape[2], np.float32)
-    for row, (*code, last) in enumerate(codes.tolist()):
-        if code != first:
-            first, shared = code, tables[range(len(code)), code].sum(0)
-        nearest[row] = np.add(shared, tables[-1, last], out=sums).argmax()
-    return nearest
-
-
-def empty_lists(coarse, codebooks):
-    """FAISS's index without codes, with a list for each centre in FAISS's index `coarse`, which it shares."""
-    m, _, d = codebooks.shape
-    engine = faiss.IndexIVFPQ(coarse, m * d, coarse.ntotal, m, 8, faiss.METRIC_INNER_PRODUCT)
-    engine.by_residual = False
-    faiss.copy_array_to_vector(codebooks.astype(np.float32).ravel(), engine.pq.centroids)
-    engine.is_trained = True
-    return engine
-
-
-def add_to_lists(engine, codes, assigned, first_row):
-    """Put codes, uint8 (n, M), into the lists that they are `assigned` to, int64 (n,), under rows from `first_row`."""
-    order = np.argsort(assigned, kind="stable")
-    codes, rows = codes[order], order + first_row
-    numbers, starts = np.unique(assigned[order], return_index=True)
-    for number, start, end in zip(numbers, starts, [*starts[1:], len(codes)], strict=True):
-        ids, part = np.ascontiguousarray(rows[start:end]), np.ascontiguousarray(codes[start:end])
-        engine.invlists.add_entries(int(number), len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(part))
-    engine.ntotal += len(codes)
-
-
-def check_codes(codes, codebooks):
-    """Raise UserError for what FAISS would take in silence: shapes that do not fit, NaN codewords."""
-    words = codebooks.shape[1] if codebooks.ndim == 3 else 0
-    if not 2 <= words <= quantizer.CODEWORDS or words & (words - 1):
-        raise UserError(f"expected codebooks of shape (M, K, D), K a power of 2 up to {quantizer.CODEWORDS}, found "
-                        f"{codebooks.shape}")
-    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != len(codebooks):
-        raise UserError(f"expected uint8 codes of shape (N, {len(codebooks)}), found {codes.dtype} {codes.shape}")
-    if codes.size and codes.max() >= words:
-        raise UserError(f"expected codes below {words}, found {codes.max()}")
-    if not np.isfinite(codebooks).all():
-        raise UserError("the codebooks hold NaN or infinite values")
-
-
-def default_lists(images):
-    """How many lists an index of so many images has unless told otherwise; 0: none, every query scans all."""
+def default_inverted_lists(images):
+    """How many inverted lists an index of so many images has unless told otherwise; 0: none, a query scans all."""
     if images <= FLAT_IMAGES:
         return 0
-    return min(MOST_LISTS, 2 ** round(np.log2(4 * np.sqrt(images))))
+    return min(MOST_INVERTED_LISTS, 2 ** round(np.log2(4 * np.sqrt(images))))
 
 
-def make_engine(content, lists):
-    """FAISS's index of some content, or None without FAISS."""
-    if faiss is None:
-        if lists:
-            raise UserError("lists need FAISS: pip install -r requirements-search.txt")
-        return None
-    if lists > len(content.codes):
-        raise UserError(f"expected at most as many lists as images, found {lists} lists and {len(content.codes)} "
-                        "images")
-    if lists:
-        return listed_engine(content.codes, content.codebooks, lists, content.facts["seed"])
-    return flat_engine(content.codes, content.codebooks)
+@contextlib.contextmanager
+def writing(folder):
+    """Keep every other process from writing an index into `folder` for the block; give `save` without its `folder`.
 
-
-# ---------------------------------------------------------------- files
-
-def save(folder, content, lists=0):
-    """Write an index into `folder` and return it; an index that was there stays whole until the new one is.
-
-    The files of each writing carry a number of their own, and the manifest names the ones that count; it is
-    replaced last, and only then are older files deleted. `lists`: 0, or how many to sort the codes into.
+    Who reads an index to write a larger one does both in the block. Raises UserError while another process is in such
+    a block, and for a folder that is neither empty nor an index.
     """
     folder = Path(folder)
-    check_codes(content.codes, content.codebooks)
-    engine = make_engine(content, lists)
-    folder.mkdir(parents=True, exist_ok=True)
-    before = read_manifest(folder)["generation"] if (folder / MANIFEST).is_file() else 0
-    names = {role: f"{role}-{before + 1}.{suffix}" for role, suffix in _suffixes(content, engine).items()}
-    for role in names.keys() & {"codes", "codebooks", "tag_embeddings", "labels"}:
-        with replacing(folder / names[role]) as temporary, open(temporary, "wb") as file:
-            np.save(file, getattr(content, role), allow_pickle=False)
-    write_lines(folder / names["images"], content.images)
-    if engine is not None:
-        with replacing(folder / names["engine"]) as temporary:
-            faiss.write_index(engine, str(temporary))
-    manifest = {**content.facts, "format": FORMAT, "generation": before + 1, "count": len(content.codes),
-                "codebooks": len(content.codebooks), "lists": lists,
-                "tag_names": content.tag_names, "label_names": content.label_names,
-                "files": {role: {"name": name, "sha256": fingerprint(folder / name)} for role, name in names.items()}}
-    write_json(folder / MANIFEST, {**manifest, "sha256": _digest(manifest)})
-    for path in folder.iterdir():
-        if path.name not in (MANIFEST, *names.values()) and path.name.split("-")[0] in names:
-            path.unlink()
+    if not has_index(folder):
+        _check_empty(folder)
+    place = folder.resolve()  # the lock is beside it, so that a folder is made only for an index
+    with exclusive_lock(place.with_name(f".{place.name}.lock"),
+                        f"{folder}: another process is writing this index; wait until it has ended"):
+        yield partial(_save, folder)
+
+
+def has_index(folder):
+    """Whether there is an index in `folder`."""
+    return (Path(folder) / manifest.MANIFEST).is_file()
+
+
+def _check_empty(folder):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: expected a folder for the index, found a file")
+    others = sorted(path.name for path in folder.glob("*") if not manifest.is_own_name(path.name))
+    if others:
+        raise UserError(f"{folder}: expected an index or an empty folder, found other files, such as {others[0]!r}")
+
+
+def save(folder, content, inverted_lists=0):
+    """Write an index into `folder` and return it; an index that was there stays whole until the new one is.
+
+    The files of each writing carry a number of their own, and the manifest names the ones that count; it is replaced
+    last, and only then the files that the old one names are deleted.
+
+    Args:
+        inverted_lists (int): 0, or how many to sort the codes into.
+    Raises UserError for content that does not fit together, and as `writing` does.
+    """
+    with writing(folder) as save_here:
+        return save_here(content, inverted_lists)
+
+
+def _save(folder, content, inverted_lists=0):
+    manifest.check_content(content, {role: f"{folder}: {role}" for role in manifest.SUFFIXES})
+    if inverted_lists and content.query_length != content.codebooks.shape[2]:
+        raise UserError(f"{folder}: expected no inverted lists, as each of GPQ's codebooks stands for a segment of the "
+                        f"query, found {inverted_lists}")
+    old = manifest.read(folder) if has_index(folder) else {"generation": 0, "files": {}}
+    facts = {**content.facts, "format": manifest.FORMAT, "generation": old["generation"] + 1,
+             "count": len(content.codes), "codebooks": len(content.codebooks), "lists": inverted_lists,
+             "tag_names": content.tag_names, "label_names": content.label_names}
+    manifest.check_keys(folder / manifest.MANIFEST, facts)
+    engine = faiss_engine.make(content.codes, content.codebooks, inverted_lists, facts["seed"])
+    absent = {role for role, part in (("labels", content.labels), ("engine", engine)) if part is None}
+    paths = {role: folder / manifest.file_name(role, facts["generation"]) for role in manifest.SUFFIXES.keys() - absent}
+    try:
+        _write_files(paths, content, engine)
+    except BaseException:
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+        raise
+    manifest.write(folder, facts, paths)
+    for file in old["files"].values():
+        (folder / file["name"]).unlink(missing_ok=True)
     return Index(folder, content, engine)
 
 
-def _suffixes(content, engine):
-    """{role: file name suffix} of the files that an index has."""
-    suffixes = {"codes": "npy", "codebooks": "npy", "tag_embeddings": "npy", "images": "txt"}
-    if content.labels is not None:
-        suffixes["labels"] = "npy"
+def _write_files(paths, content, engine):
+    for role in sorted(paths.keys() - {"images", "engine"}):
+        with replacing(paths[role]) as temporary, naming(paths[role]), open(temporary, "wb") as file:
+            np.save(file, getattr(content, role), allow_pickle=False)
+    write_lines(paths["images"], content.images)
     if engine is not None:
-        suffixes["engine"] = "faiss"
-    return suffixes
+        with replacing(paths["engine"]) as temporary:
+            faiss_engine.write(engine, temporary, paths["engine"])
 
 
-def write_lines(path, lines):
-    """Replace `path` by lines of text. Raises UserError for one that has a line break in it."""
-    for line in lines:
-        if "\n" in line:
-            raise UserError(f"{line!r}: an index cannot hold a file name with a line break")
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.writelines(f"{line}\n" for line in lines)
-
-
-def _digest(manifest):
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def read_manifest(folder):
-    """The manifest of the index in `folder`, undamaged. Raises UserError."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise UserError(f"{folder}: expected an index, found no {MANIFEST}; `python search.py build` makes one")
-    try:
-        manifest = json.loads(path.read_bytes())
-        stored = manifest.pop("sha256")
-        names = [file["name"] for file in manifest["files"].values()]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: expected the manifest of an index, found something else ({error})") from error
-    if stored != _digest(manifest):
-        raise UserError(f"{path} was altered since it was written: its checksum differs")
-    if manifest.get("format") != FORMAT:
-        raise UserError(f"{path}: expected format {FORMAT}, found {manifest.get('format')}")
-    for name in names:
-        if not isinstance(name, str) or name != Path(name).name:
-            raise UserError(f"{path}: expected the name of a file in the index's folder, found {name!r}")
-    if missing := NEEDED_FILES - manifest["files"].keys() or NEEDED_FACTS - manifest.keys():
-        raise UserError(f"{path}: expected the manifest of an index, found none of {', '.join(sorted(missing))}")
-    return manifest
-
+# ---------------------------------------------------------------- reading
 
 def load(folder):
-    """The index in `folder`, every file of it checked. Raises UserError for a file that is missing or altered."""
+    """The index in `folder`, all of it checked. Raises UserError for what is missing, altered or does not fit."""
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    paths = {}
-    for role, file in manifest.pop("files").items():
-        paths[role] = folder / file["name"]
-        if not paths[role].is_file():
-            raise UserError(f"{paths[role]}: no such file, but {MANIFEST} names it")
-        if fingerprint(paths[role]) != file.get("sha256"):
-            raise UserError(f"{paths[role]} was altered since it was written: its checksum differs")
+    facts = manifest.read(folder)
+    paths = manifest.read_files(folder, facts)
     content = Content(
         codes=read_npy(paths["codes"], mapped=True), codebooks=read_npy(paths["codebooks"]),
-        images=Lines(paths["images"]),
-        tag_names=manifest.pop("tag_names"), tag_embeddings=read_npy(paths["tag_embeddings"]),
-        labels=read_npy(paths["labels"]) if "labels" in paths else None, label_names=manifest.pop("label_names"),
-        facts=manifest)
+        images=Lines(paths["images"]), tag_names=facts["tag_names"], tag_embeddings=read_npy(paths["tag_embeddings"]),
+        labels=read_npy(paths["labels"]) if "labels" in paths else None, label_names=facts["label_names"],
+        facts={key: value for key, value in facts.items() if key not in ("files", "tag_names", "label_names")})
+    names = {role: paths.get(role, folder / role) for role in manifest.SUFFIXES}
+    manifest.check_loaded(content, folder / manifest.MANIFEST, names)
     return Index(folder, content, _load_engine(content, paths.get("engine")))
 
 
 def _load_engine(content, path):
-    if faiss is None:
+    if faiss_engine.faiss is None:
         return None
     if path is None:
-        return make_engine(content, content.facts["lists"])
-    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        return faiss_engine.make(content.codes, content.codebooks, 0, content.facts["seed"])
+    return faiss_engine.read(path, content.codes, content.codebooks, content.facts["lists"])

@@ -1,23 +1,31 @@
 """An index that is cut into shards by its rows, so that several processes or machines search it at once.
 
-Shard k of S has rows k·N/S to (k + 1)·N/S in a FAISS index of its own, in a file that who searches it maps into memory.
-With lists, a shard has the centres of all lists and, of every list, its own rows. So all shards together look at just
-what the whole index would look at, and their answers, merged, are its answers.
+Shard k of S has rows k·N/S to (k + 1)·N/S in a FAISS index of its own. Its file is mapped into memory to be searched.
+With inverted lists, a shard has the centres of all lists and, of every list, its own rows. So all shards together look
+at just what the whole index would look at, and their answers, merged, are its answers.
 """
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from retrieval import index
-from storage.safe_files import CHECKSUMS, check_checksums, read_json, replacing_folder, write_json
-from util import UserError, note, one_line, progress
+from retrieval import faiss_engine, index
+from storage.safe_files import (
+    CHECKSUMS,
+    check_checksums,
+    exclusive_lock,
+    naming,
+    read_json,
+    replacing_folder,
+    write_json,
+)
+from util import UserError, cores, note, progress
 
 RECORD = "shards.json"  # beside the shards: which index they were cut from
-CPUS = 0.1  # of Ray's that a shard asks for, so that every shard finds room on a small machine
-START_SECONDS = 120  # in which Ray has to start every shard
+LOCK = ".shards.lock"  # in the index's folder
 
 
 # ---------------------------------------------------------------- files
@@ -37,7 +45,7 @@ def cut(whole, shards, source):
         whole: index.Index.
         shards (int): how many.
         source: SHA-256 of the index's manifest. Shards of another one are replaced.
-    Raises UserError if a shard is missing or was altered.
+    Raises UserError if a shard is missing, was altered, or cannot be written, and while another process cuts.
     """
     if shards > len(whole):
         raise UserError(f"expected at most as many shards as photos, found {shards} shards and {len(whole)} photos")
@@ -45,13 +53,21 @@ def cut(whole, shards, source):
     names = [f"shard-{shard + 1}.faiss" for shard in range(shards)]
     folder = whole.folder.resolve() / f"shards-{shards}"
     if not _is_there(folder, source):
-        with replacing_folder(folder) as new:
-            for shard, name in enumerate(progress(names, desc="cutting the index into shards")):
-                engine = _engine_of(whole, starts[shard], starts[shard + 1])
-                index.faiss.write_index(engine, str(new / name))
+        with exclusive_lock(folder.with_name(LOCK), f"{folder}: another process is cutting this index into shards; "
+                                                    "wait until it has ended"):
+            _write(folder, whole, starts, names, source)
+    inverted = whole.content.facts["lists"] > 0  # inverted lists keep the rows of the whole
+    return [Part(str(folder / name), source, 0 if inverted else starts[shard]) for shard, name in enumerate(names)]
+
+
+def _write(folder, whole, starts, names, source):
+    for half_written in folder.parent.glob(".shards-*.tmp"):  # by a process that was killed
+        shutil.rmtree(half_written)
+    with replacing_folder(folder) as new:
+        for shard, name in enumerate(progress(names, desc="cutting the index into shards")):
+            faiss_engine.write(_engine_of(whole, starts[shard], starts[shard + 1]), new / name, folder / name)
+        with naming(folder / RECORD):
             write_json(new / RECORD, {"source": source})
-    listed = whole.content.facts["lists"] > 0  # FAISS's lists keep the rows of the whole
-    return [Part(str(folder / name), source, 0 if listed else starts[shard]) for shard, name in enumerate(names)]
 
 
 def _is_there(folder, source):
@@ -67,8 +83,8 @@ def _engine_of(whole, start, end):
     """FAISS's index of rows `start` to `end`."""
     content = whole.content
     if not content.facts["lists"]:
-        return index.flat_engine(content.codes[start:end], content.codebooks)
-    engine = index.empty_lists(whole.engine.quantizer, content.codebooks)
+        return faiss_engine.flat_engine(content.codes[start:end], content.codebooks)
+    engine = faiss_engine.empty_inverted_lists(whole.engine.quantizer, content.codebooks)
     whole.engine.copy_subset_to(engine, 0, start, end)  # 0: by a range of rows
     return engine
 
@@ -81,13 +97,13 @@ class Shard:
     def __init__(self, part, threads):
         if read_json(Path(part.path).with_name(RECORD)).get("source") != part.source:
             raise UserError(f"{part.path} was cut from another index since the server started")
-        index.faiss.omp_set_num_threads(threads)
-        self._engine = index.faiss.read_index(part.path, index.faiss.IO_FLAG_MMAP_IFC)
+        faiss_engine.faiss.omp_set_num_threads(threads)
+        self._engine = faiss_engine.open_mapped(part.path)
         self._first = part.first
 
     def search(self, queries, topk, probes):
         """As `Index.search`, of this shard's rows; and the number of the process."""
-        scores, rows = index.search_faiss(self._engine, queries, min(topk, self._engine.ntotal), probes)
+        scores, rows = faiss_engine.search(self._engine, queries, min(topk, self._engine.ntotal), probes)
         return scores, rows + self._first, os.getpid()
 
 
@@ -95,35 +111,13 @@ class Threads:
     """Shards in this process: `ask` gives what `Shard.search` gives of each."""
 
     def __init__(self, parts):
-        cpus = os.cpu_count()
-        threads = max(1, cpus // len(parts))
+        threads = max(1, cores() // len(parts))
         self._shards = [Shard(part, threads) for part in parts]
-        self._pool = ThreadPoolExecutor(max(cpus, len(parts)), initializer=index.faiss.omp_set_num_threads,
+        self._pool = ThreadPoolExecutor(max(cores(), len(parts)), initializer=faiss_engine.faiss.omp_set_num_threads,
                                         initargs=(threads,))
 
     def ask(self, *question):
         return list(self._pool.map(lambda shard: shard.search(*question), self._shards))
-
-
-class Actors:
-    """The same in processes of Ray, which is connected. One that ends is started again, and asked again."""
-
-    def __init__(self, parts):
-        import ray
-        self._ray = ray
-        actor = ray.remote(num_cpus=CPUS, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(Shard)
-        self._actors = [actor.remote(part, threads=1) for part in parts]
-        try:
-            ray.get([actor.__ray_ready__.remote() for actor in self._actors], timeout=START_SECONDS)
-        except ray.exceptions.GetTimeoutError:
-            raise UserError(f"Ray did not start {len(parts)} shards within {START_SECONDS} seconds: is there room for "
-                            "them in the cluster?") from None
-        except ray.exceptions.RayActorError as error:
-            why = str(error).strip().splitlines()[-1]
-            raise UserError(f"a shard did not start: {one_line(why)}") from None
-
-    def ask(self, *question):
-        return self._ray.get([actor.search.remote(*question) for actor in self._actors])
 
 
 class Sharded(index.Index):
@@ -137,14 +131,14 @@ class Sharded(index.Index):
         super().__init__(whole.folder, whole.content, None)
         self._backend = backend
         self.processes = []
-        self.search(np.zeros((1, whole.content.codebooks.shape[2]), np.float32), 1)
+        self.search(np.zeros((1, whole.content.query_length), np.float32), 1)
 
     def search(self, queries, topk, probes=index.DEFAULT_PROBES):
         topk = min(topk, len(self))
         scores, rows, processes = zip(*self._backend.ask(np.ascontiguousarray(queries, np.float32), topk, probes),
                                       strict=True)
         self._remember(processes)
-        return index.best_first(np.hstack(scores), np.hstack(rows), topk)
+        return faiss_engine.best_first(np.hstack(scores), np.hstack(rows), topk)
 
     def _remember(self, processes):
         self.processes = self.processes or [[process] for process in processes]

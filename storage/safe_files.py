@@ -14,6 +14,7 @@ import filelock
 from util import UserError
 
 CHECKSUMS = "sha256.json"  # in a folder that was written whole
+OLD = ".old"  # ends the name of a folder that is being replaced
 
 
 # ---------------------------------------------------------------- writing
@@ -76,23 +77,57 @@ def check_checksums(record_file):
 def replacing_folder(path):
     """The same for a folder of files: give a new folder beside `path`; when the block ends well, it becomes `path`.
 
-    CHECKSUMS in it holds the SHA-256 of each file that the block wrote.
+    CHECKSUMS in it holds the SHA-256 of each file that the block wrote. The old folder is renamed to `.NAME.old` and
+    deleted last; after a kill between the renames, `recover_folders` gives it its name back.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}{OLD}")
+    _recover(old)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
     temporary.mkdir()
     try:
         yield temporary
         digests = {part.name: fingerprint(part) for part in sorted(temporary.iterdir())}
-        (temporary / CHECKSUMS).write_text(_as_json({"sha256": digests}), encoding="utf-8")
+        write_json(temporary / CHECKSUMS, {"sha256": digests})
         for part in [*temporary.iterdir(), temporary]:
             sync(part)
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
         temporary.rename(path)
         sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover_folders(parent):
+    """Finish what a kill cut off in `replacing_folder`: then each folder of `parent` is the old one or the new one.
+
+    Who reads such folders calls it first, while no other process writes them.
+    """
+    for old in Path(parent).glob(f".*{OLD}"):
+        _recover(old)
+
+
+def _recover(old):
+    path = old.with_name(old.name[1:].removesuffix(OLD))
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        old.rename(path)
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Raise UserError, naming the file `path`, for an OSError of the block that names no file, as of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise UserError(f"{path}: it could not be written: {error.strerror or error}") from error
 
 
 def sync(path):

@@ -258,11 +258,11 @@ def pretrained():
 
 
 def indexes(engine):
-    from retrieval import index
-    if engine and not index.faiss:
+    from retrieval import faiss_engine, index
+    if engine and not faiss_engine.faiss:
         return None
     if not engine:
-        index.faiss = None
+        faiss_engine.faiss = None
     rng = np.random.default_rng(0)
     content = index.Content(
         codes=rng.integers(0, 4, (20, 2), dtype=np.uint8), codebooks=np.ones((2, 4, 5), np.float32),
@@ -272,8 +272,7 @@ def indexes(engine):
     with tempfile.TemporaryDirectory() as folder:
         index.save(folder, content)
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-    return Kind(files, index.load, together=True, pack=None if engine else seal_index)
+    return Kind(files, index.load, together=True, pack=seal_index)
 
 
 def seal_index(files):

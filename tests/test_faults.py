@@ -24,7 +24,15 @@ from retrieval import index
 from session import open_session
 from storage.arrays import read_weights, write_weights
 from storage.run_log import open_log
-from storage.safe_files import CHECKSUMS, check_checksums, replacing_folder, with_checksums, write_json
+from storage.safe_files import (
+    CHECKSUMS,
+    check_checksums,
+    read_json,
+    recover_folders,
+    replacing_folder,
+    with_checksums,
+    write_json,
+)
 from tag_processing import write_tags
 from test_import_photos import PHOTOS, Desk
 from test_index import make_content
@@ -56,6 +64,18 @@ def save_state(folder, version):
     for other in folder.iterdir():  # as States.save does
         if other.name != f"step_{version:08d}":
             shutil.rmtree(other)
+
+
+def save_same_folder(folder, version):
+    with replacing_folder(folder / "step_1") as new:
+        write_json(new / "settings.json", {"version": version})
+
+
+def load_same_folder(folder):
+    recover_folders(folder)
+    assert check_checksums(folder / "step_1" / CHECKSUMS)
+    assert not list(folder.glob(".*.old"))
+    return read_json(folder / "step_1" / "settings.json")["version"]
 
 
 def load_state(folder):
@@ -104,6 +124,7 @@ def load_tags(folder):
 
 
 SAVED = {"checkpoint": (save_weights, load_weights), "state": (save_state, load_state),
+         "same folder": (save_same_folder, load_same_folder),
          "retrieval file": (save_retrieval, load_retrieval), "index": (save_index, load_index),
          "tags": (save_tags, load_tags)}
 
@@ -149,6 +170,12 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_old_one_or_the_new_one_whole(
     switch = found.index(2)
     assert set(found[:switch]) <= {1, "refused"}
     assert set(found[switch:]) == {2}
+
+
+def test_a_folder_left_by_a_killed_process_of_the_same_number_is_no_obstacle(tmp_path):
+    (tmp_path / f".step_1.{os.getpid()}.tmp").mkdir()  # in a container every process may have the number 1
+    save_same_folder(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
 
 
 def test_a_save_after_a_kill_removes_nothing_that_counts_and_works(tmp_path):
@@ -237,7 +264,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, kind):
     save, load = SAVED[kind]
     save(tmp_path, 1)
     before = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with files_of_at_most(30), pytest.raises((OSError, RuntimeError)):
+    with files_of_at_most(30), pytest.raises((OSError, UserError)):
         save(tmp_path, 2)
     assert {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert load(tmp_path) == 1

@@ -17,7 +17,7 @@ import net_val
 import quantizer
 import tag_processing
 import word_vectors
-from retrieval import index
+from retrieval import faiss_engine, index
 from test_index import make_content
 from tiny import EXPERIMENT, make_tiny, train, validate, write_pickle
 from util import UserError, stream
@@ -110,7 +110,7 @@ def test_an_index_of_any_size_gives_all_its_images_where_more_are_asked_for(tmp_
     if fast:
         pytest.importorskip("faiss")
     else:
-        monkeypatch.setattr(index, "faiss", None)
+        monkeypatch.setattr(faiss_engine, "faiss", None)
     content = make_content(images=images)
     index.save(tmp_path, content)
     scores, rows = index.load(tmp_path).search(embeddings_of(2), 10 * images)

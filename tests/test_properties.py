@@ -15,6 +15,7 @@ import metrics
 import oracles
 import quantizer
 from retrieval import index
+from retrieval.lines import Lines, write_lines
 from storage.run_log import experiment_name
 from util import UserError
 
@@ -270,8 +271,8 @@ LINES = st.lists(st.one_of(st.text(st.characters(exclude_categories=["Cs"], excl
 
 @given(lines=LINES, data=st.data())
 def test_lines_on_the_disk_are_a_list(tmp_path, lines, data):
-    index.write_lines(tmp_path / "lines.txt", lines)
-    found = index.Lines(tmp_path / "lines.txt")
+    write_lines(tmp_path / "lines.txt", lines)
+    found = Lines(tmp_path / "lines.txt")
     assert list(found) == lines
     row = data.draw(st.integers(-len(lines), len(lines) - 1))
     assert found[row] == lines[row]

@@ -9,7 +9,7 @@ import pytest
 
 import quantizer
 import search
-from retrieval import index
+from retrieval import faiss_engine, index
 from test_serve import served
 from tiny import EXPERIMENT, PROJECT, TRAINING, make_tiny, run, train, validate
 from util import UserError
@@ -127,7 +127,7 @@ def test_tags_of_a_photo_come_best_first(root, photos):
 def test_without_faiss_the_answers_are_the_same_and_a_note_says_so(root, photos, monkeypatch, capsys):
     pytest.importorskip("faiss")
     fast = [result.path for result in photos.by_words("b c")]
-    monkeypatch.setattr(index, "faiss", None)
+    monkeypatch.setattr(faiss_engine, "faiss", None)
     slow = search.open_index(root / "indexes" / EXPERIMENT)
     assert "FAISS is not installed" in capsys.readouterr().err
     assert [result.path for result in slow.by_words("b c")] == fast

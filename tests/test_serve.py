@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import index, shards
-from storage.safe_files import fingerprint
+from retrieval import index, manifest, shards
+from storage.safe_files import exclusive_lock, fingerprint
+from test_faults import killed_at
 from test_index import make_content
 from tiny import PROJECT, run
 from util import UserError, stream
@@ -37,10 +38,11 @@ def folders(tmp_path_factory):
     content.codes = content.codes[stream(0, "ties").integers(0, N // 10, N)]
     content.images = [f"{row} é.jpg" for row in range(N)]
     content.labels, content.label_names = None, []
-    content.facts |= {"crops": 1, "checkpoint": "gone.npy"}
+    content.facts |= {"crops": 1, "checkpoint": "gone.npy", "checkpoint_sha256": "none", "experiment": "none",
+                      "root": "/", "dataset": None}
     made = {kind: tmp_path_factory.mktemp(kind) for kind in ("flat", "lists")}
     index.save(made["flat"], content)
-    index.save(made["lists"], content, lists=16)
+    index.save(made["lists"], content, inverted_lists=16)
     return made
 
 
@@ -214,7 +216,7 @@ def test_a_connection_that_breaks_off_or_speaks_no_http_harms_no_other(address):
 
 def cut(folder):
     """The paths of the two shards of an index."""
-    parts = shards.cut(index.load(folder), 2, fingerprint(folder / index.MANIFEST))
+    parts = shards.cut(index.load(folder), 2, fingerprint(folder / manifest.MANIFEST))
     return [Path(part.path) for part in parts]
 
 
@@ -238,7 +240,7 @@ def test_shards_are_made_once_and_anew_when_the_index_is_written_again(folders, 
     shutil.copytree(folders["flat"], tmp_path / "index")
     before = cut(tmp_path / "index")[0].stat().st_ino
     assert cut(tmp_path / "index")[0].stat().st_ino == before
-    opened = shards.Part(str(cut(tmp_path / "index")[0]), fingerprint(tmp_path / "index" / index.MANIFEST), 0)
+    opened = shards.Part(str(cut(tmp_path / "index")[0]), fingerprint(tmp_path / "index" / manifest.MANIFEST), 0)
     content = index.load(tmp_path / "index").content
     content.codes = content.codes[::-1].copy()
     whole = index.save(tmp_path / "index", content)
@@ -247,6 +249,44 @@ def test_shards_are_made_once_and_anew_when_the_index_is_written_again(folders, 
     assert_answered(answer, whole.search(queries(2), 20))
     with pytest.raises(UserError, match="was cut from another index"):
         shards.Shard(opened, threads=1)
+
+
+@pytest.mark.parametrize("kind", ["flat", "lists"])
+def test_a_disk_that_is_full_while_shards_are_cut_is_one_sentence_and_leaves_nothing(folders, tmp_path, kind):
+    folder = tmp_path / "index"
+    shutil.copytree(folders[kind], folder)
+    before = sorted(path.name for path in folder.iterdir())
+    for size in (50, 300_000):
+        code = f"import resource, serve, util; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, -1)); " \
+               "util.run_program(serve.main)"
+        done = subprocess.run([sys.executable, "-c", code, folder, "--shards", "2", "--port", "0"], cwd=PROJECT,
+                              capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr == f"error: {folder}/shards-2/shard-1.faiss: it could not be written: File too large\n"
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*before, ".shards.lock"])
+    assert len(cut(folder)) == 2
+
+
+def test_two_processes_do_not_cut_one_index_at_once(folders, tmp_path):
+    shutil.copytree(folders["flat"], tmp_path / "index")
+    with (exclusive_lock(tmp_path / "index" / shards.LOCK, "taken"),
+          pytest.raises(UserError, match="another process is cutting this index into shards")):
+        cut(tmp_path / "index")
+    assert all(path.is_file() for path in cut(tmp_path / "index"))
+
+
+def test_a_kill_at_any_moment_of_cutting_leaves_shards_that_can_be_used_or_cut_again(folders, tmp_path):
+    shutil.copytree(folders["flat"], tmp_path / "index")
+    (tmp_path / "index/.shards-2.77.tmp").mkdir()  # half-written by a process that was killed
+    expected = [path.read_bytes() for path in cut(tmp_path / "index")]
+    call, killed = 1, True
+    while killed:
+        (tmp_path / "index/shards-2/shards.json").write_text("{}")  # so that they are cut again
+        killed = killed_at(call, lambda folder, _: cut(folder), tmp_path / "index")
+        assert [path.read_bytes() for path in cut(tmp_path / "index")] == expected
+        call += 1
+    assert call > 4
+    assert not [*(tmp_path / "index").glob(".*.old"), *(tmp_path / "index").glob(".*.tmp")]
 
 
 @pytest.mark.parametrize(("options", "sentence"), [

@@ -15,7 +15,7 @@ from storage.arrays import read_npy, read_pickle, read_weights, write_weights
 from storage.run_log import experiment_name
 from storage.safe_files import replacing
 from tiny import write_pickle
-from util import UserError, gpu_number, gpu_numbers, number, prefetch, stream
+from util import UserError, cores, gpu_number, gpu_numbers, number, prefetch, stream
 
 
 class _Calls:
@@ -178,6 +178,20 @@ def test_a_value_out_of_range_is_refused_with_what_was_expected(parse, text):
 def test_importing_util_does_not_import_tensorflow():
     done = subprocess.run([sys.executable, "-c", "import sys, util, dataset; sys.exit('tensorflow' in sys.modules)"])
     assert done.returncode == 0
+
+
+# ---------------------------------------------------------------- cores
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux limits a process to some cores")
+def test_cores_are_those_that_this_process_may_use_not_all_of_the_machine():
+    code = "import os, util; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); print(util.cores())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1\n"
+
+
+def test_cores_are_counted_where_the_system_tells_nothing_of_the_process(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores() == 1
 
 
 # ---------------------------------------------------------------- batches made ahead
