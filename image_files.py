@@ -16,9 +16,7 @@ import numpy as np
 from util import UserError, first_few, progress
 
 IMAGE_SIDE = 256  # pixels of a stored image
-CROP_SIDE = 227  # pixels of what the network sees
 THUMBNAIL_SIDE = 160  # pixels of a thumbnail's longer side
-CROP_RANGE = IMAGE_SIDE - CROP_SIDE + 1  # a crop starts at 0 … 29 in each axis
 IMAGE_BYTES = IMAGE_SIDE * IMAGE_SIDE * 3
 MOST_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # of an image file; decoding takes 6 bytes for each
 SURE_SIDE = 65500  # pixels: OpenCV reads no longer side of a JPEG, and any PNG up to there
@@ -192,28 +190,28 @@ class ImageStore:
         """The images of `rows`, uint8 (len(rows), 256, 256, 3)."""
         return np.stack(list(self._pool.map(self.image, rows)))
 
-    def crops(self, rows, offsets, flips):
-        """One 227×227 crop of each image of `rows` after its flip, uint8 (B, 227, 227, 3).
+    def crops(self, rows, side, offsets, flips):
+        """One square crop of each image of `rows` after its flip, uint8 (B, side, side, 3).
 
         Args:
             offsets: int (B, 2), top and left of the crop in the flipped image.
             flips: bool (B,), whether left and right are exchanged first.
         """
-        batch = np.empty((len(rows), CROP_SIDE, CROP_SIDE, 3), np.uint8)
+        batch = np.empty((len(rows), side, side, 3), np.uint8)
 
         def fill(i):
             image = self.image(rows[i])
             if flips[i]:
                 image = image[:, ::-1]
             top, left = offsets[i]
-            batch[i] = image[top:top + CROP_SIDE, left:left + CROP_SIDE]
+            batch[i] = image[top:top + side, left:left + side]
 
         list(self._pool.map(fill, range(len(rows))))
         return batch
 
 
-def random_crops(store, rows, rng):
-    """A training batch: each image flipped with probability ½, then cropped anywhere. uint8 (B, 227, 227, 3)."""
+def random_crops(store, rows, side, rng):
+    """A training batch: each image flipped with probability ½, then cropped anywhere. uint8 (B, side, side, 3)."""
     flips = rng.random(len(rows)) < 0.5
-    offsets = rng.integers(0, CROP_RANGE, (len(rows), 2))
-    return store.crops(rows, offsets, flips)
+    offsets = rng.integers(0, IMAGE_SIDE - side + 1, (len(rows), 2))
+    return store.crops(rows, side, offsets, flips)

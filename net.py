@@ -1,20 +1,37 @@
-"""Training: the schedule, the graph of one gradient step, the alternating optimisation, and resumable states.
+"""Training: the experiment from top to bottom, then its parts.
 
-Letters: N images, B images of a batch, T merged tags, D = 300, M codebooks of K = 256 codewords.
+The parts are a step, the schedule, the graph of one gradient step, the alternating optimisation, and what a training
+starts from. Letters: N images, B images of a batch, T merged tags, D = 300, M codebooks of K = 256 codewords.
 """
-import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+import backbones
+import losses
+import net_val
 import quantizer
-from backbones import alexnet, layers
-from image_files import CROP_SIDE, random_crops
-from losses import quantization_loss
-from session import check_finite, finite_operations, first_device, in_towers, save_variables, tf
-from storage.safe_files import CHECKSUMS, check_checksums, check_settings, recover_folders, replacing_folder, write_json
-from util import DIMENSIONS, PRECISIONS, UserError, stream
+from backbones import layers
+from codebooks import initial_codebooks, random_codebooks, update_codebooks
+from dataset import find_dataset, load_training
+from image_files import IMAGE_SIDE, ImageStore, random_crops
+from session import (
+    check_finite,
+    device_name,
+    finite_operations,
+    first_device,
+    in_towers,
+    open_session,
+    tf,
+    write_scalars,
+)
+from storage.arrays import read_weights, write_weights
+from storage.run_log import log_step, open_log, plain, provenance
+from storage.safe_files import check_checksums, check_space, reserved_space
+from storage.states import States, saved_settings
+from util import DIMENSIONS, PRECISIONS, StopRequest, UserError, prefetch, progress, stream
 
 HALVING_STEPS = 300  # the learning rate halves every so many steps
 # Factors on the gradients, (kernel, bias). Adam divides them out again; the release has them, so they stay.
@@ -25,9 +42,178 @@ LOSS_TYPES = {"float32": tf.float32, "bfloat16": tf.float64}
 # a GPU from 6e-8 to 65504.
 LOSS_SCALES = {"float32": 1, "bfloat16": 2**12}
 CHUNK = 500  # images that share the visiting orders of ICM in training
-TABLES = "quantizer.npz"  # in a state's folder, beside the variables
-VARIABLES = "variables"
-SETTINGS = "settings.json"
+SECOND_STAGE = 5  # updates of --two-stage: as many as the released 800 steps have
+INITIAL_IMAGES = 64  # of the batch that sets the scale of random weights
+# what a resumed run may change
+FREE_OPTIONS = ("iterations", "gpu", "cache_gb", "root", "save_every", "resume", "weights", "print_path")
+
+
+# ---------------------------------------------------------------- the experiment
+
+def train(options, target, backbone):
+    """Read, build, take the steps, and write the checkpoint.
+
+    Args:
+        options: those of train.py.
+        target: path of the checkpoint, an .npy file.
+        backbone: a key of `backbones.BACKBONES`.
+    """
+    backbone = backbones.find(backbone)
+    folder = find_dataset(options.dataset, options.root)
+    training_set = load_training(folder, options.skip_bad)
+    check_first_weights(options)
+    log = open_log(options.root / "logs" / f"{target.stem}.log")
+    describe(log, training_set)
+    record = {"options": plain(vars(options)), "seed": options.seed, **provenance(data_files(options, folder))}
+    states = States(target.with_name(f"{target.stem}_state"),
+                    saved_settings({**record["options"], **record["fingerprints"]}, FREE_OPTIONS),
+                    variables="variables", digits=8, defaults={"precision": PRECISIONS[0]})
+    start = states.newest_step() if options.resume else 0
+    if start > options.iterations:
+        raise UserError(f"the saved state follows step {start}, beyond the {options.iterations} ITERATIONS")
+
+    steps = range(start, options.iterations)
+    store = ImageStore(training_set.paths, options.cache_gb * 1e9)
+    schedule = Schedule(len(store), options.batch_size, options.seed)
+    batches = load_batches(store, schedule, backbone.SIDE, steps)  # the first is loaded from here on
+
+    device = device_name(options.gpu, log.warning, options.precision)
+    stored = read_stored_weights(options)
+    codebooks, has_codebooks = first_codebooks(options, stored, log)
+    factor = quantizer.semantic_factor(training_set.embeddings)  # (D, min(T, D))
+    alternation = AlternatingOptimisation(len(store), factor, codebooks, options.seed, has_codebooks)
+    trainable = list(backbone.LAYERS) if options.finetune == "all" else [layers.LAST]
+    graph = TrainingGraph(backbone, training_set.embeddings, factor, embedding_loss(options), options.dropout,
+                          trainable, device, options.precision)
+    if options.iterations <= schedule.period and not has_codebooks and not options.two_stage:
+        log.warning(f"the first update of the codebooks would follow step {schedule.period + 1}, and this run has "
+                    f"{options.iterations}: the checkpoint will hold random codebooks.")
+    events = tf.summary.FileWriter(str(options.root / "logs" / target.stem))
+
+    with open_session(graph.graph, options.precision) as session:
+        if options.resume:
+            alternation.restore(states.restore(start, session, graph))
+            log.info(f"resumed before step {start + 1}.")
+        else:
+            graph.initialize(session, first_weights(backbone, options, stored, store, device, log))
+        stored = None  # a quarter of a GB
+
+        def save_state(step):
+            states.save(step, session, graph, alternation.tables())
+            states.keep_only(step)
+
+        with reserved_space(target, graph.weight_bytes + codebooks.nbytes):
+            if options.save_every or options.two_stage:
+                state_bytes = graph.state_bytes + sum(table.nbytes for table in alternation.tables().values())
+                check_space(states.folder, state_bytes * (1 if states.steps() else 2))  # the new beside the old one
+            bar = progress(total=len(steps), desc="training", unit="step")
+            with StopRequest() as stop, events, bar:
+                for step, scalars, seconds in take_steps(batches, training_set.tags, schedule, graph, alternation,
+                                                         session, options.lr, options.lambda_, not options.two_stage):
+                    log_step(log, bar, step_line(step, scalars, seconds), scalars["loss/embedding"])
+                    write_scalars(events, step + 1, scalars)
+                    if stop.signal or (options.save_every and (step + 1) % options.save_every == 0):
+                        save_state(step + 1)
+                    if stop.signal:
+                        log.info(f"{stop.signal.name} came: saved the state after step {step + 1}; --resume goes on "
+                                 "from it.")
+                        break
+            graph.check_finite(session, options.iterations)
+            weights = session.run(graph.variables)
+            if options.two_stage:
+                if steps:
+                    save_state(options.iterations)  # so that an interrupted second stage begins there
+                learn_codebooks(alternation, training_set.paths, weights, options, device)
+        checkpoint = {**weights, "C": alternation.codebooks.reshape(-1, DIMENSIONS)}  # C: (M·K, D)
+        write_checkpoint(target, checkpoint, record, save_state, options)
+    log.info(f"saved {target}.")
+
+
+def take_steps(batches, tags, schedule, graph, alternation, session, first_rate, quantization_weight, joint=True):
+    """Take the steps; yields each one's 0-based number, `{tag: number}` of its scalars, and its seconds in the graph.
+
+    A step depends on its number, the seed and what came before, and on nothing else.
+
+    Args:
+        batches: of `load_batches`.
+        tags: CSR uint8 (N, T).
+        quantization_weight: λ.
+        joint: whether codebooks and codes are learned in turns with the network, as the method does.
+    """
+    for step, rows, images in batches:
+        rate = learning_rate(first_rate, step)
+        weight = 0.0 if alternation.codes is None else quantization_weight
+        seeds = stream(schedule.seed, "dropout", step).integers(2**31, size=(2, 2))
+        batch_tags, reconstructions = tags[rows].toarray(), alternation.reconstructions(rows)  # (B, T), (B, D)
+        began = time.perf_counter()
+        embeddings, embedding_loss, quantization_loss = graph.step(
+            session, images, batch_tags, reconstructions, rate, weight, seeds)
+        seconds = time.perf_counter() - began
+        check_finite(step + 1, {"embedding loss": np.isfinite(embedding_loss),
+                                "embeddings": np.isfinite(embeddings).all(),
+                                "quantization loss": np.isfinite(quantization_loss)})
+        alternation.embeddings[rows] = embeddings
+        if joint and schedule.updates_after(step):
+            alternation.update(step)
+            check_finite(step + 1, {"codebooks": np.isfinite(alternation.codebooks).all()})
+        yield step, {"learning_rate": rate, "loss/embedding": float(embedding_loss),
+                     "loss/quantization": float(quantization_loss)}, seconds
+
+
+def load_batches(store, schedule, side, steps):
+    """An iterator over the steps' batches, each loaded during the step before: the step's number, rows, int64 (B,), and
+    crops, uint8 (B, side, side, 3)."""
+    def load(step):
+        rows = schedule.rows(step)
+        return step, rows, random_crops(store, rows, side, stream(schedule.seed, "crops", step))
+    return prefetch(load, steps)
+
+
+def learn_codebooks(alternation, paths, weights, options, device):
+    """The second of two stages: codebooks and codes of the trained network's embeddings of the plain centre."""
+    encoder = net_val.Encoder(weights, 1, device, options.precision)
+    alternation.embeddings = encoder.embed(paths, "embedding training images")
+    for update in range(SECOND_STAGE):
+        alternation.update(options.iterations + update)
+
+
+def write_checkpoint(target, checkpoint, record, save_state, options):
+    """Write `{layer: [kernel, bias], "C": codebooks}`. Where that fails the state is kept, and UserError raised."""
+    try:
+        write_weights(target, checkpoint, record)
+    except OSError as error:
+        failure = f"{target} could not be written ({error.strerror})"
+        try:
+            if not options.two_stage:  # the state before its second stage is saved already
+                save_state(options.iterations)
+        except (OSError, UserError) as second:
+            raise UserError(f"{failure}, nor could the state after the last step ({second})") from error
+        raise UserError(f"{failure}; the state after the last step is saved: --resume writes the checkpoint once "
+                        "that is possible") from error
+
+
+# ---------------------------------------------------------------- reports
+
+def describe(log, training_set):
+    """Log what the training set holds."""
+    images, tags = training_set.tags.shape
+    log.info(f"{images} training images, {tags} merged tags, {training_set.tags.nnz / images:.1f} tags an image; "
+             f"{training_set.untagged} images have none, {training_set.skipped} bad images were left out.")
+
+
+def step_line(step, scalars, seconds):
+    """The release's line of a 0-based step."""
+    return (f"step [{step + 1:4d}], lr [{scalars['learning_rate']:.7f}], embedding loss "
+            f"[{scalars['loss/embedding']:7.4f}], quantization loss [{scalars['loss/quantization']:7.4f}], "
+            f"{seconds:5.2f} sec/batch.")
+
+
+def data_files(options, folder):
+    """`{name: path}` of all files that the result depends on."""
+    files = [*folder.split_files("train"), folder.tag_embeddings, folder.merge_map]
+    if options.backbone_init == "file":
+        files.append(options.weights)
+    return {path.name: path for path in files}
 
 
 # ---------------------------------------------------------------- schedule
@@ -72,35 +258,40 @@ class Schedule:
 class TrainingGraph:
     """The graph of one gradient step, finalized. `step` runs it.
 
+    Attributes:
+        weight_bytes, state_bytes (int): what the network's variables take, and all variables with Adam's.
+
     Args:
-        words: W, float32 (T, D).
-        embedding_loss: function of embeddings (B, D), labels (B, T) and W that gives a scalar.
-        dropout (float): rate after fc6 and fc7.
+        backbone: one of `backbones.BACKBONES`.
+        tag_embeddings: W, float32 (T, D).
+        factor: of W, as of `quantizer.semantic_factor`, float32 (D, min(T, D)).
+        embedding_loss: function of embeddings (B, D), tags (B, T) and W that gives a scalar.
+        dropout (float): rate before the last layers.
         trainable: names of the layers that are trained.
         device: as of `session.device_name`. Of several, each embeds a part of the batch; the losses of the whole batch
             are computed on the first, which holds the variables.
-        backbone: `LAYERS`, `LAST` and `embed` as in alexnet.py.
-        image_shape: of what the backbone takes.
         precision: that of the session which runs the graph.
     """
 
-    def __init__(self, words, embedding_loss, dropout, trainable, device, backbone=alexnet,
-                 image_shape=(CROP_SIDE, CROP_SIDE, 3), precision=PRECISIONS[0]):
+    def __init__(self, backbone, tag_embeddings, factor, embedding_loss, dropout, trainable, device,
+                 precision=PRECISIONS[0]):
         self.graph = tf.Graph()
         with self.graph.as_default(), tf.device(first_device(device)):
-            self._build_inputs(image_shape, len(words))
+            self._build_inputs(backbone.SIDE, len(tag_embeddings))
             self._build_embeddings(backbone, trainable, dropout, device)
-            self._build_losses(words, embedding_loss, LOSS_TYPES[precision])
-            self._build_train_op(backbone.LAST, LOSS_SCALES[precision])
+            self.weight_bytes = bytes_of_variables()
+            self._build_losses(tag_embeddings, factor, embedding_loss, LOSS_TYPES[precision])
+            self._build_train_op(LOSS_SCALES[precision])
+            self.state_bytes = bytes_of_variables()
             self._initialize = tf.global_variables_initializer()
             self._finite = finite_operations(tf.global_variables())
             self.saver = tf.train.Saver(max_to_keep=None)
             self.graph.finalize()
 
-    def _build_inputs(self, image_shape, tag_count):
-        """images, labels, reconstructions, learning_rate, quantization_weight and dropout_seeds."""
-        self.images = tf.placeholder(tf.uint8, [None, *image_shape])  # (B, 227, 227, 3)
-        self.labels = tf.placeholder(tf.uint8, [None, tag_count])  # (B, T)
+    def _build_inputs(self, side, tag_count):
+        """images, tags, reconstructions, learning_rate, quantization_weight and dropout_seeds."""
+        self.images = tf.placeholder(tf.uint8, [None, side, side, 3])  # (B, 227, 227, 3)
+        self.tags = tf.placeholder(tf.uint8, [None, tag_count])  # (B, T)
         self.reconstructions = tf.placeholder(tf.float32, [None, DIMENSIONS])  # (B, D), q
         self.learning_rate = tf.placeholder(tf.float32, [])
         self.quantization_weight = tf.placeholder(tf.float32, [])  # λ, 0 until the codebooks exist
@@ -119,19 +310,19 @@ class TrainingGraph:
         self.variables, self._first_values = layers.make_variables(backbone.LAYERS, trainable)
         self.embeddings = in_towers(embed, self.images, device)
 
-    def _build_losses(self, words, embedding_loss, kind):
+    def _build_losses(self, tag_embeddings, factor, embedding_loss, kind):
         """embedding_loss L_emb and quantization_loss λ·L_q of type `kind`; their sum is what is minimised."""
-        embeddings, labels, reconstructions, weight = [tf.cast(tensor, kind) for tensor in (
-            self.embeddings, self.labels, self.reconstructions, self.quantization_weight)]
-        factor = tf.constant(quantizer.semantic_factor(words), kind)  # (D, min(T, D))
-        self.embedding_loss = embedding_loss(embeddings, labels, tf.constant(words, kind))
-        self.quantization_loss = weight * quantization_loss(embeddings, reconstructions, factor)
+        embeddings, tags, reconstructions, weight = [tf.cast(tensor, kind) for tensor in (
+            self.embeddings, self.tags, self.reconstructions, self.quantization_weight)]
+        self.embedding_loss = embedding_loss(embeddings, tags, tf.constant(tag_embeddings, kind))
+        self.quantization_loss = weight * losses.quantization_loss(
+            embeddings, reconstructions, tf.constant(factor, kind))
 
-    def _build_train_op(self, last, scale):
+    def _build_train_op(self, scale):
         """train_op: one Adam step on the scaled gradients; `scale`: of the loss."""
         optimizer = tf.train.AdamOptimizer(self.learning_rate)
         factors = {id(variable): factor for layer, pair in self.variables.items()
-                   for variable, factor in zip(pair, LAST_FACTORS if layer == last else FACTORS, strict=True)}
+                   for variable, factor in zip(pair, LAST_FACTORS if layer == layers.LAST else FACTORS, strict=True)}
         gradients = optimizer.compute_gradients((self.embedding_loss + self.quantization_loss) * scale,
                                                 colocate_gradients_with_ops=True)
         self.train_op = optimizer.apply_gradients(
@@ -145,13 +336,18 @@ class TrainingGraph:
         """Raise UserError if a variable holds NaN or infinite values after a 1-based `step`."""
         check_finite(step, session.run(self._finite))
 
-    def step(self, session, images, labels, reconstructions, rate, quantization_weight, dropout_seeds):
+    def step(self, session, images, tags, reconstructions, rate, quantization_weight, dropout_seeds):
         """One gradient step: embeddings r before it, float32 (B, D), L_emb and λ·L_q."""
         fetches = [self.embeddings, self.embedding_loss, self.quantization_loss, self.train_op]
         return session.run(fetches, {
-            self.images: images, self.labels: labels, self.reconstructions: reconstructions,
+            self.images: images, self.tags: tags, self.reconstructions: reconstructions,
             self.learning_rate: rate, self.quantization_weight: quantization_weight,
             self.dropout_seeds: dropout_seeds})[:3]
+
+
+def bytes_of_variables():
+    """What the variables take that the graph has by now."""
+    return sum(variable.shape.num_elements() * variable.dtype.size for variable in tf.global_variables())
 
 
 # ---------------------------------------------------------------- alternating optimisation
@@ -183,113 +379,70 @@ class AlternatingOptimisation:
     def update(self, step):
         """Initialise the codebooks the first time; then recompute codes by ICM and codebooks in closed form."""
         if self.codes is None and not self._has_codebooks:
-            self.codebooks = quantizer.initial_codebooks(
+            self.codebooks = initial_codebooks(
                 self.embeddings, self.codebooks, stream(self._seed, "k-means", step))
         self.codes = quantizer.encode(
             self.embeddings, self.codebooks, self._factor, stream(self._seed, "icm", step), CHUNK)
-        self.codebooks = quantizer.update_codebooks(self.embeddings, self.codes, self.codebooks)
+        self.codebooks = update_codebooks(self.embeddings, self.codes, self.codebooks)
+
+    def tables(self):
+        """`{name: array}` of all that a saved state has of this."""
+        codes = np.empty((0, 0), np.uint8) if self.codes is None else self.codes
+        return {"embeddings": self.embeddings, "codebooks": self.codebooks, "codes": codes}
+
+    def restore(self, tables):
+        """Go back to `tables` of a saved state."""
+        self.embeddings, self.codebooks = tables["embeddings"], tables["codebooks"]
+        self.codes = tables["codes"] if tables["codes"].size else None
 
 
-# ---------------------------------------------------------------- a step of the whole
+# ---------------------------------------------------------------- what a training starts from
 
-@dataclass(frozen=True)
-class StepReport:
-    """What a step has to tell; `seconds` are those of the session's run alone."""
-    rate: float
-    embedding_loss: float
-    quantization_loss: float  # times λ
-    seconds: float
-
-
-class Trainer:
-    """Takes the steps of a training: each depends on its number, the seed and what came before, nothing else."""
-
-    def __init__(self, training_set, store, schedule, graph, alternation, first_rate, quantization_weight,
-                 joint=True):
-        """`joint`: whether codebooks and codes are learned in turns with the network, as the method does."""
-        self._tags = training_set.tags
-        self._store = store
-        self._schedule = schedule
-        self._graph = graph
-        self._alternation = alternation
-        self._first_rate = first_rate
-        self._quantization_weight = quantization_weight
-        self._joint = joint
-
-    def load(self, step):
-        """The batch of a 0-based step: rows, int64 (B,), and crops, uint8 (B, 227, 227, 3)."""
-        rows = self._schedule.rows(step)
-        return rows, random_crops(self._store, rows, stream(self._schedule.seed, "crops", step))
-
-    def run(self, session, step, rows, images):
-        """The gradient step on a batch of `load`, and the update of the codebooks if one follows."""
-        alternation = self._alternation
-        rate = learning_rate(self._first_rate, step)
-        weight = 0.0 if alternation.codes is None else self._quantization_weight
-        seeds = stream(self._schedule.seed, "dropout", step).integers(2**31, size=(2, 2))
-        labels, reconstructions = self._tags[rows].toarray(), alternation.reconstructions(rows)
-        began = time.perf_counter()
-        embeddings, embedding, quantization = self._graph.step(
-            session, images, labels, reconstructions, rate, weight, seeds)
-        seconds = time.perf_counter() - began
-        check_finite(step + 1, {"embedding loss": np.isfinite(embedding), "embeddings": np.isfinite(embeddings).all(),
-                                "quantization loss": np.isfinite(quantization)})
-        alternation.embeddings[rows] = embeddings
-        if self._joint and self._schedule.updates_after(step):
-            alternation.update(step)
-            check_finite(step + 1, {"codebooks": np.isfinite(alternation.codebooks).all()})
-        return StepReport(rate, float(embedding), float(quantization), seconds)
+def check_first_weights(options):
+    """Raise UserError if training is to start from --weights and they are not there."""
+    if options.backbone_init == "file" and not options.weights.is_file():
+        raise UserError(f"{options.weights}: no such file: training starts from AlexNet's ImageNet weights in the "
+                        "release's format (see 'AlexNet weights' in docs/datasets.md), or from random ones with "
+                        "--backbone-init lsuv")
 
 
-# ---------------------------------------------------------------- resumable states
+def read_stored_weights(options):
+    """What the file --weights holds, or None where training starts from random weights."""
+    if options.backbone_init != "file":
+        return None
+    check_checksums(options.weights.with_suffix(".json"))
+    return read_weights(options.weights)
 
-class States:
-    """The resumable states of a training in `folder`, one at a time: `step_N/` holds all that step N begins from.
 
-    Args:
-        settings: what a run that resumes must share with the one that saved, plain containers.
-    """
+def first_weights(backbone, options, stored, store, device, log):
+    """`{layer: [kernel, bias]}` to start from. `stored`: of `read_stored_weights`."""
+    if stored is None:
+        rows = stream(options.seed, "first images").permutation(len(store))[:INITIAL_IMAGES]
+        middle = np.full((len(rows), 2), (IMAGE_SIDE - backbone.SIDE) // 2)
+        images = store.crops(rows, backbone.SIDE, middle, np.zeros(len(rows), bool))
+        return layers.lsuv_weights(backbone, images, stream(options.seed, "weights"), device)
+    weights = layers.check_weights(stored, backbone.LAYERS, options.weights)
+    if layers.LAST not in weights:
+        weights[layers.LAST] = layers.fresh_last_layer(backbone.LAYERS, stream(options.seed, layers.LAST))
+    else:
+        log.info(f"{layers.LAST} starts from {options.weights}.")
+    return weights
 
-    def __init__(self, folder, graph, alternation, settings):
-        self._folder = folder
-        self._graph = graph
-        self._alternation = alternation
-        self._settings = settings
 
-    def save(self, step, session):
-        """Save the state that the 0-based `step` begins from, whole or not at all; then drop older ones.
+def first_codebooks(options, stored, log):
+    """The codebooks to start from, float32 (M, K, D), and whether they come from a trained model."""
+    codebooks = random_codebooks(options.codebooks, stream(options.seed, "codebooks"))
+    found = (stored or {}).get("C")
+    if found is None or found.size != codebooks.size:
+        return codebooks, False
+    log.info(f"the codebooks start from {options.weights}.")
+    return found.reshape(codebooks.shape), True
 
-        Raises UserError, and keeps the older ones, if a variable is not finite.
-        """
-        self._graph.check_finite(session, step)
-        target, alternation = self._path(step), self._alternation
-        codes = np.empty((0, 0), np.uint8) if alternation.codes is None else alternation.codes
-        with replacing_folder(target) as new:
-            save_variables(self._graph.saver, session, new / VARIABLES)
-            np.savez(new / TABLES, embeddings=alternation.embeddings, codebooks=alternation.codebooks, codes=codes)
-            write_json(new / SETTINGS, self._settings)
-        for other in self._folder.iterdir():
-            if other != target:
-                shutil.rmtree(other)
 
-    def newest_step(self):
-        """The 0-based step that the newest state begins. Raises UserError if there is none."""
-        recover_folders(self._folder)
-        states = sorted(self._folder.glob("step_*"))
-        if not states:
-            raise UserError(f"{self._folder}: there is no saved state to resume; --save-every writes one")
-        return int(states[-1].name.removeprefix("step_"))
-
-    def restore(self, session):
-        """Go back to the newest state. Raises UserError if it was altered or is of a training with other settings."""
-        newest = self._path(self.newest_step())
-        check_checksums(newest / CHECKSUMS)
-        check_settings(newest / SETTINGS, self._settings, {"precision": PRECISIONS[0]})
-        self._graph.saver.restore(session, str(newest / VARIABLES))
-        with np.load(newest / TABLES, allow_pickle=False) as tables:
-            self._alternation.embeddings = tables["embeddings"]
-            self._alternation.codebooks = tables["codebooks"]
-            self._alternation.codes = tables["codes"] if tables["codes"].size else None
-
-    def _path(self, step):
-        return self._folder / f"step_{step:08d}"
+def embedding_loss(options):
+    """The loss of the command line as a function of embeddings, tags and tag embeddings."""
+    if options.loss == "WDHT":
+        return partial(losses.wdht_loss, margin=options.margin, l2_norm=not options.no_l2_norm)
+    return partial(losses.adaptive_margin_loss, gamma=options.gamma,
+                   fixed_margin=options.margin if options.fixed_margin else None,
+                   l2_norm=not options.no_l2_norm, negative_sampling=options.negative_sampling)

@@ -11,20 +11,14 @@ import numpy as np
 
 import metrics
 import quantizer
-from backbones import alexnet, layers
+from backbones import layers, of_weights
 from dataset import load_retrieval, read_tag_embeddings
-from image_files import CROP_SIDE, IMAGE_SIDE, ImageStore, decodable_images
+from image_files import IMAGE_SIDE, ImageStore, decodable_images
 from session import first_device, in_towers, open_session, tf
 from storage.arrays import read_weights
 from storage.safe_files import check_checksums, fingerprint, read_json, with_checksums
 from util import DIMENSIONS, MOST_CODEBOOKS, PRECISIONS, UserError, first_few, note, prefetch, progress, stream
 
-CENTRE = (14, 14)
-OFFSETS = ((0, 0), (28, 28), (28, 0), (0, 28), CENTRE)  # top and left of a crop, pixels
-# crops an image: (offset, flipped first)
-CROPS = {10: [(offset, flip) for flip in (True, False) for offset in OFFSETS],
-         5: [(offset, False) for offset in OFFSETS],
-         1: [(CENTRE, False)]}
 CROPS_AT_ONCE = 160  # crops a run of the graph
 CHUNK = 700  # images that share the visiting orders of ICM in validation
 PRECISION_AT = (1, 10, 100, 1000)
@@ -50,9 +44,10 @@ def read_checkpoint(path):
             1 <= codebooks <= MOST_CODEBOOKS):
         raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
                         f"{MOST_CODEBOOKS}, found {stacked.shape}")
-    kept = layers.check_weights(weights, alexnet.LAYERS, path)
-    if alexnet.LAST not in kept:
-        raise UserError(f"{path}: expected {alexnet.LAST} with shape {alexnet.LAYERS[alexnet.LAST]}, found another")
+    backbone = of_weights(weights)
+    kept = layers.check_weights(weights, backbone.LAYERS, path)
+    if layers.LAST not in kept:
+        raise UserError(f"{path}: expected {layers.LAST} with shape {backbone.LAYERS[layers.LAST]}, found another")
     return kept, stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS)
 
 
@@ -66,22 +61,36 @@ def check_trained_with(checkpoint, tag_embeddings):
                         f"{tag_embeddings} has {found[:12]}…: they are of other data sets, or tags were processed anew")
 
 
+def crops_of(count, side):
+    """The crops of an image: (top and left in pixels, whether the image is flipped first), `count` times.
+
+    Ten: four near the corners and the centre, flipped and plain; five: the plain ones; one: the plain centre. `side`:
+    pixels of a crop.
+    """
+    middle = (IMAGE_SIDE - side) // 2
+    far = 2 * middle  # for AlexNet 28, as in the release, though 29 would fit
+    offsets = ((0, 0), (far, far), (far, 0), (0, far), (middle, middle))
+    return {10: [(offset, flip) for flip in (True, False) for offset in offsets],
+            5: [(offset, False) for offset in offsets],
+            1: [(offsets[-1], False)]}[count]
+
+
 class EncodingGraph:
     """The graph that embeds images by the mean over their crops, finalized.
 
     Args:
-        crops (int): a key of CROPS.
+        backbone: one of `backbones.BACKBONES`.
+        crops (int): 10, 5 or 1, as of `crops_of`.
         device: as of `session.device_name`; several share the images.
-        backbone: `LAYERS` and `embed` as in alexnet.py.
     """
 
-    def __init__(self, crops, device, backbone=alexnet):
+    def __init__(self, backbone, crops, device):
         self.graph = tf.Graph()
         with self.graph.as_default(), tf.device(first_device(device)):
             self.images = tf.placeholder(tf.uint8, [None, IMAGE_SIDE, IMAGE_SIDE, 3])  # (b, 256, 256, 3)
             self.variables, self._first_values = layers.make_variables(backbone.LAYERS, trainable=())
             self.embeddings = in_towers(
-                lambda images, _: self._embed(backbone, CROPS[crops], images), self.images, device)
+                lambda images, _: self._embed(backbone, crops_of(crops, backbone.SIDE), images), self.images, device)
             self._initialize = tf.global_variables_initializer()
             self.graph.finalize()
 
@@ -90,7 +99,7 @@ class EncodingGraph:
         parts = []
         for (top, left), flip in crops:
             seen = tf.reverse(images, [2]) if flip else images
-            parts.append(seen[:, top:top + CROP_SIDE, left:left + CROP_SIDE])
+            parts.append(seen[:, top:top + backbone.SIDE, left:left + backbone.SIDE])
         outputs, _ = backbone.embed(tf.concat(parts, 0), self.variables)  # (crops·b, D)
         return tf.reduce_mean(tf.reshape(outputs, [len(crops), -1, DIMENSIONS]), 0)
 
@@ -128,14 +137,14 @@ class Encoder:
     """A trained network that stands ready to embed images.
 
     Args:
-        weights: `{layer: [kernel, bias]}`.
+        weights: `{layer: [kernel, bias]}`, which tell the backbone.
         crops, device: as of EncodingGraph.
         precision: as of `session.open_session`.
     """
 
     def __init__(self, weights, crops, device, precision=PRECISIONS[0]):
         self._crops = crops
-        self._graph = EncodingGraph(crops, device)
+        self._graph = EncodingGraph(of_weights(weights), crops, device)
         self._session = open_session(self._graph.graph, precision)
         self._graph.initialize(self._session, weights)
 

@@ -1,20 +1,15 @@
-"""The quantizer: M codebooks of K = 256 codewords of length D, in NumPy (sections 6 and 7 of the method).
+"""The quantizer: codes by ICM, reconstructions and scores, in NumPy (sections 6 and 7 of the method).
 
 Letters: N images, D = 300, M codebooks, K = 256. Codebooks are `codebooks`, float32 (M, K, D); files stack
 them as `C`, (M·K, D). Codes are uint8 (N, M): one byte for each codebook. An image's reconstruction is
 q = Σ_m codebooks[m, code_m].
 """
 import numpy as np
-import scipy.linalg
-import scipy.sparse
-from threadpoolctl import threadpool_limits
 
-from util import DIMENSIONS, progress
+from util import progress
 
 CODEWORDS = 256  # K
 SWEEPS = 3  # of ICM over all codebooks
-RIDGE = 0.001  # keeps HᵀH invertible in the closed-form update
-LEAST_SQUARED_NORM = 1e-8  # an updated codeword below it keeps its old value
 
 
 def semantic_factor(tag_embeddings):
@@ -28,36 +23,6 @@ def semantic_factor(tag_embeddings):
         L, float32 (D, min(T, D)).
     """
     return np.linalg.qr(tag_embeddings.astype(np.float64), mode="r").T.astype(np.float32)
-
-
-def random_codebooks(codebooks, rng):
-    """The codebooks before the first update, U(−1, 1): float32 (M, K, D) for M = `codebooks`."""
-    return rng.uniform(-1, 1, (codebooks, CODEWORDS, DIMENSIONS)).astype(np.float32)
-
-
-def initial_codebooks(embeddings, codebooks, rng):
-    """Codebooks from k-means on slices: codebook m knows only columns [m·⌊D/M⌋, (m+1)·⌊D/M⌋) at first.
-
-    With fewer than K images there are as many centres as images; the other codewords keep their values.
-
-    Args:
-        embeddings: float32 (N, D).
-        codebooks: what to keep from, float32 (M, K, D); not written to.
-    Returns:
-        float32 (M, K, D).
-    """
-    from sklearn.cluster import MiniBatchKMeans  # takes a second, and validation does without
-    width = DIMENSIONS // len(codebooks)
-    centres = min(CODEWORDS, len(embeddings))
-    codebooks = codebooks.copy()
-    for m, codebook in enumerate(codebooks):
-        columns = slice(m * width, (m + 1) * width)
-        kmeans = MiniBatchKMeans(centres, batch_size=100, n_init=3, random_state=int(rng.integers(2**31)))
-        with threadpool_limits(1):  # one thread sums in one order, on any machine
-            kmeans.fit(embeddings[:, columns])
-        codebook[:centres] = 0
-        codebook[:centres, columns] = kmeans.cluster_centers_
-    return codebooks
 
 
 def icm_encode(embeddings, codebooks, factor, orders):
@@ -94,22 +59,6 @@ def encode(embeddings, codebooks, factor, rng, chunk):
     starts = progress(range(0, len(embeddings), chunk), desc="encoding", leave=False)
     return np.concatenate([icm_encode(embeddings[start:start + chunk], codebooks, factor, orders())
                            for start in starts])
-
-
-def update_codebooks(embeddings, codes, codebooks):
-    """The closed form C = (HᵀH + 0.001·I)⁻¹ HᵀU for codes H and embeddings U, float32 (M, K, D).
-
-    A codeword that comes out as zero, being in no image's code, keeps its value from `codebooks`.
-    """
-    n, m = codes.shape
-    columns = codes + CODEWORDS * np.arange(m)  # (N, M), positions of the ones in H
-    hot = scipy.sparse.csr_array((np.ones(n * m), columns.ravel(), np.arange(n + 1) * m),
-                                 shape=(n, m * CODEWORDS))
-    gram = (hot.T @ hot).toarray() + RIDGE * np.eye(m * CODEWORDS)  # (M·K, M·K)
-    solved = scipy.linalg.solve(gram, hot.T @ embeddings.astype(np.float64), assume_a="pos")
-    solved = solved.reshape(codebooks.shape)
-    used = np.square(solved).sum(-1, keepdims=True) >= LEAST_SQUARED_NORM
-    return np.where(used, solved, codebooks).astype(np.float32)
 
 
 def reconstruct(codes, codebooks):

@@ -1,8 +1,8 @@
-"""The backbone: AlexNet with a 300-d tanh embedding on top (section 5 of the method).
+"""AlexNet with a 300-d tanh embedding on top (section 5 of the method).
 
 Weights are `{layer: [kernel, bias]}` of float32 arrays in TensorFlow's layouts, as in `alexnet.npy`.
 """
-
+from backbones.layers import LAST
 from session import tf
 from util import DIMENSIONS
 
@@ -10,11 +10,11 @@ from util import DIMENSIONS
 LAYERS = {
     "conv1": (11, 11, 3, 96), "conv2": (5, 5, 48, 256), "conv3": (3, 3, 256, 384),
     "conv4": (3, 3, 192, 384), "conv5": (3, 3, 192, 256),
-    "fc6": (9216, 4096), "fc7": (4096, 4096), "fc8": (4096, DIMENSIONS),
+    "fc6": (9216, 4096), "fc7": (4096, 4096), LAST: (4096, DIMENSIONS),
 }
 # The mean of ImageNet's blue, green and red, which the release takes off red, green and blue: its checkpoints need it.
 MEAN = (103.939, 116.779, 123.68)
-LAST = "fc8"
+SIDE = 227  # pixels of the crop that it sees
 
 
 def embed(images, variables, dropout=lambda x, index: x):

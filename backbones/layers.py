@@ -1,12 +1,13 @@
-"""Layers of a backbone, whichever it is: their variables, their first weights, and whether given weights fit them.
+"""What the layers of all backbones share: their variables, their first weights, and whether given weights fit them.
 
 Weights are `{layer: [kernel, bias]}` of float32 arrays in TensorFlow's layouts, as in `alexnet.npy`.
 """
 import numpy as np
 
-from backbones.alexnet import LAST, LAYERS, embed
 from session import first_device, open_session, tf
 from util import UserError, progress
+
+LAST = "fc8"  # the embedding's layer, of every backbone; its kernel has D = 300 outputs
 
 
 def make_variables(layers, trainable):
@@ -33,13 +34,14 @@ def feed_weights(first_values, weights):
 # ---------------------------------------------------------------- first weights
 
 def fresh_last_layer(layers, rng):
-    """fc8 as a training begins with it: N(0, 0.01²) and zeros."""
+    """[kernel, bias] of the last layer before the first step: N(0, 0.01²) and zeros."""
     shape = layers[LAST]
     return [rng.normal(0, 0.01, shape).astype(np.float32), np.zeros(shape[-1], np.float32)]
 
 
 def check_weights(weights, layers, path):
-    """`weights` without an fc8 of another shape and without unknown entries. Raises UserError if a layer is amiss."""
+    """The entries of `weights` that are `layers`, without a last one of another shape. Raises UserError if another
+    layer is missing or of another shape."""
     kept = {}
     for layer, shape in layers.items():
         shapes = [array.shape for array in weights.get(layer, [])]
@@ -50,22 +52,23 @@ def check_weights(weights, layers, path):
     return kept
 
 
-def lsuv_weights(images, rng, device):
+def lsuv_weights(backbone, images, rng, device):
     """Random weights by layer-sequential unit variance: each layer's output on `images` has variance 1.
 
     He initialisation alone collapses to one embedding for all images when Adam starts from it.
 
     Args:
-        images: uint8 (B, 227, 227, 3).
+        backbone: one of `backbones.BACKBONES`.
+        images: uint8 (B, SIDE, SIDE, 3).
     """
     weights = {layer: [rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32),
-                       np.zeros(shape[-1], np.float32)] for layer, shape in LAYERS.items()}
-    weights[LAST] = fresh_last_layer(LAYERS, rng)
+                       np.zeros(shape[-1], np.float32)] for layer, shape in backbone.LAYERS.items()}
+    weights[LAST] = fresh_last_layer(backbone.LAYERS, rng)
     graph = tf.Graph()
     with graph.as_default(), tf.device(first_device(device)):
-        variables, first_values = make_variables(LAYERS, trainable=())
+        variables, first_values = make_variables(backbone.LAYERS, trainable=())
         batch = tf.placeholder(tf.uint8, [None, *images.shape[1:]])
-        _, before = embed(batch, variables)
+        _, before = backbone.embed(batch, variables)
         variances = {layer: tf.math.reduce_variance(output) for layer, output in before.items()}
         graph.finalize()
     with open_session(graph) as session:

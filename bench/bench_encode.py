@@ -17,6 +17,7 @@ import ray.data
 import encode
 import quantizer
 from backbones import alexnet
+from codebooks import random_codebooks
 from util import DIMENSIONS, progress, stream
 
 CODEBOOKS, SIDES = 4, (375, 500)
@@ -35,7 +36,7 @@ def make_model():
     rng = stream(0, "bench encode")
     weights = {layer: [rng.normal(0, 0.01, shape).astype(np.float32), np.zeros(shape[-1], np.float32)]
                for layer, shape in alexnet.LAYERS.items()}
-    return (weights, quantizer.random_codebooks(CODEBOOKS, rng),
+    return (weights, random_codebooks(CODEBOOKS, rng),
             quantizer.semantic_factor(rng.normal(size=(DIMENSIONS, DIMENSIONS))))
 
 

@@ -22,6 +22,7 @@ CACHES = (0, 4)  # --cache-gb
 def loader(paths, batch_size, cache_gb, cores, seconds):
     """Images a second of random crops on some cores, for about so many seconds."""
     import image_files
+    from backbones import alexnet
     os.sched_setaffinity(0, cores)  # of this thread, and of those that it starts from here on
     store = image_files.ImageStore(paths, cache_gb * 1e9)
     if cache_gb:
@@ -29,7 +30,7 @@ def loader(paths, batch_size, cache_gb, cores, seconds):
     began, loaded = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         rng = stream(0, "bench input", loaded)
-        loaded += len(image_files.random_crops(store, rng.permutation(len(store))[:batch_size], rng))
+        loaded += len(image_files.random_crops(store, rng.permutation(len(store))[:batch_size], alexnet.SIDE, rng))
     return loaded / (time.perf_counter() - began)
 
 

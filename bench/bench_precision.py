@@ -21,8 +21,9 @@ CROPS = 10
 def encoding(weights, images, precision):
     """A function that embeds images, uint8 (b, 256, 256, 3): float32 (b, D)."""
     import net_val
+    from backbones import alexnet
     from session import open_session
-    graph = net_val.EncodingGraph(CROPS, "/cpu:0")
+    graph = net_val.EncodingGraph(alexnet, CROPS, "/cpu:0")
     session = open_session(graph.graph, precision)
     graph.initialize(session, weights)
     return lambda: session.run(graph.embeddings, {graph.images: images})

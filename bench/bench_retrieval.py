@@ -13,6 +13,7 @@ import numpy as np
 import dataset
 import metrics
 import quantizer
+from codebooks import random_codebooks, update_codebooks
 from util import stream
 
 
@@ -35,19 +36,19 @@ def parse_matrix(rng):
 
 def encode(rng):
     embeddings = np.tanh(rng.normal(size=(23_000, 300))).astype(np.float32)
-    codebooks = quantizer.random_codebooks(4, rng)
+    codebooks = random_codebooks(4, rng)
     factor = quantizer.semantic_factor(rng.normal(size=(1_178, 300)))
     with timed("ICM, 23,000 embeddings at 32 bits"):
         codes = quantizer.encode(embeddings, codebooks, factor, rng, 700)
     with timed("codebook update, 23,000 embeddings at 32 bits"):
-        quantizer.update_codebooks(embeddings, codes, codebooks)
+        update_codebooks(embeddings, codes, codebooks)
 
 
 def rank(rng):
     database = rng.normal(size=(193_000, 300)).astype(np.float32)
     queries = rng.normal(size=(2_000, 300)).astype(np.float32)
     codes = rng.integers(0, 256, (193_000, 4)).astype(np.uint8)
-    codebooks = quantizer.random_codebooks(4, rng)
+    codebooks = random_codebooks(4, rng)
     labels = [rng.random((n, 21)) < 0.1 for n in (2_000, 193_000)]
     with timed("MAP@5000 of 2,000 queries, 193,000 images, 32-bit codes (AQD, SQD)"):
         metrics.evaluate(lambda q: quantizer.quantized_scores(queries[q], codes, codebooks), *labels, 5000)

@@ -5,6 +5,7 @@ import logging
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -58,8 +59,26 @@ class _LogFile(logging.FileHandler):
 
 class _ConsoleHandler(logging.Handler):
     def emit(self, record):
+        if getattr(record, "bar_shows_it", False) and sys.stdout.isatty():
+            return
         tqdm.write(self.format(record))
         sys.stdout.flush()
+
+
+def log_step(log, bar, line, loss):
+    """Log a step's line; a terminal shows the bar with the loss in its place.
+
+    Args:
+        bar: of `util.progress`, which shows nothing unless a person watches.
+    """
+    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    bar.update()
+    log.info(line, extra={"bar_shows_it": not bar.disable})
+
+
+def plain(options):
+    """`{name: value}` as JSON knows it: paths as text."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
 
 
 def provenance(files):

@@ -139,6 +139,41 @@ def sync(path):
         os.close(descriptor)
 
 
+# ---------------------------------------------------------------- room on the disk
+
+@contextlib.contextmanager
+def reserved_space(path, size):
+    """Hold room for `size` bytes beside `path` during the block, so that `path` can be written after it.
+
+    Raises UserError where there is not so much.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_space(path.parent, size)
+    reserved = path.with_name(f".{path.name}.reserved")
+    try:
+        with open(reserved, "wb") as file:
+            if hasattr(os, "posix_fallocate"):  # elsewhere the check above has to do
+                _allocate(file, path, size)
+        yield
+    finally:
+        reserved.unlink(missing_ok=True)
+
+
+def _allocate(file, path, size):
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise UserError(f"{path}: there is no room for its {size / 1e6:,.0f} MB ({error.strerror})") from error
+
+
+def check_space(folder, size):
+    """Raise UserError unless the disk of `folder`, which may not exist yet, has so many bytes free."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if shutil.disk_usage(existing).free < size:
+        raise UserError(f"{folder}: what is to be written there takes {size / 1e6:,.0f} MB, and the disk has "
+                        f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB free")
+
+
 # ---------------------------------------------------------------- locks
 
 @contextlib.contextmanager

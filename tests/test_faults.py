@@ -16,7 +16,6 @@ import time
 import numpy as np
 import pytest
 
-import net
 import net_val
 from dataset import find_dataset, read_tags
 from prepare import photos
@@ -36,7 +35,7 @@ from storage.safe_files import (
 from tag_processing import write_tags
 from test_import_photos import PHOTOS, Desk
 from test_index import make_content
-from test_net import linear_trainer, linear_weights
+from test_net import linear_training, linear_weights, states_of
 from test_net_val import _retrieval
 from tiny import EXPERIMENT, PROJECT, make_tiny, start, train, wait_for
 from util import UserError, stream
@@ -271,16 +270,16 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, kind):
 
 
 def test_a_disk_that_is_full_while_tensorflow_writes_a_state_is_told_in_one_sentence(tmp_path):
-    _, graph, alternation = linear_trainer(8, 8)
-    states = net.States(tmp_path, graph, alternation, {})
-    with open_session(graph.graph) as session:
-        graph.initialize(session, linear_weights())
-        states.save(1, session)
+    training = linear_training(8, 8)
+    _, save, restore = states_of(training, tmp_path, {})
+    with open_session(training.graph.graph) as session:
+        training.graph.initialize(session, linear_weights())
+        save(1, session)
         with files_of_at_most(10_000), pytest.raises(UserError, match="this checkpoint could not be written") as error:
-            states.save(2, session)
+            save(2, session)
         assert "\n" not in str(error.value)
         assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
-        states.restore(session)
+        restore(session)
 
 
 def run_limited(size, *arguments):
@@ -369,33 +368,34 @@ def test_sealed_files_replace_each_other_together(tmp_path):
 # ---------------------------------------------------------------- training that diverges
 
 def test_a_training_that_diverges_stops_with_step_and_quantity_and_keeps_the_last_good_state(tmp_path):
-    trainer, graph, alternation = linear_trainer(40, 16)
-    states = net.States(tmp_path, graph, alternation, {})
+    training = linear_training(40, 16)
+    graph = training.graph
+    _, save, restore = states_of(training, tmp_path, {})
     with open_session(graph.graph) as session:
         graph.initialize(session, linear_weights())
-        states.save(1, session)
+        save(1, session)
         kernel = graph.variables["fc8"][0]
         kernel.load(np.full(kernel.shape, np.nan, np.float32), session)
         with pytest.raises(UserError, match=r"step 2: \S+ holds NaN or infinite values, so the training has diverged"):
-            states.save(2, session)
+            save(2, session)
         assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
-        rows, images = trainer.load(4)
         with pytest.raises(UserError, match="step 5: embedding loss holds NaN"):
-            trainer.run(session, 4, rows, images)
-        states.restore(session)
-        trainer.run(session, 4, rows, images)
+            training.take([4], session)
+        restore(session)
+        training.take([4], session)
 
 
 def test_codebooks_that_are_no_longer_finite_stop_the_training(tmp_path, monkeypatch):
-    trainer, graph, alternation = linear_trainer(40, 16)
+    training = linear_training(40, 16)
+    alternation = training.alternation
 
     def spoil(_):
         alternation.codebooks = np.full_like(alternation.codebooks, np.inf)
     monkeypatch.setattr(alternation, "update", spoil)
-    with open_session(graph.graph) as session:
-        graph.initialize(session, linear_weights())
+    with open_session(training.graph.graph) as session:
+        training.graph.initialize(session, linear_weights())
         with pytest.raises(UserError, match="step 7: codebooks holds NaN or infinite values"):
-            trainer.run(session, 6, *trainer.load(6))
+            training.take([6], session)
 
 
 def test_a_log_that_another_run_holds_is_refused_until_that_run_ends(tmp_path):

@@ -15,6 +15,7 @@ import metrics
 import net_val
 import quantizer
 import validation
+from codebooks import initial_codebooks, random_codebooks
 from util import stream
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -38,7 +39,7 @@ def retrieval():
         noise = rng.normal(size=(n, 300))
         arrays[f"{prefix}_label"] = labels
         arrays[f"{prefix}_features"] = np.tanh(labels @ centres + noise).astype(np.float32)
-    codebooks = quantizer.initial_codebooks(arrays["db_features"], quantizer.random_codebooks(2, rng), rng)
+    codebooks = initial_codebooks(arrays["db_features"], random_codebooks(2, rng), rng)
     for prefix in ("db", "qry"):
         arrays[f"{prefix}_codes"] = quantizer.encode(arrays[f"{prefix}_features"], codebooks,
                                                      np.eye(300, dtype=np.float32), rng, 700)

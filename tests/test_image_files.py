@@ -73,7 +73,7 @@ def test_images_are_resized_to_256_and_decoded_no_more_than_once_while_there_is_
 
 def test_crops_are_taken_after_the_flip(tmp_path):
     store = image_files.ImageStore([_image(tmp_path / str(i), seed=i) for i in range(2)], 10**9)
-    batch = store.crops([1, 0], np.array([[0, 29], [14, 14]]), np.array([True, False]))
+    batch = store.crops([1, 0], 227, np.array([[0, 29], [14, 14]]), np.array([True, False]))
     np.testing.assert_array_equal(batch[0], store.image(1)[:, ::-1][:227, 29:])
     np.testing.assert_array_equal(batch[1], store.image(0)[14:241, 14:241])
 
@@ -82,11 +82,11 @@ def test_random_crops_reach_all_offsets_and_flip_half_of_the_images():
     seen = {"offsets": [], "flips": []}
 
     class Recorder:
-        def crops(self, rows, offsets, flips):
+        def crops(self, rows, side, offsets, flips):
             seen["offsets"].append(offsets)
             seen["flips"].append(flips)
 
     for step in range(50):
-        image_files.random_crops(Recorder(), np.arange(100), stream(0, "crops", step))
+        image_files.random_crops(Recorder(), np.arange(100), 227, stream(0, "crops", step))
     assert set(np.concatenate(seen["offsets"])[:, 0]) == set(np.concatenate(seen["offsets"])[:, 1]) == set(range(30))
     assert 0.45 < np.concatenate(seen["flips"]).mean() < 0.55

@@ -1,4 +1,5 @@
 """Training: the schedule, the released steps, the alternating optimisation; mostly on a linear backbone."""
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,10 @@ import net
 import parity_inputs as parity
 import quantizer
 from backbones import alexnet, layers
+from codebooks import random_codebooks
 from losses import adaptive_margin_loss
 from session import open_session, tf
+from storage.states import States
 from util import UserError, stream
 
 W, Y = parity.tags(parity.SEED + 1, 8, 20)
@@ -23,13 +26,13 @@ def _embed(images, variables, dropout):
     return tf.tanh(tf.matmul(x, kernel) + bias), {}
 
 
-LINEAR = SimpleNamespace(LAYERS={"fc8": (SIDE * SIDE * 3, 300)}, LAST="fc8", embed=_embed)
+LINEAR = SimpleNamespace(LAYERS={"fc8": (SIDE * SIDE * 3, 300)}, SIDE=SIDE, embed=_embed)
 
 
-def linear_graph(**options):
-    settings = {"dropout": 0.0, "trainable": ["fc8"], "device": "/cpu:0", "backbone": LINEAR,
-                "image_shape": (SIDE, SIDE, 3), **options}
-    return net.TrainingGraph(np.float32(W), adaptive_margin_loss, **settings)
+def linear_graph(loss=adaptive_margin_loss, **options):
+    settings = {"backbone": LINEAR, "dropout": 0.0, "trainable": ["fc8"], "device": "/cpu:0", **options}
+    return net.TrainingGraph(tag_embeddings=np.float32(W), factor=quantizer.semantic_factor(W), embedding_loss=loss,
+                             **settings)
 
 
 class Pixels:
@@ -41,33 +44,53 @@ class Pixels:
     def __len__(self):
         return len(self.images)
 
-    def crops(self, rows, offsets, flips):
+    def crops(self, rows, side, offsets, flips):
         return self.images[rows]
 
 
-def linear_trainer(images, batch_size, codebooks=2, **options):
+@dataclass
+class LinearTraining:
+    """A training on random images of 4×4 pixels."""
+    tags: scipy.sparse.csr_array
+    store: Pixels
+    schedule: net.Schedule
+    graph: net.TrainingGraph
+    alternation: net.AlternatingOptimisation
+
+    def take(self, steps, session):
+        """Take the steps; the scalars of each, and the variables afterwards."""
+        batches = net.load_batches(self.store, self.schedule, SIDE, steps)
+        taken = net.take_steps(batches, self.tags, self.schedule, self.graph, self.alternation, session, 1e-3, 1e-4)
+        return [scalars for _, scalars, _ in taken], session.run(self.graph.variables)
+
+
+def states_of(training, folder, settings):
+    """The States of a LinearTraining, and functions that save and restore one in a session."""
+    states = States(folder, settings, "variables", 8, {"precision": "float32"})
+
+    def save(step, session):
+        states.save(step, session, training.graph, training.alternation.tables())
+        states.keep_only(step)
+
+    def restore(session):
+        training.alternation.restore(states.restore(states.newest_step(), session, training.graph))
+    return states, save, restore
+
+
+def linear_training(images, batch_size, codebooks=2, **options):
     rng = stream(0, "linear test")
     labels = (rng.random((images, 20)) < 0.2).astype(np.uint8)
-    training_set = SimpleNamespace(tags=scipy.sparse.csr_array(labels))
     store = Pixels(rng.integers(0, 256, (images, SIDE, SIDE, 3), dtype=np.uint8))
     graph = linear_graph(**options)
     alternation = net.AlternatingOptimisation(images, quantizer.semantic_factor(W),
-                                              quantizer.random_codebooks(codebooks, rng), seed=5)
-    schedule = net.Schedule(images, batch_size, seed=5)
-    trainer = net.Trainer(training_set, store, schedule, graph, alternation, 1e-3, 1e-4)
-    return trainer, graph, alternation
+                                              random_codebooks(codebooks, rng), seed=5)
+    return LinearTraining(scipy.sparse.csr_array(labels), store, net.Schedule(images, batch_size, seed=5), graph,
+                          alternation)
 
 
 def linear_weights():
     return {"fc8": [stream(0, "linear weights").normal(0, 0.1, (SIDE * SIDE * 3, 300)).astype(np.float32),
                     np.zeros(300, np.float32)]}
-
-
-def train_linear(trainer, graph, steps, session):
-    reports = []
-    for step in steps:
-        reports.append(trainer.run(session, step, *trainer.load(step)))
-    return reports, session.run(graph.variables)
 
 
 # ---------------------------------------------------------------- schedule
@@ -105,7 +128,7 @@ def test_another_seed_is_another_permutation():
 # ---------------------------------------------------------------- the released steps
 
 def test_three_steps_of_alexnet_are_the_released_ones():
-    graph = net.TrainingGraph(np.float32(W), adaptive_margin_loss, 0.0, list(alexnet.LAYERS), "/cpu:0")
+    graph = linear_graph(backbone=alexnet, trainable=list(alexnet.LAYERS))
     images = parity.images(parity.SEED + 9, 8)[:, 14:241, 14:241]
     q = quantizer.reconstruct(parity.codes(parity.SEED + 4, 8, 2), parity.codebooks(parity.SEED + 5, 2))
     weights, steps = parity.alexnet_weights(parity.SEED + 7), []
@@ -126,23 +149,24 @@ def test_three_steps_of_alexnet_are_the_released_ones():
 # ---------------------------------------------------------------- training as a whole
 
 def test_training_lowers_the_loss_and_the_quantization_error():
-    trainer, graph, alternation = linear_trainer(images=64, batch_size=16)
-    with open_session(graph.graph) as session:
-        graph.initialize(session, linear_weights())
-        reports, _ = train_linear(trainer, graph, range(60), session)
-    assert reports[-1].embedding_loss < 0.95 * reports[0].embedding_loss
-    assert all(report.quantization_loss == 0 for report in reports[:9])
-    assert all(report.quantization_loss > 0 for report in reports[9:])
-    factor = quantizer.semantic_factor(W)
+    training = linear_training(images=64, batch_size=16)
+    with open_session(training.graph.graph) as session:
+        training.graph.initialize(session, linear_weights())
+        reports, _ = training.take(range(60), session)
+    assert reports[-1]["loss/embedding"] < 0.95 * reports[0]["loss/embedding"]
+    assert all(report["loss/quantization"] == 0 for report in reports[:9])
+    assert all(report["loss/quantization"] > 0 for report in reports[9:])
+    factor, alternation = quantizer.semantic_factor(W), training.alternation
     rest = alternation.embeddings - quantizer.reconstruct(alternation.codes, alternation.codebooks)
     assert np.square(rest @ factor).sum() < 0.2 * np.square(alternation.embeddings @ factor).sum()
 
 
 def test_every_image_has_a_code_after_the_first_update():
-    trainer, graph, alternation = linear_trainer(images=37, batch_size=16)
-    with open_session(graph.graph) as session:
-        graph.initialize(session, linear_weights())
-        train_linear(trainer, graph, range(7), session)
+    training = linear_training(images=37, batch_size=16)
+    with open_session(training.graph.graph) as session:
+        training.graph.initialize(session, linear_weights())
+        training.take(range(7), session)
+    alternation = training.alternation
     assert alternation.codes.shape == (37, 2)
     visited = alternation.embeddings.any(1)
     assert visited.sum() >= 32
@@ -150,56 +174,72 @@ def test_every_image_has_a_code_after_the_first_update():
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, rate):
-    trainer, graph, alternation = linear_trainer(40, 16, dropout=rate)
-    states = net.States(tmp_path, graph, alternation, {"lr": 1})
-    with open_session(graph.graph) as session:
-        graph.initialize(session, linear_weights())
-        train_linear(trainer, graph, range(11), session)
-        states.save(11, session)
-        _, expected = train_linear(trainer, graph, range(11, 25), session)
-        codebooks = alternation.codebooks
-    trainer, graph, alternation = linear_trainer(40, 16, dropout=rate)
-    with open_session(graph.graph) as session:
-        states = net.States(tmp_path, graph, alternation, {"lr": 1})
-        states.restore(session)
+    training = linear_training(40, 16, dropout=rate)
+    _, save, _ = states_of(training, tmp_path, {"lr": 1})
+    with open_session(training.graph.graph) as session:
+        training.graph.initialize(session, linear_weights())
+        training.take(range(11), session)
+        save(11, session)
+        _, expected = training.take(range(11, 25), session)
+    resumed = linear_training(40, 16, dropout=rate)
+    states, _, restore = states_of(resumed, tmp_path, {"lr": 1})
+    with open_session(resumed.graph.graph) as session:
+        restore(session)
         assert states.newest_step() == 11
-        _, found = train_linear(trainer, graph, range(11, 25), session)
+        _, found = resumed.take(range(11, 25), session)
     np.testing.assert_array_equal(found["fc8"][0], expected["fc8"][0])
-    np.testing.assert_array_equal(alternation.codebooks, codebooks)
+    np.testing.assert_array_equal(resumed.alternation.codebooks, training.alternation.codebooks)
 
 
 def test_only_the_newest_state_is_kept_and_a_broken_save_leaves_the_one_before(tmp_path):
-    _, graph, alternation = linear_trainer(8, 8)
-    states = net.States(tmp_path, graph, alternation, {})
-    with open_session(graph.graph) as session:
-        graph.initialize(session, linear_weights())
-        states.save(1, session)
-        states.save(2, session)
+    training = linear_training(8, 8)
+    states, save, restore = states_of(training, tmp_path, {})
+    with open_session(training.graph.graph) as session:
+        training.graph.initialize(session, linear_weights())
+        save(1, session)
+        save(2, session)
         assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
         (tmp_path / ".step_00000003.1.tmp").mkdir()  # what a process leaves that is killed while it saves
         assert states.newest_step() == 2
-        states.restore(session)
+        restore(session)
+        save(3, session)
+        assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
+
+
+def test_what_else_lies_among_the_states_stays_and_does_no_harm(tmp_path):
+    training = linear_training(8, 8)
+    states, save, restore = states_of(training, tmp_path, {})
+    (tmp_path / ".DS_Store").write_text("a file")
+    (tmp_path / "step_9").write_text("a file")
+    (tmp_path / "step_by_step").mkdir()
+    with open_session(training.graph.graph) as session:
+        training.graph.initialize(session, linear_weights())
+        save(1, session)
+        save(2, session)
+        assert states.steps() == [2]
+        restore(session)
+    assert {path.name for path in tmp_path.iterdir()} == {".DS_Store", "step_9", "step_by_step", "step_00000002"}
 
 
 def test_resuming_with_other_settings_is_refused_by_name(tmp_path):
-    _, graph, alternation = linear_trainer(8, 8)
-    with open_session(graph.graph) as session:
-        graph.initialize(session, linear_weights())
-        net.States(tmp_path, graph, alternation, {"lr": 1, "seed": 2}).save(1, session)
+    training = linear_training(8, 8)
+    with open_session(training.graph.graph) as session:
+        training.graph.initialize(session, linear_weights())
+        states_of(training, tmp_path, {"lr": 1, "seed": 2})[1](1, session)
         with pytest.raises(UserError, match="seed was 2, now 3"):
-            net.States(tmp_path, graph, alternation, {"lr": 1, "seed": 3}).restore(session)
+            states_of(training, tmp_path, {"lr": 1, "seed": 3})[2](session)
         with pytest.raises(UserError, match="no saved state"):
-            net.States(tmp_path / "none", graph, alternation, {}).restore(session)
+            states_of(training, tmp_path / "none", {})[2](session)
 
 
 def test_a_state_from_before_there_was_a_precision_is_of_float32(tmp_path):
-    _, graph, alternation = linear_trainer(8, 8)
-    with open_session(graph.graph) as session:
-        graph.initialize(session, linear_weights())
-        net.States(tmp_path, graph, alternation, {"lr": 1}).save(1, session)
-        net.States(tmp_path, graph, alternation, {"lr": 1, "precision": "float32"}).restore(session)
+    training = linear_training(8, 8)
+    with open_session(training.graph.graph) as session:
+        training.graph.initialize(session, linear_weights())
+        states_of(training, tmp_path, {"lr": 1})[1](1, session)
+        states_of(training, tmp_path, {"lr": 1, "precision": "float32"})[2](session)
         with pytest.raises(UserError, match="precision was float32, now bfloat16"):
-            net.States(tmp_path, graph, alternation, {"lr": 1, "precision": "bfloat16"}).restore(session)
+            states_of(training, tmp_path, {"lr": 1, "precision": "bfloat16"})[2](session)
 
 
 def test_a_layer_that_is_not_trained_keeps_its_values():
@@ -211,7 +251,7 @@ def test_a_layer_that_is_not_trained_keeps_its_values():
             x = tf.tanh(tf.matmul(x, kernel) + bias)
         return x, {}
 
-    graph = linear_graph(backbone=SimpleNamespace(LAYERS=layers, LAST="fc8", embed=embed), trainable=["fc8"])
+    graph = linear_graph(backbone=SimpleNamespace(LAYERS=layers, SIDE=SIDE, embed=embed), trainable=["fc8"])
     rng = stream(0, "finetune test")
     weights = {layer: [rng.normal(size=shape), np.zeros(shape[-1])] for layer, shape in layers.items()}
     with open_session(graph.graph) as session:
@@ -225,7 +265,7 @@ def test_a_layer_that_is_not_trained_keeps_its_values():
 
 def test_codebooks_of_a_trained_model_are_not_drawn_anew():
     rng = stream(0, "trained codebooks test")
-    given = quantizer.random_codebooks(1, rng)
+    given = random_codebooks(1, rng)
     alternation = net.AlternatingOptimisation(20, quantizer.semantic_factor(W), given, 0, has_codebooks=True)
     alternation.embeddings = rng.normal(size=(20, 300)).astype(np.float32)
     alternation.update(4)
@@ -237,7 +277,7 @@ def test_codebooks_of_a_trained_model_are_not_drawn_anew():
 
 def test_lsuv_gives_every_layer_an_output_of_variance_one():
     images = parity.images(parity.SEED + 9, 8)[:, 14:241, 14:241]
-    weights = layers.lsuv_weights(images, stream(0, "weights"), "/cpu:0")
+    weights = layers.lsuv_weights(alexnet, images, stream(0, "weights"), "/cpu:0")
     with tf.Graph().as_default() as graph, open_session(graph) as session:
         variables, first_values = layers.make_variables(alexnet.LAYERS, ())
         embeddings, before = alexnet.embed(tf.constant(images), variables)

@@ -8,6 +8,8 @@ import pytest
 import net_val
 import parity_inputs as parity
 import quantizer
+from backbones import alexnet
+from codebooks import random_codebooks
 from session import open_session, tf
 from storage.arrays import write_weights
 from storage.safe_files import fingerprint
@@ -15,7 +17,7 @@ from util import UserError, stream
 
 
 def test_ten_crop_embeddings_are_the_released_ones():
-    graph = net_val.EncodingGraph(10, "/cpu:0")
+    graph = net_val.EncodingGraph(alexnet, 10, "/cpu:0")
     with open_session(graph.graph) as session:
         graph.initialize(session, parity.alexnet_weights(parity.SEED + 7))
         found = session.run(graph.embeddings, {graph.images: parity.images(parity.SEED + 8, 4)})
@@ -39,8 +41,8 @@ def test_embeddings_are_the_mean_over_the_crops_and_cover_each_image_once(crops)
             return images[list(rows)]
 
     store = Store()
-    backbone = SimpleNamespace(LAYERS={"fc8": (1, 300)}, LAST="fc8", embed=_corner_pixels)
-    graph = net_val.EncodingGraph(crops, "/cpu:0", backbone)
+    backbone = SimpleNamespace(LAYERS={"fc8": (1, 300)}, SIDE=227, embed=_corner_pixels)
+    graph = net_val.EncodingGraph(backbone, crops, "/cpu:0")
     with open_session(graph.graph) as session:
         graph.initialize(session, {"fc8": [np.ones((1, 300)), np.zeros(300)]})
         found = net_val.embed_images(store, graph, session, crops, "testing")
@@ -52,7 +54,7 @@ def test_embeddings_are_the_mean_over_the_crops_and_cover_each_image_once(crops)
 
 
 def _retrieval(rng, m=2, queries=30, images=120):
-    c = quantizer.random_codebooks(m, rng)
+    c = random_codebooks(m, rng)
     arrays = {"codebooks": c}
     for prefix, n in (("db", images), ("qry", queries)):
         arrays[f"{prefix}_features"] = rng.normal(size=(n, 300)).astype(np.float32)

@@ -17,6 +17,7 @@ import net_val
 import quantizer
 import tag_processing
 import word_vectors
+from codebooks import random_codebooks
 from retrieval import faiss_engine, index
 from test_index import make_content
 from tiny import EXPERIMENT, make_tiny, train, validate, write_pickle
@@ -48,7 +49,7 @@ def test_a_data_set_of_any_size_is_loaded_and_cropped(tmp_path, images):
     store = image_files.ImageStore(loaded.paths, 100 * image_files.IMAGE_BYTES)
     rows = net.Schedule(images, 256, seed=0).rows(0)
     assert sorted(rows) == list(range(min(images, 256))) or images == 257
-    batch = image_files.random_crops(store, rows, stream(0, "crops"))
+    batch = image_files.random_crops(store, rows, 227, stream(0, "crops"))
     np.testing.assert_array_equal(batch[:, 0, 0, 0], rows % 256)
 
 
@@ -57,7 +58,7 @@ def test_a_data_set_of_any_size_is_loaded_and_cropped(tmp_path, images):
 def test_codebooks_of_any_number_of_images_are_finite_and_fit(images, codebooks):
     factor = quantizer.semantic_factor(embeddings_of(5))
     alternation = net.AlternatingOptimisation(
-        images, factor, quantizer.random_codebooks(codebooks, stream(0, "codebooks")), seed=0)
+        images, factor, random_codebooks(codebooks, stream(0, "codebooks")), seed=0)
     alternation.embeddings = embeddings_of(images)
     for step in range(2):
         alternation.update(step)
@@ -69,7 +70,7 @@ def test_codebooks_of_any_number_of_images_are_finite_and_fit(images, codebooks)
 
 def test_images_that_are_all_alike_give_codebooks_too():
     alternation = net.AlternatingOptimisation(
-        300, quantizer.semantic_factor(embeddings_of(1)), quantizer.random_codebooks(2, stream(0, "codebooks")), seed=0)
+        300, quantizer.semantic_factor(embeddings_of(1)), random_codebooks(2, stream(0, "codebooks")), seed=0)
     alternation.embeddings[:] = embeddings_of(1)
     alternation.update(0)
     assert np.isfinite(alternation.codebooks).all()
@@ -122,7 +123,7 @@ def test_results_of_fewer_images_than_asked_for_are_measured_on_those():
     retrieval = net_val.Retrieval(
         db_features=embeddings_of(3), db_codes=np.zeros((3, 1), np.uint8), db_label=np.ones((3, 1), np.uint8),
         qry_features=embeddings_of(1), qry_codes=np.zeros((1, 1), np.uint8), qry_label=np.ones((1, 1), np.uint8),
-        codebooks=quantizer.random_codebooks(1, stream(0, "codebooks")))
+        codebooks=random_codebooks(1, stream(0, "codebooks")))
 
     class Log:
         def info(self, *_):

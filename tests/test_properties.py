@@ -14,6 +14,7 @@ import dataset
 import metrics
 import oracles
 import quantizer
+from codebooks import update_codebooks
 from retrieval import index
 from retrieval.lines import Lines, write_lines
 from storage.run_log import experiment_name
@@ -235,7 +236,7 @@ def test_updated_codebooks_are_the_closed_form(seed, images, books, used):
     rng = np.random.default_rng(seed)
     u, codes = rng.normal(size=(images, 6)).astype(np.float32), rng.integers(0, used, (images, books), dtype=np.uint8)
     old = rng.uniform(-1, 1, (books, 256, 6)).astype(np.float32)
-    np.testing.assert_allclose(quantizer.update_codebooks(u, codes, old), oracles.update_codebooks(u, codes, old),
+    np.testing.assert_allclose(update_codebooks(u, codes, old), oracles.update_codebooks(u, codes, old),
                                atol=1e-4)
 
 

@@ -5,6 +5,7 @@ import pytest
 import oracles
 import parity_inputs as parity
 import quantizer
+from codebooks import initial_codebooks, random_codebooks, update_codebooks
 from util import stream
 
 W = parity.tags(parity.SEED + 1, 8, 20)[0]
@@ -18,7 +19,7 @@ def test_icm_gives_the_released_codes_and_update_the_released_codebooks(m):
     codes = quantizer.icm_encode(r, c, quantizer.semantic_factor(W), case["orders"])
     assert codes.dtype == np.uint8
     np.testing.assert_array_equal(codes, case["codes"])
-    updated = quantizer.update_codebooks(r, codes, c).reshape(-1, 300)
+    updated = update_codebooks(r, codes, c).reshape(-1, 300)
     np.testing.assert_allclose(updated[case["updated_rows"]], case["updated_centers"], atol=5e-4)
     np.testing.assert_allclose(np.linalg.norm(updated), case["updated_norm"], rtol=5e-4)
 
@@ -46,8 +47,8 @@ def test_semantic_factor_keeps_distances_to_tags_when_there_are_fewer_tags_than_
 def test_update_solves_the_ridge_regression_and_leaves_unused_codewords(m):
     rng = stream(0, "update test", m)
     u, codes = rng.normal(size=(90, 300)).astype(np.float32), rng.integers(0, 40, (90, m)).astype(np.uint8)
-    old = quantizer.random_codebooks(m, rng)
-    new = quantizer.update_codebooks(u, codes, old)
+    old = random_codebooks(m, rng)
+    new = update_codebooks(u, codes, old)
     np.testing.assert_allclose(new, oracles.update_codebooks(u, codes, old), atol=1e-4)
     np.testing.assert_array_equal(new[:, 40:], old[:, 40:])
     before = np.square(u - quantizer.reconstruct(codes, old)).sum()
@@ -57,7 +58,7 @@ def test_update_solves_the_ridge_regression_and_leaves_unused_codewords(m):
 @pytest.mark.parametrize("m", [1, 3, 8])
 def test_first_codebooks_know_only_their_own_columns(m):
     rng = stream(0, "kmeans test", m)
-    c = quantizer.initial_codebooks(rng.normal(size=(600, 300)).astype(np.float32), np.ones((m, 256, 300)), rng)
+    c = initial_codebooks(rng.normal(size=(600, 300)).astype(np.float32), np.ones((m, 256, 300)), rng)
     width = 300 // m
     for i in range(m):
         assert np.abs(c[i, :, i * width:(i + 1) * width]).sum(1).all()
@@ -66,8 +67,8 @@ def test_first_codebooks_know_only_their_own_columns(m):
 
 def test_fewer_images_than_codewords_leave_the_other_codewords_alone():
     rng = stream(0, "few images test")
-    u, old = rng.normal(size=(30, 300)).astype(np.float32), quantizer.random_codebooks(2, rng)
-    new = quantizer.initial_codebooks(u, old, rng)
+    u, old = rng.normal(size=(30, 300)).astype(np.float32), random_codebooks(2, rng)
+    new = initial_codebooks(u, old, rng)
     np.testing.assert_array_equal(new[:, 30:], old[:, 30:])
     assert (np.abs(new[:, :30] - old[:, :30]).sum(2) > 0).all()
 
@@ -75,10 +76,10 @@ def test_fewer_images_than_codewords_leave_the_other_codewords_alone():
 def test_initialising_and_encoding_are_reproducible():
     rng = stream(0, "repeat test")
     u, factor = rng.normal(size=(700, 300)).astype(np.float32), quantizer.semantic_factor(W)
-    old = quantizer.random_codebooks(2, rng)
+    old = random_codebooks(2, rng)
     runs = []
     for _ in range(2):
-        c = quantizer.initial_codebooks(u, old, stream(3, "first"))
+        c = initial_codebooks(u, old, stream(3, "first"))
         runs.append((c, quantizer.encode(u, c, factor, stream(3, "icm"), 500)))
     np.testing.assert_array_equal(runs[0][0], runs[1][0])
     np.testing.assert_array_equal(runs[0][1], runs[1][1])
@@ -86,7 +87,7 @@ def test_initialising_and_encoding_are_reproducible():
 
 def test_every_image_gets_a_code_whatever_the_chunk():
     rng = stream(0, "chunk test")
-    u, c = rng.normal(size=(37, 300)).astype(np.float32), quantizer.random_codebooks(1, rng)
+    u, c = rng.normal(size=(37, 300)).astype(np.float32), random_codebooks(1, rng)
     factor = quantizer.semantic_factor(W)
     whole = quantizer.encode(u, c, factor, rng, 1000)
     np.testing.assert_array_equal(quantizer.encode(u, c, factor, rng, 10), whole)  # one codebook: order is moot
@@ -95,7 +96,7 @@ def test_every_image_gets_a_code_whatever_the_chunk():
 @pytest.mark.parametrize("m", [1, 2, 4])
 def test_scores_from_tables_are_inner_products_with_the_reconstructions(m):
     rng = stream(0, "score test", m)
-    c, q = quantizer.random_codebooks(m, rng), rng.normal(size=(5, 300)).astype(np.float32)
+    c, q = random_codebooks(m, rng), rng.normal(size=(5, 300)).astype(np.float32)
     codes = rng.integers(0, 3, (200, m)).astype(np.uint8)
     scores = quantizer.quantized_scores(q, codes, c)
     np.testing.assert_allclose(scores, q @ quantizer.reconstruct(codes, c).T, rtol=1e-4, atol=1e-4)

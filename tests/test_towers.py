@@ -7,9 +7,8 @@ import pytest
 
 import net_val
 from losses import adaptive_margin_loss, wdht_loss
-from net import TrainingGraph
 from session import configuration, device_name, tf
-from test_net import LINEAR, SIDE, W, linear_weights
+from test_net import SIDE, W, linear_graph, linear_weights
 from util import stream
 
 TWO = "/cpu:0,/cpu:1"
@@ -38,7 +37,7 @@ def batch(size):
 
 def train(device, loss, size):
     """Losses of three steps, embeddings and weights after them."""
-    graph = TrainingGraph(np.float32(W), loss, 0.0, ["fc8"], device, LINEAR, (SIDE, SIDE, 3))
+    graph = linear_graph(loss, device=device)
     with session_of_two(graph.graph) as session:
         graph.initialize(session, linear_weights())
         reports = [graph.step(session, *batch(size), 1e-3, 1e-3, NO_SEEDS) for _ in range(3)]
@@ -55,12 +54,12 @@ def test_two_towers_take_the_steps_of_one(loss, size):
 
 
 def test_each_tower_runs_forward_and_backward_on_its_device_and_the_losses_run_once():
-    graph = TrainingGraph(np.float32(W), wdht_loss, 0.0, ["fc8"], TWO, LINEAR, (SIDE, SIDE, 3))
+    graph = linear_graph(wdht_loss, device=TWO)
     images, labels, reconstructions = batch(7)
     with session_of_two(graph.graph) as session:
         graph.initialize(session, linear_weights())
         ops = ops_of_devices(session, graph.train_op, {
-            graph.images: images, graph.labels: labels, graph.reconstructions: reconstructions,
+            graph.images: images, graph.tags: labels, graph.reconstructions: reconstructions,
             graph.learning_rate: 1e-3, graph.quantization_weight: 1e-3, graph.dropout_seeds: NO_SEEDS})
     assert set(ops) == {"/cpu:0", "/cpu:1"}
     products = {device: sum("MatMul" in op for op in found) for device, found in ops.items()}
@@ -75,10 +74,10 @@ def test_towers_drop_different_units_and_the_first_the_same_as_one_alone():
         kernel, bias = variables["fc8"]
         return dropout(tf.matmul(tf.ones([tf.shape(images)[0], 1]), kernel) + bias, 0), {}
 
-    backbone = SimpleNamespace(LAYERS={"fc8": (1, 300)}, LAST="fc8", embed=embed)
+    backbone = SimpleNamespace(LAYERS={"fc8": (1, 300)}, SIDE=SIDE, embed=embed)
     found = {}
     for device, size in ((TWO, 8), ("/cpu:0", 4)):
-        graph = TrainingGraph(np.float32(W), adaptive_margin_loss, 0.5, ["fc8"], device, backbone, (SIDE, SIDE, 3))
+        graph = linear_graph(backbone=backbone, dropout=0.5, device=device)
         with session_of_two(graph.graph) as session:
             graph.initialize(session, {"fc8": [np.ones((1, 300)), np.zeros(300)]})
             found[device] = session.run(graph.embeddings, {graph.images: batch(size)[0],
@@ -93,13 +92,13 @@ def test_the_encoder_divides_its_images_too(size):
     def embed(images, variables):
         return tf.matmul(tf.cast(images[:, 0, 0], tf.float32), variables["fc8"][0]), {}
 
-    backbone = SimpleNamespace(LAYERS={"fc8": (3, 300)}, embed=embed)
+    backbone = SimpleNamespace(LAYERS={"fc8": (3, 300)}, SIDE=227, embed=embed)
     rng = stream(0, "towers test")
     images = rng.integers(0, 256, (size, 256, 256, 3), dtype=np.uint8)
     weights = {"fc8": [rng.normal(size=(3, 300)), np.zeros(300)]}
     found = []
     for device in ("/cpu:0", TWO):
-        graph = net_val.EncodingGraph(10, device, backbone)
+        graph = net_val.EncodingGraph(backbone, 10, device)
         with session_of_two(graph.graph) as session:
             graph.initialize(session, weights)
             found.append(session.run(graph.embeddings, {graph.images: images}))

@@ -52,8 +52,8 @@ def backbone():
     """A file of random weights that all trainings start from: each would need seconds to draw and scale its own."""
     from backbones import alexnet, layers
     rng = stream(0, "backbone")
-    weights = layers.lsuv_weights(rng.integers(0, 256, (4, 227, 227, 3), dtype=np.uint8), rng, "/cpu:0")
-    del weights[alexnet.LAST]
+    weights = layers.lsuv_weights(alexnet, rng.integers(0, 256, (4, 227, 227, 3), dtype=np.uint8), rng, "/cpu:0")
+    del weights[layers.LAST]
     folder = tempfile.TemporaryDirectory(prefix="backbone")
     atexit.register(folder.cleanup)
     path = Path(folder.name) / "alexnet.npy"
