@@ -207,3 +207,11 @@ def test_an_error_while_a_batch_is_made_reaches_the_one_who_waits_for_it():
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(UserError, match="bad"):
         next(batches)
+
+
+def test_cores_are_those_that_this_process_may_use():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system binds no process to a core")
+    code = "import os, util; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); print(util.cores())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
