@@ -64,7 +64,7 @@ def by_segment(codebooks, n_book):
 def distances(queries, codes, codebooks):
     """Σ_s (1 − q_s·Z_s[code_s]), float32 (Q, N), of queries, float32 (Q, L), codes, uint8 (N, S), and Z, (K, L)."""
     n_book = codes.shape[1]
-    return n_book - quantizer.quantized_scores(queries, codes, by_segment(codebooks, n_book))
+    return n_book - quantizer.product_scores(queries, codes, by_segment(codebooks, n_book))
 
 
 def one_hot(labels, classes):
