@@ -1,13 +1,13 @@
 """The losses, as TensorFlow graphs (section 6 of the method).
 
-Letters: B images of a batch, T merged tags, D = 300, P (image, tag) pairs of the batch. `labels` is the B×T
+Letters: B images of a batch, T merged tags, D = 300, P (image, tag) pairs of the batch. `tags` is the B×T
 0/1 matrix of merged tags. No tensor here is larger than P×T: the pairs are gathered, never B×T×T. Floats are float32,
 or all float64.
 """
 from session import tf
 
 
-def adaptive_margin_loss(embeddings, labels, words, gamma=1.0, fixed_margin=None, l2_norm=True,
+def adaptive_margin_loss(embeddings, tags, tag_embeddings, gamma=1.0, fixed_margin=None, l2_norm=True,
                          negative_sampling=False):
     """The adaptive cosine margin loss, a scalar; 0 for a batch without tags.
 
@@ -16,35 +16,36 @@ def adaptive_margin_loss(embeddings, labels, words, gamma=1.0, fixed_margin=None
 
     Args:
         embeddings: r, float32 (B, D).
-        labels: 0/1 float32 (B, T).
-        words: W, float32 (T, D), a constant.
+        tags: 0/1 float32 (B, T).
+        tag_embeddings: W, float32 (T, D), a constant.
         fixed_margin: a margin in place of margin_ij.
         l2_norm: whether r and W are normalised first.
         negative_sampling: whether only the n best-scored tags of an image count as j, its own ones scored 0.
     """
     if l2_norm:
-        embeddings, words = _unit(embeddings), _unit(words)
-    scores = tf.matmul(embeddings, words, transpose_b=True)  # (B, T)
-    pairs = tf.where(labels > 0)  # (P, 2)
+        embeddings, tag_embeddings = _unit(embeddings), _unit(tag_embeddings)
+    scores = tf.matmul(embeddings, tag_embeddings, transpose_b=True)  # (B, T)
+    pairs = tf.where(tags > 0)  # (P, 2)
     image, tag = pairs[:, 0], pairs[:, 1]
     own = tf.gather_nd(scores, pairs)[:, None]  # (P, 1)
-    margins = _margins(tf.gather(words, tag), words, gamma, fixed_margin, l2_norm)  # (P, T) or a number
-    tags_of_image = tf.reduce_sum(labels, 1)  # (B,)
-    tag_count = tf.cast(tf.shape(labels)[1], labels.dtype)  # T
+    own_embeddings = tf.gather(tag_embeddings, tag)  # (P, D)
+    margins = _margins(own_embeddings, tag_embeddings, gamma, fixed_margin, l2_norm)  # (P, T) or a number
+    tags_of_image = tf.reduce_sum(tags, 1)  # (B,)
+    tag_count = tf.cast(tf.shape(tags)[1], tags.dtype)  # T
     if not negative_sampling:
-        hinge = tf.nn.relu(margins - own + tf.gather(scores, image)) * (1 - tf.gather(labels, image))  # (P, T)
+        hinge = tf.nn.relu(margins - own + tf.gather(scores, image)) * (1 - tf.gather(tags, image))  # (P, T)
         terms = tf.reduce_sum(tags_of_image * (tag_count - tags_of_image))
         return tf.math.divide_no_nan(tf.reduce_sum(hinge), terms)
     most = tf.reduce_max(tags_of_image)
     sample = tf.minimum(tag_count - most, most)  # n
-    best, chosen = tf.nn.top_k(scores * (1 - labels), tf.cast(sample, tf.int32))  # (B, n) twice
+    best, chosen = tf.nn.top_k(scores * (1 - tags), tf.cast(sample, tf.int32))  # (B, n) twice
     if fixed_margin is None:
         margins = tf.gather(margins, tf.gather(chosen, image), batch_dims=1)  # (P, n)
     hinge = tf.nn.relu(margins - own + tf.gather(best, image))  # (P, n)
     return tf.math.divide_no_nan(tf.reduce_sum(hinge), sample * tf.reduce_sum(tags_of_image))
 
 
-def wdht_loss(embeddings, labels, words, margin=0.7, l2_norm=True):
+def wdht_loss(embeddings, tags, tag_embeddings, margin=0.7, l2_norm=True):
     """The hinge of WDHT, a scalar: an image should be nearer to the mean of its own tags than to those of others.
 
         a_b = mean of ŵ over P_b;  L = mean_b( Σ_c max(0, margin + r̂_b·a_c − r̂_b·a_b) − margin ) / (B − 1)
@@ -52,11 +53,11 @@ def wdht_loss(embeddings, labels, words, margin=0.7, l2_norm=True):
     B counts the images with tags; the others contribute nothing. Arguments as above.
     """
     if l2_norm:
-        embeddings, words = _unit(embeddings), _unit(words)
-    tags_of_image = tf.reduce_sum(labels, 1, keepdims=True)  # (B, 1)
-    means = tf.math.divide_no_nan(tf.matmul(labels, words), tags_of_image)  # (B, D), a
+        embeddings, tag_embeddings = _unit(embeddings), _unit(tag_embeddings)
+    tags_of_image = tf.reduce_sum(tags, 1, keepdims=True)  # (B, 1)
+    means = tf.math.divide_no_nan(tf.matmul(tags, tag_embeddings), tags_of_image)  # (B, D), a
     scores = tf.matmul(embeddings, means, transpose_b=True)  # (B, B)
-    tagged = tf.cast(tags_of_image > 0, labels.dtype)  # (B, 1)
+    tagged = tf.cast(tags_of_image > 0, tags.dtype)  # (B, 1)
     hinge = tf.nn.relu(margin + scores - tf.linalg.diag_part(scores)[:, None]) * tf.transpose(tagged)
     count = tf.reduce_sum(tagged)
     total = tf.reduce_sum(tagged[:, 0] * (tf.reduce_sum(hinge, 1) - margin))
@@ -78,10 +79,10 @@ def _unit(x):
     return tf.nn.l2_normalize(x, axis=-1)
 
 
-def _margins(own_words, words, gamma, fixed_margin, l2_norm):
+def _margins(own_embeddings, tag_embeddings, gamma, fixed_margin, l2_norm):
     if fixed_margin is not None:
         return fixed_margin
-    distance = 1 - tf.matmul(own_words, words, transpose_b=True)  # (P, T)
+    distance = 1 - tf.matmul(own_embeddings, tag_embeddings, transpose_b=True)  # (P, T)
     if not float(gamma).is_integer():
         distance = tf.nn.relu(distance)  # rounding makes cos > 1, and a negative number has no fractional power
     return distance if gamma == 1 else 2 ** (1 - gamma) * tf.pow(distance, gamma)

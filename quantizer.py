@@ -9,6 +9,7 @@ import numpy as np
 from util import progress
 
 CODEWORDS = 256  # K
+SCORED_AT_ONCE = 4096  # images, whose scores of some queries stay in the processor's cache
 SWEEPS = 3  # of ICM over all codebooks
 
 
@@ -69,21 +70,45 @@ def reconstruct(codes, codebooks):
     return total
 
 
+# ---------------------------------------------------------------- scores
+
 def quantized_scores(queries, codes, codebooks):
-    """Inner products of queries with reconstructions, from tables of M·K numbers a query: float32 (Q, N).
+    """Inner products of queries with reconstructions, q · Σ_m codebooks[m, code_m], float32 (Q, N).
 
     Images of equal code get equal scores to the last bit, whatever their row.
 
     Args:
-        queries: float32 (Q, D); (Q, M·D) for product quantization, where codebook m meets segment m of a query.
+        queries: float32 (Q, D).
         codes: uint8 (N, M).
         codebooks: float32 (M, K, D).
     """
-    d = codebooks.shape[2]
-    parts = queries.reshape(len(queries), queries.shape[1] // d, d)  # (Q, 1 or M, D)
-    tables = (codebooks @ parts.transpose(1, 2, 0)).transpose(2, 0, 1)  # (Q, M, K)
-    columns = codes.T.astype(np.intp)  # (M, N)
-    scores = np.empty((len(queries), len(codes)), np.float32)
-    for query, query_tables in enumerate(np.ascontiguousarray(tables)):
-        scores[query] = sum(table.take(column) for table, column in zip(query_tables, columns, strict=True))
+    return sum_tables(codebooks @ queries.T, codes)
+
+
+def product_scores(queries, codes, codebooks):
+    """The same of product quantization, where codebook m stands for segment m of a vector: float32 (Q, N).
+
+    Args:
+        queries: float32 (Q, M·D), M segments of length D.
+        codes, codebooks: as above.
+    """
+    segments = queries.reshape(len(queries), len(codebooks), -1)  # (Q, M, D)
+    return sum_tables(codebooks @ segments.transpose(1, 2, 0), codes)
+
+
+def sum_tables(tables, codes):
+    """Σ_m tables[m, code_m], added in the order of the codebooks: float32 (Q, N).
+
+    Args:
+        tables: inner products of all codewords with the queries, float32 (M, K, Q).
+        codes: uint8 (N, M), below K.
+    """
+    scores = np.empty((tables.shape[2], len(codes)), np.float32)
+    for start in range(0, len(codes), SCORED_AT_ONCE):
+        columns = codes[start:start + SCORED_AT_ONCE].T.astype(np.intp)  # (M, n)
+        total = tables[0].take(columns[0], 0)  # (n, Q): all queries at once, so a look-up copies a whole row
+        found = np.empty_like(total)
+        for table, column in zip(tables[1:], columns[1:], strict=True):
+            total += table.take(column, 0, out=found, mode="wrap")  # the one mode that copies straight into `out`
+        scores[:, start:start + len(total)] = total.T
     return scores

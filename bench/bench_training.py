@@ -75,6 +75,7 @@ def training(root, batch_size, cache_gb, precision="float32"):
     import net
     import quantizer
     from backbones import alexnet
+    from codebooks import random_codebooks
     from losses import adaptive_margin_loss
     from session import open_session
     from storage.arrays import read_weights
@@ -82,8 +83,8 @@ def training(root, batch_size, cache_gb, precision="float32"):
     content = dataset.load_training(dataset.find_dataset("bench", root))
     store = image_files.ImageStore(content.paths, cache_gb * 1e9)
     schedule = net.Schedule(len(store), batch_size, 0)
-    codebooks = quantizer.random_codebooks(4, stream(0, "codebooks"))
-    alternation = net.AlternatingOptimisation(len(store), quantizer.semantic_factor(content.embeddings), codebooks, 0)
+    first = random_codebooks(4, stream(0, "codebooks"))
+    alternation = net.AlternatingOptimisation(len(store), quantizer.semantic_factor(content.embeddings), first, 0)
     alternation.codes = np.zeros((len(store), 4), np.uint8)
     graph = net.TrainingGraph(content.embeddings, adaptive_margin_loss, 0.5, list(alexnet.LAYERS), "/cpu:0",
                               precision=precision)

@@ -64,7 +64,7 @@ def by_segment(codebooks, n_book):
 def distances(queries, codes, codebooks):
     """Σ_m (1 − q_m·Z_m[code_m]), float32 (Q, N), of queries, float32 (Q, M·D), codes, uint8 (N, M), and Z, (K, M·D)."""
     n_book = codes.shape[1]
-    return n_book - quantizer.quantized_scores(queries, codes, by_segment(codebooks, n_book))
+    return n_book - quantizer.product_scores(queries, codes, by_segment(codebooks, n_book))
 
 
 def one_hot(labels, classes):

@@ -133,9 +133,11 @@ def normalise(vectors):
 
 def search_numpy(queries, codes, codebooks, topk):
     """Scores, float32 (Q, topk), and rows, int64 (Q, topk), by a scan in blocks."""
+    product = queries.shape[1] > codebooks.shape[2]  # of GPQ, a query has a segment for each codebook
+    score = quantizer.product_scores if product else quantizer.quantized_scores
     scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(codes), BLOCK):
-        found = quantizer.quantized_scores(queries, codes[start:start + BLOCK], codebooks)
+        found = score(queries, codes[start:start + BLOCK], codebooks)
         best = metrics.rank(found, min(topk, found.shape[1]))
         scores = np.hstack([scores, np.take_along_axis(found, best, 1)])
         rows = np.hstack([rows, best + start])

@@ -1,6 +1,7 @@
 """The metrics against tables made by hand, their oracle and the released program."""
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import metrics
 import oracles
@@ -48,6 +49,32 @@ def test_rank_is_a_stable_sort_even_where_the_cut_falls_inside_a_tie():
     expected = np.argsort(-scores, axis=1, kind="stable")
     for topk in (1, 7, 250, 500):
         np.testing.assert_array_equal(metrics.rank(scores, topk), expected[:, :topk])
+
+
+@pytest.mark.parametrize("order", ["random", "ascending", "descending", "every 16th is high", "every 16th is low",
+                                   "one tie", "a tie at the cut", "infinite"])
+@pytest.mark.parametrize("topk", [1, 100, 5000, 20_000])
+def test_rank_is_a_stable_sort_whatever_the_sample_of_the_scores_shows(order, topk):
+    scores = stream(0, "sample test").normal(size=20_000).astype(np.float32)
+    sixteenth = np.arange(len(scores)) % metrics.SAMPLE == 0
+    scores = {"random": scores, "ascending": np.sort(scores), "descending": -np.sort(scores),
+              "every 16th is high": scores + 9 * sixteenth, "every 16th is low": scores - 9 * sixteenth,
+              "one tie": 0 * scores, "a tie at the cut": np.maximum(scores, 0.5),
+              "infinite": np.where(scores > 2, np.inf, np.where(scores < 0, -np.inf, scores))}[order]
+    scores = scores.astype(np.float32)
+    np.testing.assert_array_equal(metrics.rank(scores[None], topk)[0], np.argsort(-scores, kind="stable")[:topk])
+
+
+def test_the_quality_does_not_depend_on_the_threads():
+    rng = stream(0, "thread test")
+    queries, database = (rng.normal(size=(n, 300)).astype(np.float32) for n in (130, 3000))
+    labels = [rng.random((n, 21)) < 0.1 for n in (130, 3000)]
+    found = []
+    for threads in (1, 4):
+        with threadpool_limits(threads):
+            found.append(metrics.evaluate(lambda q: queries[q] @ database.T, *labels, 500))
+    assert found[0].map == found[1].map
+    np.testing.assert_array_equal(found[0].precision, found[1].precision)
 
 
 @pytest.mark.parametrize("labels", [1, 24, 64, 81, 200])

@@ -221,13 +221,14 @@ def test_scores_are_products_with_the_reconstructions(seed, images, books, words
     sums = quantizer.reconstruct(codes, c)
     np.testing.assert_array_equal(c, before)
     np.testing.assert_allclose(sums, np.sum(parts, 1), atol=1e-5)
-    for q, whole in ((rng.normal(size=(queries, width)), np.sum(parts, 1)),  # one codebook adds to the other
-                     (rng.normal(size=(queries, books * width)), np.reshape(parts, (images, -1)))):  # beside the other
+    for score, q, whole in (
+            (quantizer.quantized_scores, rng.normal(size=(queries, width)), np.sum(parts, 1)),
+            (quantizer.product_scores, rng.normal(size=(queries, books * width)), np.reshape(parts, (images, -1)))):
         q = q.astype(np.float32)
-        scores = quantizer.quantized_scores(q, codes, c)
+        scores = score(q, codes, c)
         assert scores.dtype == np.float32
         np.testing.assert_allclose(scores, q @ whole.T, atol=1e-4)
-        np.testing.assert_array_equal(quantizer.quantized_scores(q, codes[::-1], c), scores[:, ::-1])
+        np.testing.assert_array_equal(score(q, codes[::-1], c), scores[:, ::-1])
 
 
 @given(seed=SEEDS, images=st.integers(1, 12), books=st.integers(1, 2), used=st.sampled_from([1, 5, 256]))

@@ -102,3 +102,18 @@ def test_scores_from_tables_are_inner_products_with_the_reconstructions(m):
     np.testing.assert_allclose(scores, q @ quantizer.reconstruct(codes, c).T, rtol=1e-4, atol=1e-4)
     _, first, same = np.unique(codes, axis=0, return_index=True, return_inverse=True)
     np.testing.assert_array_equal(scores, scores[:, first[same.ravel()]])  # equal codes, equal scores
+
+
+@pytest.mark.parametrize("score", [quantizer.quantized_scores, quantizer.product_scores])
+def test_scores_are_the_sums_of_the_table_in_the_order_of_the_codebooks_to_the_last_bit(score):
+    rng = stream(0, "table test")
+    m, images = 4, 2 * quantizer.SCORED_AT_ONCE + 3
+    c = random_codebooks(m, rng)
+    q = rng.normal(size=(5, 300 if score is quantizer.quantized_scores else m * 300)).astype(np.float32)
+    codes = rng.integers(0, 256, (images, m)).astype(np.uint8)
+    parts = q.reshape(5, -1, 300).transpose(1, 2, 0)  # (1 or M, D, Q)
+    tables = c @ parts  # (M, K, Q)
+    expected = tables[0][codes[:, 0]]
+    for i in range(1, m):
+        expected = expected + tables[i][codes[:, i]]
+    np.testing.assert_array_equal(score(q, codes, c), expected.T)
