@@ -6,6 +6,7 @@ import argparse
 import collections
 import itertools
 import math
+import os
 import signal
 import sys
 import zlib
@@ -135,6 +136,17 @@ def add_shared_options(parser):
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
                         help="folder that holds data/, datasets/, checkpoints/ and logs/ "
                              "(default: this program's folder)")
+
+
+# ---------------------------------------------------------------- the machine
+
+def cores():
+    """How many processor cores this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        return os.process_cpu_count()
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 # ---------------------------------------------------------------- seeds

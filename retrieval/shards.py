@@ -13,11 +13,9 @@ import numpy as np
 
 from retrieval import index
 from storage.safe_files import CHECKSUMS, check_checksums, read_json, replacing_folder, write_json
-from util import UserError, note, one_line, progress
+from util import UserError, note, progress
 
 RECORD = "shards.json"  # beside the shards: which index they were cut from
-CPUS = 0.1  # of Ray's that a shard asks for, so that every shard finds room on a small machine
-START_SECONDS = 120  # in which Ray has to start every shard
 
 
 # ---------------------------------------------------------------- files
@@ -103,27 +101,6 @@ class Threads:
 
     def ask(self, *question):
         return list(self._pool.map(lambda shard: shard.search(*question), self._shards))
-
-
-class Actors:
-    """The same in processes of Ray, which is connected. One that ends is started again, and asked again."""
-
-    def __init__(self, parts):
-        import ray
-        self._ray = ray
-        actor = ray.remote(num_cpus=CPUS, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(Shard)
-        self._actors = [actor.remote(part, threads=1) for part in parts]
-        try:
-            ray.get([actor.__ray_ready__.remote() for actor in self._actors], timeout=START_SECONDS)
-        except ray.exceptions.GetTimeoutError:
-            raise UserError(f"Ray did not start {len(parts)} shards within {START_SECONDS} seconds: is there room for "
-                            "them in the cluster?") from None
-        except ray.exceptions.RayActorError as error:
-            why = str(error).strip().splitlines()[-1]
-            raise UserError(f"a shard did not start: {one_line(why)}") from None
-
-    def ask(self, *question):
-        return self._ray.get([actor.search.remote(*question) for actor in self._actors])
 
 
 class Sharded(index.Index):
