@@ -12,12 +12,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import ray.data
 
-import encode
 import quantizer
 from backbones import alexnet
 from codebooks import random_codebooks
+from retrieval.encoded import Job
+from retrieval.encoding import versions
+from retrieval.ray_encoding import encode_by_ray, ray
 from util import DIMENSIONS, progress, stream
 
 CODEBOOKS, SIDES = 4, (375, 500)
@@ -42,7 +43,7 @@ def make_model():
 
 def photos_a_second(job, model, workers):
     shards = list(job.shards())
-    made = encode.encode_by_ray(job, shards, model, None, progress(unit="photo"), "local", workers, 600)
+    made = encode_by_ray(job, shards, model, None, progress(unit="photo"), "local", workers, 600)
     with contextlib.closing(made):
         ends = [time.perf_counter() for _ in made]
     return (len(shards) - workers) * job.plan["shard"] / (ends[-1] - ends[workers - 1])
@@ -60,9 +61,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         names = make_photos(folder, options.shards * options.shard)
-        job = encode.Job(folder / "out", folder, names, {
+        job = Job(folder / "out", folder, names, {
             "crops": options.crops, "precision": "float32", "seed": 0, "shard": options.shard, "codebooks": CODEBOOKS,
-            "versions": encode.versions()})
+            "versions": versions()})
         rates = {1: [], 2: []}
         for _ in range(options.rounds):
             for workers, found in rates.items():

@@ -1,6 +1,5 @@
-"""Shards in processes of Ray, on this machine or on a cluster; only for who wants Ray, which may be missing."""
-import ray
-
+"""The shards of an index in processes of Ray, on this machine or on a cluster."""
+from retrieval.cluster import ray, start
 from retrieval.shards import Shard
 from util import UserError, one_line
 
@@ -8,8 +7,14 @@ CPUS = 0.1  # of Ray's that a shard asks for, so that every shard finds room on 
 START_SECONDS = 120  # in which Ray has to start every shard
 
 
+def connect(address, shards):
+    """Join or start Ray with room for so many shards. Returns what opens them, given a list of Part."""
+    start(address, shards + 1)
+    return Actors
+
+
 class Actors:
-    """As `shards.Threads`, in processes of Ray, which is connected. One that ends is started again and asked again."""
+    """Shards in processes of Ray, which is connected. One that ends is started again, and asked again."""
 
     def __init__(self, parts):
         actor = ray.remote(num_cpus=CPUS, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(Shard)
@@ -24,4 +29,5 @@ class Actors:
             raise UserError(f"a shard did not start: {one_line(why)}") from None
 
     def ask(self, *question):
+        """What `Shard.search` gives for the question, of each shard."""
         return ray.get([actor.search.remote(*question) for actor in self._actors])

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import dataset
-import search
 from prepare import check, photos
-from retrieval import index
+from retrieval import building, index, sources
 from retrieval.manifest import MANIFEST, _digest
 from test_index import make_content
 from tiny import TRAINING, call, make_tiny
@@ -61,7 +60,7 @@ def test_a_name_that_climbs_is_refused_with_file_and_row_whatever_reads_it(tiny,
     with pytest.raises(UserError, match="row 3: expected a path inside"):
         dataset.load_retrieval(found(tiny), "database", skip_bad=True)
     with pytest.raises(UserError, match="row 3: expected a path inside"):
-        search.photo_source("tiny", tiny)
+        sources.photo_source("tiny", tiny)
     code, printed = call(monkeypatch, capsys, check, "tiny", "--root", tiny)
     assert code == 1
     assert "train_img.txt: row 3: expected a path inside the image folder" in printed
@@ -193,31 +192,31 @@ def test_links_in_a_person_s_own_folder_are_that_person_s_and_loops_end(tiny, im
     (images / "round").symlink_to(".")
     (images / "sub").mkdir()
     (images / "sub" / "up").symlink_to(images)
-    source = search.folder_source(images, [])
+    source = sources.folder_source(images, [])
     assert sorted(source.names) == sorted([*(f"{i}.jpg" for i in range(13)), "x.jpg"])
     before = index.Content(None, None, [], None, None, None, [], {})
-    assert len(search.new_rows(source, before, "out", skip_bad=False)) == 14
+    assert len(building.new_rows(source, before, "out", skip_bad=False)) == 14
 
 
 def test_links_out_of_a_data_set_are_left_out_of_its_index_too(tiny, images, outside):
     rename(tiny, 4, file_link(images, outside))
-    source = search.photo_source("tiny", tiny)
+    source = sources.photo_source("tiny", tiny)
     before = index.Content(None, None, [], None, None, None, [], {})
     with pytest.raises(UserError, match=r"x\.jpg \(row 4\) is a link to"):
-        search.new_rows(source, before, "out", skip_bad=False)
-    assert search.new_rows(source, before, "out", skip_bad=True).tolist() == [0, 1, 2, *range(4, 10)]
+        building.new_rows(source, before, "out", skip_bad=False)
+    assert building.new_rows(source, before, "out", skip_bad=True).tolist() == [0, 1, 2, *range(4, 10)]
 
 
 def test_a_file_name_with_a_line_break_is_refused_before_any_photo_is_embedded(images):
     shutil.copy(images / "0.jpg", images / "a\nb.jpg")
     with pytest.raises(UserError, match=r"expected file names without line breaks, found 'a\\nb.jpg'"):
-        search.folder_source(images, [])
+        sources.folder_source(images, [])
 
 
 def test_a_folder_whose_name_an_index_cannot_hold_is_refused_before_any_photo_is_embedded(images):
     other = images.rename(images.with_name(os.fsdecode(b"caf\xe9")))
     with pytest.raises(UserError, match="expected a folder whose name is UTF-8"):
-        search.folder_source(other, [])
+        sources.folder_source(other, [])
 
 
 # ---------------------------------------------------------------- an index

@@ -20,7 +20,7 @@ import net_val
 import quantizer
 import search
 from dataset import read_tag_embeddings
-from retrieval import index
+from retrieval import building, encoded, encoding, index, ray_encoding
 from test_faults import files_of_at_most, flip
 from tiny import EXPERIMENT, PROJECT, TRAINING, call, make_tiny, train, wait_for
 from util import UserError, stream
@@ -69,7 +69,7 @@ def checkpoint(root):
 @pytest.fixture(scope="module")
 def done(root, checkpoint):
     """What encoding photos/ gave."""
-    encode.encode(checkpoint, root / "photos", root / "done", crops=1, shard=SHARD, root=root)
+    encoding.encode(checkpoint, root / "photos", root / "done", crops=1, shard=SHARD, root=root)
     return root / "done"
 
 
@@ -84,17 +84,17 @@ def files(folder):
 
 
 def again(root, checkpoint, out, **changed):
-    encode.encode(**{"checkpoint": checkpoint, "images": root / "photos", "out": out, "crops": 1, "shard": SHARD,
+    encoding.encode(**{"checkpoint": checkpoint, "images": root / "photos", "out": out, "crops": 1, "shard": SHARD,
                      "root": root, **changed})
 
 
 # ---------------------------------------------------------------- what OUT holds
 
 def test_bad_photos_are_left_out_with_their_reasons_and_the_others_are_all_there(root, done):
-    encoded = encode.read_encoded(done)
+    found = encoded.read_encoded(done)
     left_out = pyarrow.parquet.read_table(done / "left_out.parquet").to_pylist()
     assert {row["path"]: row["reason"] for row in left_out} == BAD
-    assert encoded.names == sorted(f"{'sub/' if number % 2 else ''}{number:02} é.jpg" for number in range(TRAINING + 3))
+    assert found.names == sorted(f"{'sub/' if number % 2 else ''}{number:02} é.jpg" for number in range(TRAINING + 3))
     manifest = json.loads((done / "manifest.json").read_text())
     assert (manifest["photos"], manifest["count"], manifest["left_out"]) == (20, 13, 7)
     assert manifest["images"] == str(root / "photos")
@@ -117,7 +117,7 @@ def test_a_list_of_photos_may_have_a_mark_crlf_and_names_that_are_not_utf_8(root
     names = b"datasets/tiny/3.jpg", b"photos/12 \xff.jpg", b"datasets/tiny/99.jpg"
     (root / "list.txt").write_bytes(b"\xef\xbb\xbf" + b"".join(name + b"\r\n" for name in names))
     again(root, checkpoint, tmp_path, images=root / "list.txt")
-    assert encode.read_encoded(tmp_path).names == ["datasets/tiny/3.jpg"]
+    assert encoded.read_encoded(tmp_path).names == ["datasets/tiny/3.jpg"]
     left_out = pyarrow.parquet.read_table(tmp_path / "left_out.parquet").to_pylist()
     assert [row["reason"] for row in left_out] == ["has a name that is not UTF-8", "is missing"]
 
@@ -136,13 +136,13 @@ def test_a_list_that_cannot_be_used_is_refused(root, checkpoint, tmp_path, image
 def test_a_network_that_gives_nan_stops_with_a_sentence(root, checkpoint):
     weights, codebooks = net_val.read_checkpoint(checkpoint)
     weights["fc8"][1][0] = np.nan
-    encoder = encode.ShardEncoder((weights, codebooks, None), OPTIONS, root, None, None)
+    encoder = encoding.ShardEncoder((weights, codebooks, None), OPTIONS, root, None, None)
     with pytest.raises(UserError, match=r"the network gives NaN or infinite embeddings of 1 images: .*/3\.jpg"):
         encoder.encode(0, ["gone.jpg", "datasets/tiny/3.jpg"])
 
 
 def test_photos_whose_folder_went_away_are_no_bad_photos(root, checkpoint, tmp_path):
-    encoder = encode.ShardEncoder((*net_val.read_checkpoint(checkpoint), None), OPTIONS, tmp_path,
+    encoder = encoding.ShardEncoder((*net_val.read_checkpoint(checkpoint), None), OPTIONS, tmp_path,
                                   f"{tmp_path}/seen before.jpg", None)
     with pytest.raises(UserError, match=r"does not see the photos: .*seen before\.jpg: no such file there"):
         encoder.encode(0, ["1.jpg", "2.jpg"])
@@ -196,7 +196,7 @@ def test_another_checkpoint_is_refused(root, other, out):
 
 def test_an_altered_shard_is_told_by_name(root, checkpoint, out):
     flip(out / "shard-00002.parquet")
-    for use in (lambda: again(root, checkpoint, out), lambda: encode.read_encoded(out)):
+    for use in (lambda: again(root, checkpoint, out), lambda: encoded.read_encoded(out)):
         with pytest.raises(UserError, match=r"shard-00002\.parquet was altered since it was written"):
             use()
 
@@ -223,23 +223,23 @@ def test_a_full_disk_ends_in_one_sentence_and_the_same_command_goes_on(root, che
 # ---------------------------------------------------------------- the index
 
 def test_an_index_is_made_of_the_codes_without_looking_at_a_photo(root, checkpoint, done, tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "encode_photos", None)
-    made = search.build(checkpoint, done, out=tmp_path, root=root, crops=1)
-    encoded = encode.read_encoded(done)
-    np.testing.assert_array_equal(made.content.codes, encoded.codes)
-    assert list(index.load(tmp_path).content.images) == encoded.names
+    monkeypatch.setattr(building, "encode_photos", None)
+    made = building.build(checkpoint, done, out=tmp_path, root=root, crops=1)
+    found = encoded.read_encoded(done)
+    np.testing.assert_array_equal(made.content.codes, found.codes)
+    assert list(index.load(tmp_path).content.images) == found.names
     assert made.content.facts["images"] == str(root / "photos")
     assert search.open_index(tmp_path).by_words("a", topk=1)[0].path.startswith(str(root / "photos"))
 
 
 def test_codes_that_do_not_fit_are_not_made_an_index_of(root, checkpoint, other, out, tmp_path):
     with pytest.raises(UserError, match="holds codes of another checkpoint"):
-        search.build(other, out, out=tmp_path / "index", root=root, crops=1, trained_on="tiny")
+        building.build(other, out, out=tmp_path / "index", root=root, crops=1, trained_on="tiny")
     with pytest.raises(UserError, match="holds codes of --crops 1, not 10"):
-        search.build(checkpoint, out, out=tmp_path / "index", root=root)
+        building.build(checkpoint, out, out=tmp_path / "index", root=root)
     (out / "manifest.json").unlink()
     with pytest.raises(UserError, match="is not finished"):
-        search.build(checkpoint, out, out=tmp_path / "index", root=root, crops=1)
+        building.build(checkpoint, out, out=tmp_path / "index", root=root, crops=1)
     assert not (tmp_path / "index").exists()
 
 
@@ -259,7 +259,7 @@ def start(root, checkpoint, out, *options):
     """The program in the background, on a thread as Ray's workers, with enough to do to be disturbed."""
     return subprocess.Popen([sys.executable, "encode.py", checkpoint, root / "photos", out, "--shard", "1", "--root",
                              root, *map(str, options)], cwd=PROJECT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env={**os.environ, **encode.ONE_THREAD})
+                            stderr=subprocess.STDOUT, env={**os.environ, **ray_encoding.ONE_THREAD})
 
 
 def end(process):

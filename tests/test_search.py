@@ -9,7 +9,7 @@ import pytest
 
 import quantizer
 import search
-from retrieval import faiss_engine, index
+from retrieval import building, faiss_engine, index, sources
 from test_serve import served
 from tiny import EXPERIMENT, PROJECT, TRAINING, make_tiny, run, train, validate
 from util import UserError
@@ -33,7 +33,7 @@ def checkpoint(root):
 @pytest.fixture(scope="module")
 def photos(root, checkpoint):
     """The index of the data set's database, opened."""
-    search.build(checkpoint, "tiny", root=root, crops=1)
+    building.build(checkpoint, "tiny", root=root, crops=1)
     return search.open_index(root / "indexes" / EXPERIMENT)
 
 
@@ -61,10 +61,10 @@ def test_photos_that_are_added_leave_the_others_as_they_are(root, checkpoint, tm
         shutil.copy(photo(root, number), folder / "sub" / f"{number} é.jpg")
     (folder / "notes.txt").write_text("no photo")
     arguments = {"out": out, "root": root, "crops": 1}
-    first = search.build(checkpoint, folder, **arguments).content.codes
+    first = building.build(checkpoint, folder, **arguments).content.codes
     shutil.copy(photo(root, 5), folder / "added.JPG")
     (folder / "sub" / "0 é.jpg").unlink()
-    made = search.build(checkpoint, folder, **arguments)
+    made = building.build(checkpoint, folder, **arguments)
     printed = capsys.readouterr()
     assert "5 photos, 1 of them new" in printed.out
     assert "1 photos of" in printed.err
@@ -72,14 +72,14 @@ def test_photos_that_are_added_leave_the_others_as_they_are(root, checkpoint, tm
     np.testing.assert_array_equal(made.content.codes[:4], first)
     assert made.content.images[-1] == "added.JPG"
     assert list(index.load(out).content.images) == made.content.images
-    search.build(checkpoint, folder, **arguments)
+    building.build(checkpoint, folder, **arguments)
     assert "5 photos, 0 of them new" in capsys.readouterr().out
 
 
 def test_codes_that_validation_left_are_not_computed_again(root, checkpoint, tmp_path, capsys):
     code, output = validate(root)
     assert code == 0, output
-    made = search.build(checkpoint, "tiny", out=tmp_path, root=root, crops=1)
+    made = building.build(checkpoint, "tiny", out=tmp_path, root=root, crops=1)
     assert "the codes are those of" in capsys.readouterr().out
     with h5py.File(checkpoint.with_name(f"{EXPERIMENT}_retrieval.h5")) as file:
         np.testing.assert_array_equal(made.content.codes, file["db_codes"][()])
@@ -174,7 +174,7 @@ def test_a_photo_gives_the_same_json_with_a_server_and_without(root, photos, tmp
 def test_a_result_that_was_deleted_is_noted(root, checkpoint, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(root / "datasets/tiny", folder)
-    search.build(checkpoint, folder, out=tmp_path / "index", root=root, crops=1)
+    building.build(checkpoint, folder, out=tmp_path / "index", root=root, crops=1)
     (folder / "3.jpg").unlink()
     code, output = run("search.py", "query", tmp_path / "index", "--words", "a", "--figure", tmp_path / "f.png")
     assert code == 0, output
@@ -232,16 +232,16 @@ def test_bad_input_is_one_sentence_and_exit_code_2(root, photos, tmp_path, prepa
 def test_a_folder_of_photos_may_hold_a_plan_of_its_own(tmp_path):
     shutil.copy(PROJECT / "docs" / "corel5k_tsne.png", tmp_path / "photo.png")
     (tmp_path / "plan.json").write_text('{"monday": "beach"}')
-    assert search.photo_source(str(tmp_path), tmp_path).names == ["photo.png"]
+    assert sources.photo_source(str(tmp_path), tmp_path).names == ["photo.png"]
 
 
 def test_an_index_grows_only_by_its_own_kind(root, checkpoint, photos):
-    for arguments, sentence in (({"crops": 5}, "crops 1, not 5"), ({"dataset": root / "datasets"}, "the photos of"),
+    for arguments, sentence in (({"crops": 5}, "crops 1, not 5"), ({"images": root / "datasets"}, "the photos of"),
                                 ({"precision": "bfloat16"}, "precision float32, not bfloat16")):
         with pytest.raises(UserError, match=sentence):
-            search.build(**{"checkpoint": checkpoint, "dataset": "tiny", "root": root, "crops": 1, **arguments,
+            building.build(**{"checkpoint": checkpoint, "images": "tiny", "root": root, "crops": 1, **arguments,
                             "out": root / "indexes" / EXPERIMENT})
     copy = root / "checkpoints" / "copy.npy"
     shutil.copy(checkpoint, copy)
     with pytest.raises(UserError, match="--trained-on"):
-        search.build(copy, root / "datasets", root=root)
+        building.build(copy, root / "datasets", root=root)

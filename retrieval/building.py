@@ -1,0 +1,160 @@
+"""Building an index of photos from a trained checkpoint, and adding photos to one. It loads TensorFlow."""
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import dataset
+import net_val
+import quantizer
+from image_files import image_faults, list_faults
+from retrieval import index
+from retrieval.checkpoints import check_checkpoint, training_dataset
+from retrieval.sources import photo_source
+from session import device_name
+from storage.run_log import provenance
+from storage.safe_files import fingerprint
+from util import PRECISIONS, ROOT, UserError, note, stream
+
+BLOCK = 4096  # images that are embedded before they are encoded, so that no more embeddings are held
+
+
+def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, inverted_lists=None, skip_bad=False,
+          seed=0, gpu=None, precision=PRECISIONS[0]):
+    """Make the index of a data set's database or of a folder of photos; one that is there grows by the new photos.
+
+    Args:
+        images: name of a data set, a folder of photos, or what encode.py wrote.
+        gpu: number of a GPU, a list of them, or None for the CPU.
+        inverted_lists (int): how many, 0 for none, or None to choose by the number of photos.
+        others: as on the command line.
+    Returns the `index.Index`.
+    """
+    checkpoint, root = Path(checkpoint), Path(root)
+    out = Path(out) if out else root / "indexes" / checkpoint.stem
+    source = photo_source(str(images), root)
+    weights, codebooks = net_val.read_checkpoint(checkpoint)
+    tagged = training_dataset(checkpoint, source, root, trained_on)
+    with index.writing(out) as save:  # no other process may write the index after this one has read it
+        if index.has_index(out):
+            before = existing_content(out, checkpoint, source, crops, precision)
+        else:
+            before = new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision)
+        rows = new_rows(source, before, out, skip_bad)
+        codes = stored_codes(checkpoint, source, rows, before.facts)
+        if codes is None:
+            codes = encode_photos([source.folder / source.names[row] for row in rows], weights, before, gpu)
+        content = replace(before, codes=np.concatenate([before.codes, codes]),
+                          images=[*before.images, *(source.names[row] for row in rows)],
+                          labels=None if before.labels is None else np.concatenate([before.labels,
+                                                                                    source.labels[rows]]))
+        lists = index.default_inverted_lists(len(content.codes)) if inverted_lists is None else inverted_lists
+        made = save(content, lists)
+    print(f"{out}: {len(made):,} photos, {len(rows):,} of them new, {8 * len(codebooks)} bits each"
+          + (f", in {lists} lists" if lists else ""))
+    return made
+
+
+# ---------------------------------------------------------------- the content before
+
+def new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision):
+    """The content of an index without photos."""
+    names = dataset.read_tag_names(tagged.tag_list)
+    groups, tag_embeddings = dataset.read_tags(tagged, len(names))
+    facts = {"experiment": checkpoint.stem, "checkpoint": str(checkpoint.resolve()),
+             "checkpoint_sha256": fingerprint(checkpoint), "crops": crops, "seed": seed, "precision": precision,
+             "images": os.path.realpath(source.folder), "dataset": source.dataset and source.dataset.name,
+             "root": str(root.resolve()), "trained_on": tagged.name, "versions": provenance({})["versions"]}
+    return index.Content(
+        codes=np.empty((0, len(codebooks)), np.uint8), codebooks=codebooks, images=[],
+        tag_names=[[names[column] for column in group] for group in groups], tag_embeddings=tag_embeddings,
+        labels=None if source.labels is None else source.labels[:0], label_names=list(source.label_names), facts=facts)
+
+
+def existing_content(out, checkpoint, source, crops, precision):
+    """The content of the index in `out`, to which photos are added. Raises UserError if they do not belong there."""
+    content = index.load(out).content
+    check_checkpoint(out, content.facts, checkpoint)
+    for what, there, here in (("crops", content.facts["crops"], crops),
+                              ("precision", precision_of(content.facts), precision),
+                              ("the photos of", content.facts["images"], os.path.realpath(source.folder)),
+                              ("labels", _columns(content.labels), _columns(source.labels))):
+        if there != here:
+            raise UserError(f"{out} is an index with {what} {there}, not {here}: choose another --out")
+    return content
+
+
+def precision_of(facts):
+    """The precision of an index's embeddings by its facts."""
+    return facts.get("precision", PRECISIONS[0])
+
+
+def _columns(labels):
+    return 0 if labels is None else labels.shape[1]
+
+
+# ---------------------------------------------------------------- the new photos
+
+def new_rows(source, before, out, skip_bad):
+    """Rows of the source's photos that are not in the index yet, int64; bad ones are refused, or left out and told."""
+    known = set(before.images)
+    if gone := known.difference(source.names):
+        note(f"{len(gone):,} photos of {out} are not in {source.folder} any more, such as {min(gone)}; they stay in "
+             "the index (to drop them, delete it and build it anew)")
+    rows = np.array([row for row, name in enumerate(source.names) if name not in known], np.int64)
+    if source.encoded:  # without the bad ones
+        return rows
+    names = [source.names[row] for row in rows]
+    if source.dataset:
+        faults = dataset.faults_in(source.folder, names)
+    else:  # links in a person's own folder are that person's own
+        faults = image_faults([source.folder / name for name in names])
+    if not faults:
+        return rows
+    listed = list_faults(
+        faults, lambda i: f"{source.folder / names[i]}" + (f" (row {rows[i] + 1})" if source.dataset else ""))
+    told = f"{len(faults)} of {len(rows)} photos cannot be used"
+    if not skip_bad:
+        raise UserError(f"{told} (--skip-bad leaves them out): {listed}")
+    print(f"left out: {told}: {listed}", file=sys.stderr)
+    if len(faults) == len(rows):
+        raise UserError(f"{source.folder}: none of the {len(rows)} new photos can be used")
+    return np.delete(rows, list(faults))
+
+
+def stored_codes(checkpoint, source, rows, facts):
+    """The codes of the source's photos `rows`, uint8 (n, M), if encode.py made them, or if `rows` are all of them and
+    validation.py left their codes beside the checkpoint; else None."""
+    if source.encoded:
+        source.encoded.check(checkpoint, facts["crops"], precision_of(facts))
+        return source.encoded.codes[rows]
+    path = checkpoint.with_name(f"{checkpoint.stem}_retrieval.h5")
+    if source.dataset is None or len(rows) < len(source.names) or not path.is_file():
+        return None
+    try:
+        expected, _ = net_val.sources(source.dataset, checkpoint, facts["crops"], facts["seed"],
+                                      precision=precision_of(facts))
+    except UserError:  # it was made from files that are gone
+        return None
+    retrieval, _, _ = net_val.read_retrieval(path, expected, {})
+    if retrieval is None:
+        return None
+    print(f"the codes are those of {path}")
+    return retrieval.db_codes
+
+
+def encode_photos(paths, weights, content, gpu):
+    """Codes of N photos, uint8 (N, M), embedded and encoded in blocks."""
+    codes = [content.codes[:0]]
+    if paths:
+        precision = precision_of(content.facts)
+        encoder = net_val.Encoder(weights, content.facts["crops"], device_name(gpu, note, precision), precision)
+    factor = quantizer.semantic_factor(content.tag_embeddings)
+    for start in range(0, len(paths), BLOCK):
+        block = paths[start:start + BLOCK]
+        embeddings = encoder.embed(block, f"embedding photos {start + 1} to {start + len(block)} of {len(paths)}")
+        rng = stream(content.facts["seed"], "index", len(content.codes) + start)
+        codes.append(quantizer.encode(embeddings, content.codebooks, factor, rng, net_val.CHUNK))
+    return np.concatenate(codes)

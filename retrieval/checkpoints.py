@@ -1,0 +1,28 @@
+"""What a checkpoint belongs to: the data set whose tags it learned, and the index that was made with it."""
+import dataset
+from net_val import check_trained_with
+from storage.safe_files import fingerprint, read_json
+from util import UserError
+
+
+def training_dataset(checkpoint, source, root, name):
+    """The data set whose tags the checkpoint learned: `name`, or what its record says, or else the source's.
+
+    Raises UserError if there is none, or if its tags were processed anew since.
+    """
+    path = checkpoint.with_suffix(".json")
+    record = read_json(path) if path.is_file() else {}
+    name = name or record.get("options", {}).get("dataset") or (source.dataset and source.dataset.name)
+    if name is None:
+        raise UserError(f"{path}: no such file: say with --trained-on which data set {checkpoint.name} learned")
+    found = dataset.find_dataset(name, root)
+    check_trained_with(checkpoint, found.tag_embeddings)
+    return found
+
+
+def check_checkpoint(folder, facts, checkpoint):
+    """Raise UserError if the index in `folder` was made with another checkpoint, or this one is not there."""
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: no such file, but {folder} was made with it; --checkpoint names it if it moved")
+    if fingerprint(checkpoint) != facts["checkpoint_sha256"]:
+        raise UserError(f"{folder} is an index of another checkpoint ({facts['experiment']}), not of {checkpoint}")

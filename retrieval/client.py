@@ -1,0 +1,52 @@
+"""The client of a server: an index that a `serve.py` has, asked over HTTP as one that lies here is."""
+import http.client
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+
+from retrieval.result import DEFAULT_TOPK, Result
+from util import UserError, one_line
+
+ANSWER_SECONDS = 120  # that a server may take: the first photo loads its network
+
+
+class Remote:
+    """The photos of an index that a `serve.py` has, asked as Photos is. Paths in its answers are the server's."""
+
+    def __init__(self, address):
+        self._url = address if address.startswith(("http://", "https://")) else f"http://{address}"
+
+    def by_photo(self, photo, topk=DEFAULT_TOPK, probes=None):
+        with open(photo, "rb") as file:
+            content = file.read()
+        settings = {"topk": topk, "nprobe": probes, "name": os.fsencode(photo.name)}
+        return self._ask("photo?" + urllib.parse.urlencode({key: value for key, value in settings.items()
+                                                            if value is not None}), content)
+
+    def by_words(self, words, topk=DEFAULT_TOPK, probes=None):
+        return self._ask("words", json.dumps({"words": words, "topk": topk, "nprobe": probes}).encode())
+
+    def _ask(self, path, body):
+        """A list of Result. Raises UserError for what the server refuses, and if none answers."""
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with direct.open(f"{self._url.rstrip('/')}/{path}", body, ANSWER_SECONDS) as answer:
+                return [Result(int(found["rank"]), float(found["score"]), str(found["path"]),
+                               None if found["hit"] is None else bool(found["hit"]))
+                        for found in json.load(answer)["results"]]
+        except urllib.error.HTTPError as error:
+            raise UserError(_refusal(error)) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(f"{self._url}: no server answered: {one_line(getattr(error, 'reason', error))}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._url}: expected an answer of serve.py, found another ({one_line(error)})") from None
+
+
+def _refusal(error):
+    """The sentence in a server's HTTPError."""
+    try:
+        return str(json.load(error)["error"])
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return f"{error.url}: {error}"

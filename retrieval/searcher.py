@@ -1,0 +1,51 @@
+"""An index that is asked by words. It needs no network, so TensorFlow is not loaded; photos: see photo_searcher.py."""
+import numpy as np
+
+from retrieval import faiss_engine, index
+from retrieval.result import DEFAULT_TOPK, Result
+from util import UserError, note
+
+
+def load_index(folder, images=None):
+    """The index that `search.py build` wrote into `folder`. Raises UserError.
+
+    `images`: where the indexed photos are now, if they were moved.
+    """
+    loaded = index.load(folder)
+    if faiss_engine.faiss is None:
+        note("FAISS is not installed, so NumPy searches, slower (pip install -r requirements-search.txt)")
+    if "crops" not in loaded.content.facts:
+        raise UserError(f"{folder} is an index of another program: {loaded.content.facts.get('made_by')}")
+    if images is not None:
+        loaded.content.facts["images"] = str(images)
+    return loaded
+
+
+class Searcher:
+    """An index and what is asked of it.
+
+    Attributes:
+        index: index.Index.
+    """
+
+    def __init__(self, index):
+        self.index = index
+
+    def by_words(self, words, topk=DEFAULT_TOPK, **options):
+        """The photos that one or more words describe best, best first: a list of Result.
+
+        `options`: as of `Index.search`.
+        """
+        query = self.index.words(words)
+        names = {name: column for column, name in enumerate(self.index.content.label_names)}
+        labels = np.zeros(len(names), np.uint8)
+        labels[[names[word] for word in words.split() if word in names]] = 1
+        return self._results(query, labels if labels.any() else None, topk, options)
+
+    def _results(self, query, labels, topk, options):
+        """The best photos of a query, float32 (D,), whose labels, uint8 (L,), may be known."""
+        scores, rows = self.index.search(query[None], topk, **options)
+        known = labels is not None and self.index.content.labels is not None
+        return [Result(rank, float(score), str(self.index.image_path(row)),
+                       bool((self.index.content.labels[row] & labels).any()) if known else None)
+                for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), 1) if row >= 0]

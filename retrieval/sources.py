@@ -1,0 +1,76 @@
+"""Where photos come from: a data set, a folder, a list of photos, or what encode.py wrote."""
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import dataset
+from retrieval import encoded
+from util import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what counts as a photo in a folder
+
+
+@dataclass(frozen=True)
+class Source:
+    """Photos to index. names: N paths relative to `folder`; labels: uint8 (N, L) or None; label_names: L or none;
+    dataset: the `dataset.Dataset` whose database they are, or None; encoded: the `encoded.Encoded`, or None."""
+    folder: Path
+    names: list
+    labels: np.ndarray | None = None
+    label_names: list | tuple = ()
+    dataset: object = None
+    encoded: object = None
+
+
+def photo_source(name, root):
+    """The photos of data set `name`, or of the folder of that name. Raises UserError."""
+    if encoded.writes_to(Path(name)):
+        codes = encoded.read_encoded(Path(name))
+        return Source(Path(codes.manifest["images"]), codes.names, encoded=codes)
+    if "/" in name or not (root / "data" / dataset.RELEASE_FOLDERS.get(name, name)).is_dir():
+        return folder_source(Path(name), dataset.known_datasets(root))
+    found = dataset.find_dataset(name, root)
+    images, matrix = found.split_files("database")
+    if not images.is_file():  # for training only
+        return Source(found.images, dataset.read_image_list(found.split_files("train")[0]), dataset=found)
+    names = dataset.read_image_list(images)
+    labels = dataset.read_binary_matrix(matrix).toarray()
+    if len(labels) != len(names):
+        raise UserError(f"{matrix} has {len(labels)} rows, but {images} lists {len(names)} images")
+    return Source(found.images, names, labels, dataset.read_label_names(found, labels.shape[1]), found)
+
+
+def folder_source(folder, known):
+    """The photos in a folder and its subfolders, by name. `known`: data sets to name if it is no folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is neither a data set nor a folder; data sets: {', '.join(known) or 'none yet'}")
+    names = photo_names(folder)
+    if broken := [name for name in names if "\n" in name]:
+        raise UserError(f"{folder}: expected file names without line breaks, found {broken[0]!r}")
+    return Source(folder, names)
+
+
+def listed_source(images):
+    """The photos of a folder, or of a text file of paths relative to its own folder. Raises UserError."""
+    if images.is_dir():
+        folder, names = images, photo_names(images)
+    elif images.is_file():
+        folder, names = images.parent, dataset.read_image_list(images, errors="surrogateescape")
+    else:
+        raise UserError(f"{images}: expected a folder of photos or a list of them, found neither")
+    return Source(Path(os.path.realpath(folder)), names)
+
+
+def photo_names(folder):
+    """The photos in a folder and its subfolders, relative to it and sorted. Raises UserError if there are none."""
+    try:
+        os.path.realpath(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{folder}: expected a folder whose name is UTF-8, found another") from None
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*")
+                   if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder}: expected photos ({' '.join(SUFFIXES)}), found none")
+    return names
