@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from retrieval import shards
+from retrieval import faiss_engine, manifest, shards
 from retrieval.photo_searcher import open_index
 from retrieval.result import DEFAULT_TOPK
 from storage.safe_files import fingerprint
