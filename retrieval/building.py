@@ -38,7 +38,7 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, in
     weights, codebooks = net_val.read_checkpoint(checkpoint)
     tagged = training_dataset(checkpoint, source, root, trained_on)
     if (out / index.MANIFEST).is_file():
-        before = existing_content(out, checkpoint, source, crops, precision)
+        before = existing_content(out, checkpoint, source, crops, seed, precision)
     else:
         before = new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision)
     rows = new_rows(source, before, out, skip_bad)
@@ -71,11 +71,12 @@ def new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precis
         labels=None if source.labels is None else source.labels[:0], label_names=list(source.label_names), facts=facts)
 
 
-def existing_content(out, checkpoint, source, crops, precision):
+def existing_content(out, checkpoint, source, crops, seed, precision):
     """The content of the index in `out`, to which photos are added. Raises UserError if they do not belong there."""
     content = index.load(out).content
     check_checkpoint(out, content.facts, checkpoint)
     for what, there, here in (("crops", content.facts["crops"], crops),
+                              ("seed", content.facts["seed"], seed),
                               ("precision", precision_of(content.facts), precision),
                               ("the photos of", content.facts["images"], os.path.realpath(source.folder)),
                               ("labels", _columns(content.labels), _columns(source.labels))):
