@@ -242,19 +242,19 @@ def test_of_two_servers_that_start_on_one_port_at_once_one_is_refused_in_a_sente
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_requests_that_came_before_the_stop_are_answered_and_later_ones_refused(folders, number):
-    asked = {"vectors": queries(30).tolist(), "topk": N}
+    asked = {"vectors": queries(3).tolist(), "topk": N}
     process = start(folders["flat"])
     address = address_of(process)
     idle = http.client.HTTPConnection(address)  # stays open, and is not waited for
     idle.request("GET", "/health")
     idle.getresponse().read()
-    with ThreadPoolExecutor(24) as pool:
-        pending = [pool.submit(post, address, "search", asked) for _ in range(24)]
+    with ThreadPoolExecutor(16) as pool:
+        pending = [pool.submit(post, address, "search", asked) for _ in range(16)]
         time.sleep(0.3)
         process.send_signal(number)
         assert not all(request.done() for request in pending)
         answers = [request.result() for request in pending]
-    assert [status for status, _ in answers] == [200] * 24
+    assert [status for status, _ in answers] == [200] * 16
     assert all(answer == answers[0][1] for _, answer in answers)
     with pytest.raises(OSError, match="refused"):
         post(address, "search", asked)
