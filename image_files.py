@@ -45,6 +45,11 @@ def image_fault(path):
     return fault if fault or sure else decode(path)[1]
 
 
+def is_image(path):
+    """Whether a file begins as an image that OpenCV reads, whatever its name; it need not be a sound one."""
+    return os.path.isfile(path) and cv2.haveImageReader(os.fsencode(path))
+
+
 def _structural_fault(path):
     """What is wrong with an image file as far as can be told without decoding it, or None; and whether that is all."""
     try:
@@ -112,7 +117,12 @@ def _png_structure(data):
 # ---------------------------------------------------------------- decoding
 
 def decode(path):
-    """An image as OpenCV reads it, upright, BGR, uint8 (h, w, 3), and None; or None and what is wrong."""
+    """An image as OpenCV reads it, upright, BGR, uint8 (h, w, 3), and None; or None and what is wrong.
+
+    In place of a path there may be an image that is decoded already.
+    """
+    if isinstance(path, np.ndarray):
+        return np.ascontiguousarray(path), None
     fault, _ = _structural_fault(path)
     if fault:
         return None, fault

@@ -80,7 +80,7 @@ def check_query(options, refuse):
 
 
 def open_index(folder, checkpoint=None, gpu=None, images=None):
-    """The photos of an index that `build` wrote, ready to be searched: a `photo_searcher.Photos`.
+    """The photos of an index that `build` wrote, ready to be searched: a `photo_searcher.Photos`. Raises UserError.
 
     Args:
         checkpoint: where the checkpoint is now, if it was moved.

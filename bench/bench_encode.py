@@ -16,7 +16,7 @@ import numpy as np
 import quantizer
 from backbones import alexnet
 from codebooks import random_codebooks
-from retrieval.encoded import Job
+from retrieval.encoded import Job, cut
 from retrieval.encoding import versions
 from retrieval.ray_encoding import encode_by_ray, ray
 from util import DIMENSIONS, progress, stream
@@ -42,8 +42,8 @@ def make_model():
 
 
 def photos_a_second(job, model, workers):
-    shards = list(job.shards())
-    made = encode_by_ray(job, shards, model, None, progress(unit="photo"), "local", workers, 600)
+    shards = range(len(job.shards))
+    made = encode_by_ray(job, list(shards), model, None, progress(unit="photo"), "local", workers)
     with contextlib.closing(made):
         ends = [time.perf_counter() for _ in made]
     return (len(shards) - workers) * job.plan["shard"] / (ends[-1] - ends[workers - 1])
@@ -61,9 +61,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         names = make_photos(folder, options.shards * options.shard)
-        job = Job(folder / "out", folder, names, {
+        job = Job(folder / "out", folder, {
             "crops": options.crops, "precision": "float32", "seed": 0, "shard": options.shard, "codebooks": CODEBOOKS,
-            "versions": versions()})
+            "versions": versions()}, cut([names], options.shard))
         rates = {1: [], 2: []}
         for _ in range(options.rounds):
             for workers, found in rates.items():

@@ -39,7 +39,7 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, in
     tagged = training_dataset(checkpoint, source, root, trained_on)
     with index.writing(out) as save:  # no other process may write the index after this one has read it
         if index.has_index(out):
-            before = existing_content(out, checkpoint, source, crops, precision)
+            before = existing_content(out, checkpoint, source, crops, seed, precision)
         else:
             before = new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision)
         rows = new_rows(source, before, out, skip_bad)
@@ -73,11 +73,12 @@ def new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precis
         labels=None if source.labels is None else source.labels[:0], label_names=list(source.label_names), facts=facts)
 
 
-def existing_content(out, checkpoint, source, crops, precision):
+def existing_content(out, checkpoint, source, crops, seed, precision):
     """The content of the index in `out`, to which photos are added. Raises UserError if they do not belong there."""
     content = index.load(out).content
     check_checkpoint(out, content.facts, checkpoint)
     for what, there, here in (("crops", content.facts["crops"], crops),
+                              ("seed", content.facts["seed"], seed),
                               ("precision", precision_of(content.facts), precision),
                               ("the photos of", content.facts["images"], os.path.realpath(source.folder)),
                               ("labels", _columns(content.labels), _columns(source.labels))):

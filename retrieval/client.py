@@ -5,6 +5,7 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
 from retrieval.result import DEFAULT_TOPK, Result
 from util import UserError, one_line
@@ -19,13 +20,16 @@ class Remote:
         self._url = address if address.startswith(("http://", "https://")) else f"http://{address}"
 
     def by_photo(self, photo, topk=DEFAULT_TOPK, probes=None):
-        with open(photo, "rb") as file:
-            content = file.read()
+        """The photos most like the photo at a path, best first: a list of Result."""
+        if not isinstance(photo, str | os.PathLike):
+            raise UserError(f"expected the path of a photo, found {type(photo).__name__}")
+        photo = Path(photo)
         settings = {"topk": topk, "nprobe": probes, "name": os.fsencode(photo.name)}
         return self._ask("photo?" + urllib.parse.urlencode({key: value for key, value in settings.items()
-                                                            if value is not None}), content)
+                                                            if value is not None}), photo.read_bytes())
 
     def by_words(self, words, topk=DEFAULT_TOPK, probes=None):
+        """The photos that one or more words describe best, best first: a list of Result."""
         return self._ask("words", json.dumps({"words": words, "topk": topk, "nprobe": probes}).encode())
 
     def _ask(self, path, body):

@@ -1,16 +1,23 @@
 """What encode.py writes: codes in shards, and beside them what they depend on.
 
-The list of photos is cut into shards. A shard's codes depend on nothing but the checkpoint, its photos, the options and
+A list of photos is cut into shards. A shard's codes depend on nothing but the checkpoint, its photos, the options and
 its number, so whoever makes them, and however often that begins anew, OUT is the same:
 
     plan.json             written first: what the codes depend on
+    list-00000.parquet    the column path: the first list of photos; and so on
+    list-00000.json       its checksum
     shard-00000.parquet   the columns path and code; and so on
     shard-00000.json      its checksum: count, photos left out and why, SHA-256
-    left_out.parquet      the columns path and reason
+    left_out.parquet      the columns path and reason of the photos that no shard holds
     manifest.json         written last: counts, and the SHA-256 of each file
+
+How it grows: the first run lists all photos. A later run with the same command completes the shards of the lists that
+are there, as they were listed. Photos that are new, and those that were left out and can be read by now, make a further
+list, which is cut into further shards; shards that are there keep their bytes. A photo that is gone keeps its code.
 
 Letters: N photos, n of a shard, M codebooks.
 """
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,45 +55,102 @@ def need_arrow():
 
 @dataclass(frozen=True)
 class Job:
-    """Photos to encode. out: where to; folder: of the photos; names: N paths relative to it; plan: the content of
-    PLAN, see `encoding.make_plan`."""
+    """Photos to encode. out: where to; folder: of the photos; plan: the content of PLAN, see `begin`; shards: of each
+    the names of its n photos, relative to `folder`."""
     out: Path
     folder: Path
-    names: list
     plan: dict
-
-    def shards(self):
-        return range(-(-len(self.names) // self.plan["shard"]))
-
-    def shard_names(self, shard):
-        return self.names[shard * self.plan["shard"]:(shard + 1) * self.plan["shard"]]
+    shards: list
 
     def path(self, shard):
         return self.out / f"shard-{shard:05}.parquet"
 
-    def missing(self):
-        """Numbers of the shards that are not there with their checksum. Raises UserError for one that was altered."""
-        return [shard for shard in progress(self.shards(), desc="checking shards", leave=False)
+    def record(self, shard):
+        """The content of the JSON file beside a shard."""
+        return read_json(self.path(shard).with_suffix(".json"))
+
+    def missing(self, first=0):
+        """Numbers, from `first` on, of the shards that are not there with their checksum.
+
+        Raises UserError for one that was altered.
+        """
+        return [shard for shard in progress(range(first, len(self.shards)), desc="checking shards", leave=False)
                 if not (self.path(shard).is_file() and check_checksums(self.path(shard).with_suffix(".json")))]
 
     def witness(self):
         """A photo that is there, to tell bad photos from a folder that a machine does not see; or None."""
-        return next((path for path in (f"{self.folder}/{name}" for name in self.names) if os.path.isfile(path)), None)
+        paths = (f"{self.folder}/{name}" for names in self.shards for name in names)
+        return next((path for path in paths if os.path.isfile(path)), None)
+
+    def left_out(self, missing=()):
+        """{name: its path, printable, and the reason} of the photos that were left out and are in no later shard.
+
+        `missing`: numbers of shards that are not there yet.
+        """
+        found, missing = {}, set(missing)
+        for shard, names in enumerate(self.shards):
+            for name in names if found else ():
+                found.pop(name, None)
+            if shard not in missing and (rows := self.record(shard)["left_out"]):
+                shown = {printable(name): name for name in names}
+                found |= {shown.get(row["path"], row["path"]): row for row in rows}
+        return found
 
 
-def begin(job):
-    """Write the plan. Raises UserError if there are shards of another one."""
-    if any(job.out.glob("shard-*.json")):
-        check_settings(job.out / PLAN, job.plan)
+def printable(name):
+    """A photo's name as UTF-8 text."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def begin(out, settings, names):
+    """The plan of a run that is to encode the photos `names`, and the lists of earlier runs, each a list of names.
+
+    The plan is `settings`, and the number and SHA-256 of the first list. Where no shard is there yet, it is written.
+    Raises UserError if there are shards of another plan.
+    """
+    started = any(out.glob("shard-*.json"))
+    lists = read_lists(out) if started else []
+    first = lists[0] if lists else names
+    plan = {**settings, "photos": len(first),
+            "photos_sha256": hashlib.sha256(b"\0".join(map(os.fsencode, first))).hexdigest()}
+    if started:
+        check_settings(out / PLAN, plan, {"images": plan["images"]})
     else:
-        write_json(job.out / PLAN, job.plan)
+        for path in out.glob("list-*"):
+            path.unlink()
+        write_json(out / PLAN, plan)
+    return plan, lists
+
+
+def cut(lists, size):
+    """Each list of names cut into shards of `size` names, the last one of each list into what remains."""
+    return [names[start:start + size] for names in lists for start in range(0, len(names), size)]
+
+
+def read_lists(out):
+    """The lists of photos that runs have begun to encode. Raises UserError for one that was altered."""
+    lists = []
+    while check_checksums((path := list_path(out, len(lists))).with_suffix(".json")):
+        lists.append([os.fsdecode(name) for name in parquet.read_table(path)["path"].to_pylist()])
+    return lists
+
+
+def write_list(out, number, names):
+    """Write a further list of photos and the JSON beside it, which tells its checksum."""
+    path = list_path(out, number)
+    with with_checksums(path.with_suffix(".json"), {"photos": len(names)}, path) as (temporary,):
+        parquet.write_table(pyarrow.table({"path": pyarrow.array(map(os.fsencode, names), pyarrow.binary())}),
+                            temporary)
+
+
+def list_path(out, number):
+    return out / f"list-{number:05}.parquet"
 
 
 def write_shard(job, shard, codes, faults):
     """Write a shard and the JSON beside it, which tells its checksum and the photos that were left out."""
-    names = job.shard_names(shard)
-    left_out = [{"path": os.fsencode(names[row]).decode(errors="backslashreplace"), "reason": fault}
-                for row, fault in faults.items()]
+    names = job.shards[shard]
+    left_out = [{"path": printable(names[row]), "reason": fault} for row, fault in faults.items()]
     path = job.path(shard)
     table = pyarrow.table({
         "path": pyarrow.array([name for row, name in enumerate(names) if row not in faults], pyarrow.string()),
@@ -98,17 +162,17 @@ def write_shard(job, shard, codes, faults):
 def finish(job, facts):
     """Write what was left out, then the manifest, and return it."""
     schema = pyarrow.schema([("path", pyarrow.string()), ("reason", pyarrow.string())])
-    count, left_out, digests = 0, 0, {}
-    with replacing(job.out / LEFT_OUT) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
-        for shard in job.shards():
-            record = read_json(job.path(shard).with_suffix(".json"))
-            count += record["photos"]
-            left_out += len(record["left_out"])
-            digests.update(record["sha256"])
-            if record["left_out"]:
-                writer.write_table(pyarrow.Table.from_pylist(record["left_out"], schema))
+    left_out = list(job.left_out().values())
+    with replacing(job.out / LEFT_OUT) as temporary:
+        parquet.write_table(pyarrow.Table.from_pylist(left_out, schema), temporary)
+    count, digests = 0, {}
+    for shard in range(len(job.shards)):
+        record = job.record(shard)
+        count += record["photos"]
+        digests.update(record["sha256"])
     digests[LEFT_OUT] = fingerprint(job.out / LEFT_OUT)
-    manifest = {**job.plan, **facts, "images": str(job.folder), "count": count, "left_out": left_out, "sha256": digests}
+    manifest = {**job.plan, **facts, "photos": count + len(left_out), "count": count, "left_out": len(left_out),
+                "sha256": digests}
     write_json(job.out / MANIFEST, manifest)
     return manifest
 

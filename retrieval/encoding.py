@@ -3,22 +3,24 @@
 Letters: n photos of a shard, M codebooks of K = 256 codewords, D = 300.
 """
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
 import net_val
 import quantizer
 from dataset import read_tag_embeddings
+from image_files import try_image
 from retrieval import encoded
 from retrieval.checkpoints import training_dataset
 from retrieval.sources import listed_source
 from session import device_name
 from storage.safe_files import exclusive_lock, fingerprint, read_json
-from util import PRECISIONS, ROOT, UserError, note, progress, stream
+from util import PRECISIONS, ROOT, UserError, cores, note, progress, stream
 
 
 def encode(checkpoint, images, out, shard, crops=10, trained_on=None, seed=0, gpu=None, precision=PRECISIONS[0],
@@ -35,11 +37,13 @@ def encode(checkpoint, images, out, shard, crops=10, trained_on=None, seed=0, gp
     tagged = training_dataset(checkpoint, source, root, trained_on)
     tagged.check_tags()
     factor = quantizer.semantic_factor(read_tag_embeddings(tagged.tag_embeddings))
-    job = encoded.Job(out, source.folder, source.names,
-                      make_plan(checkpoint, tagged, source.names, crops, precision, seed, shard, len(codebooks)))
+    settings = {
+        "made_by": "encode.py", "checkpoint_sha256": fingerprint(checkpoint),
+        "tags_sha256": fingerprint(tagged.tag_embeddings), "images": str(source.folder), "crops": crops,
+        "precision": precision, "seed": seed, "shard": shard, "codebooks": len(codebooks), "versions": versions()}
     with exclusive_lock(out / ".lock", f"{out}: another run is at work there"):
-        encoded.begin(job)
-        missing = job.missing()
+        plan, lists = encoded.begin(out, settings, source.names)
+        job, missing = extended_job(out, source, plan, lists)
         manifest = out / encoded.MANIFEST
         if not missing and manifest.is_file():
             print(f"{out} is finished: {encoded.summary(read_json(manifest))}")
@@ -52,13 +56,30 @@ def encode(checkpoint, images, out, shard, crops=10, trained_on=None, seed=0, gp
         print(f"{out}: {encoded.summary(made)}")
 
 
-def make_plan(checkpoint, tagged, names, crops, precision, seed, shard, codebooks):
-    """All that the codes depend on, the photos by their names."""
-    listed = hashlib.sha256(b"\0".join(map(os.fsencode, names)))
-    return {"made_by": "encode.py", "checkpoint_sha256": fingerprint(checkpoint),
-            "tags_sha256": fingerprint(tagged.tag_embeddings), "photos": len(names),
-            "photos_sha256": listed.hexdigest(), "crops": crops, "precision": precision, "seed": seed, "shard": shard,
-            "codebooks": codebooks, "versions": versions()}
+def extended_job(out, source, plan, lists):
+    """The Job of the photos of earlier lists and of those to be added, and the numbers of its missing shards."""
+    job = encoded.Job(out, source.folder, plan, encoded.cut(lists, plan["shard"]))
+    missing = job.missing()
+    added = photos_to_add(job, missing, source.names)
+    if added:
+        encoded.write_list(out, len(lists), added)
+        first = len(job.shards)
+        job = replace(job, shards=encoded.cut([*lists, added], plan["shard"]))
+        missing += job.missing(first)
+    return job, missing
+
+
+def photos_to_add(job, missing, names):
+    """Those of the photos `names` that were never listed, or were left out and can be read by now."""
+    listed = {name for shard in job.shards for name in shard}
+    if gone := listed.difference(names):
+        note(f"{len(gone):,} photos of {job.out} are not in {job.folder} any more, such as {min(gone)}; their codes "
+             "stay")
+    left_out = [name for name in job.left_out(missing) if name not in gone and not name_fault(name)]
+    with ThreadPoolExecutor(cores()) as pool:
+        faults = pool.map(lambda name: try_image(f"{job.folder}/{name}")[1], left_out)
+        back = {name for name, fault in zip(left_out, faults, strict=True) if not fault}
+    return [name for name in names if name not in listed or name in back]
 
 
 def versions():
@@ -68,7 +89,7 @@ def versions():
 
 def fill(job, missing, model, gpu, encode_shards):
     """Make the missing shards and write each as soon as it is there."""
-    total = sum(len(job.shard_names(shard)) for shard in missing)
+    total = sum(len(job.shards[shard]) for shard in missing)
     with (progress(total=total, desc="encoding photos", unit="photo") as bar,
           contextlib.closing(encode_shards(job, missing, model, gpu, bar)) as made):
         for shard, codes, faults in made:
@@ -79,7 +100,7 @@ def encode_here(job, missing, model, gpu, bar):
     """Each missing shard's number, codes and faults as of `ShardEncoder.encode`, made in this process."""
     encoder = ShardEncoder(model, job.plan, job.folder, job.witness(), gpu)
     for shard in missing:
-        yield shard, *encoder.encode(shard, job.shard_names(shard), bar.update)
+        yield shard, *encoder.encode(shard, job.shards[shard], bar.update)
 
 
 class ShardEncoder:

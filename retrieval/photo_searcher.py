@@ -5,6 +5,8 @@ import threading
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 import dataset
 import net_val
 from image_files import image_fault
@@ -12,7 +14,7 @@ from retrieval.checkpoints import check_checkpoint
 from retrieval.result import DEFAULT_TOPK
 from retrieval.searcher import Searcher, load_index
 from session import device_name
-from util import UserError, note
+from util import DIMENSIONS, UserError, note
 
 
 def open_index(folder, checkpoint=None, gpu=None, images=None):
@@ -29,7 +31,7 @@ class Photos(Searcher):
         self._facts = index.content.facts
         self._checkpoint = checkpoint
         self._gpu = gpu
-        self._one_photo = threading.Lock()
+        self._one_query = threading.Lock()
 
     @cached_property
     def _encoder(self):
@@ -38,22 +40,44 @@ class Photos(Searcher):
         return net_val.Encoder(weights, self._facts["crops"], device_name(self._gpu, note))
 
     def embed(self, photo, name=None):
-        """The embedding of a photo, float32 (D,). Raises UserError for a file that is no sound image.
+        """The embedding of a photo, float32 (D,), or those of a list of B photos, float32 (B, D).
 
-        `name`: what the photo is called, if not as the file is.
+        Args:
+            photo: a path (str or Path), an image as OpenCV reads it (BGR, uint8 (h, w, 3)), or a list of these.
+            name: what a photo is called in messages, if not as its file is.
+        Raises UserError for a file that is no sound image, and for anything else.
         """
-        with self._one_photo:  # at a time: decoded, it may be large
-            if fault := image_fault(photo):
-                raise UserError(f"{name or photo} {fault}")
-            return self._encoder.embed([photo])[0]
+        photos = photo if isinstance(photo, list) else [photo]
+        for each in photos:
+            check_photo(each)
+        with self._one_query:  # at a time: decoded, a photo may be large
+            for path in photos:
+                if not isinstance(path, np.ndarray) and (fault := image_fault(path)):
+                    raise UserError(f"{name or path} {fault}")
+            embeddings = self._encoder.embed(photos) if photos else np.empty((0, DIMENSIONS), np.float32)
+        return embeddings if isinstance(photo, list) else embeddings[0]
 
     def by_photo(self, photo, topk=DEFAULT_TOPK, name=None, **options):
-        """The photos most like a photo, best first: a list of Result. `options`: as of `Index.search`."""
-        return self._results(self.embed(photo, name), self._labels_of(photo, Path(name or photo).name), topk, options)
+        """The photos most like a photo, best first: a list of Result; of a list of photos, a list of such lists.
+
+        Args:
+            photo, name: as of `embed`.
+            options: as of `Index.search`.
+        """
+        if isinstance(photo, list):
+            return [self._results(embedding, self._labels_of(each), topk, options)
+                    for each, embedding in zip(photo, self.embed(photo), strict=True)]
+        return self._results(self.embed(photo, name), self._labels_of(photo, name), topk, options)
 
     def tags(self, photo):
-        """The model's tags for a photo, best first: a list of (cosine, names of the merged tag)."""
-        rows, cosines = self.index.tags(self.embed(photo))
+        """The model's tags for a photo, best first: a list of (cosine, names of the merged tag); of a list of photos,
+        a list of such lists."""
+        if isinstance(photo, list):
+            return [self._tags_of(embedding) for embedding in self.embed(photo)]
+        return self._tags_of(self.embed(photo))
+
+    def _tags_of(self, embedding):
+        rows, cosines = self.index.tags(embedding)
         return [(float(cosine), self.index.content.tag_names[row]) for row, cosine in zip(rows, cosines, strict=True)]
 
     @cached_property
@@ -69,15 +93,29 @@ class Photos(Searcher):
             pass
         return splits
 
-    def _labels_of(self, photo, name):
+    def _labels_of(self, photo, name=None):
         """The labels of a photo of the data set's queries or database, uint8 (L,), or None.
 
-        It is one of theirs if `name`, its file name, and its content are.
+        It is one of theirs if its file name and its content are. `name`: what it is called, if not as the file is.
         """
-        if self.index.content.labels is None:
+        if self.index.content.labels is None or isinstance(photo, np.ndarray):
             return None
+        name = Path(name or photo).name
         for paths, matrix in self._labelled:
             for row, path in enumerate(paths):
                 if path.endswith(f"/{name}") and os.path.isfile(path) and filecmp.cmp(path, photo, shallow=False):
                     return matrix[[row]].toarray()[0]
         return None
+
+
+def check_photo(photo):
+    """Raise UserError for what is neither a path nor an image."""
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
+            raise UserError("expected an image as OpenCV reads it, BGR, uint8 of shape (height, width, 3), found "
+                            f"{photo.dtype} {photo.shape}")
+    elif not isinstance(photo, str | os.PathLike):
+        raise UserError(f"expected a photo, which is a path or an array, or a list of photos, found "
+                        f"{type(photo).__name__}")
+    elif "\0" in str(photo):
+        raise UserError(f"expected the path of a photo, found {str(photo)!r:.80}")

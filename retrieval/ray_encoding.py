@@ -53,10 +53,21 @@ def encode_by_ray(job, missing, model, gpu, bar, address, workers=None, patience
         workers (int): how many, or None for as many as there is room for.
         patience: seconds without a shard after which a note says what is waited for.
     """
-    workers = join(address, workers, gpu)
+    with quiet_logging():
+        try:
+            workers = join(address, workers, gpu)
+            yield from encode_with(workers, job, missing, model, gpu, bar, patience)
+        except ray.exceptions.RayError as error:
+            raise UserError(f"Ray could not go on: {one_line(str(error).strip().splitlines()[-1])}") from error
+        finally:
+            ray.shutdown()
+
+
+def encode_with(workers, job, missing, model, gpu, bar, patience):
+    """The same with so many workers of Ray, which is connected."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    shards = ray.data.from_items([{"shard": shard, "names": b"\0".join(map(os.fsencode, job.shard_names(shard)))}
+    shards = ray.data.from_items([{"shard": shard, "names": b"\0".join(map(os.fsencode, job.shards[shard]))}
                                   for shard in missing], override_num_blocks=len(missing))
     own_gpu, gpus = (None, 0) if gpu is None else (0, 1)  # Ray shows each worker none but its own
     made = shards.map_batches(  # Ray Data's own defaults restart actors and repeat their work without limit
@@ -69,21 +80,27 @@ def encode_by_ray(job, missing, model, gpu, bar, address, workers=None, patience
         cpus, free = (found.get("CPU", 0) for found in (ray.cluster_resources(), ray.available_resources()))
         note(f"no shard came within {patience:g} s: {len(left)} are still to come, from {workers} workers; Ray has "
              f"{cpus:g} CPUs, {free:g} of them free")
+    with waiting(patience, tell) as came:
+        for table in made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+            came()
+            row = table.to_pylist()[0]
+            if row["error"]:
+                raise UserError(row["error"])
+            shard, faults = row["shard"], {int(i): fault for i, fault in json.loads(row["faults"]).items()}
+            left.remove(shard)
+            yield shard, np.frombuffer(row["codes"], np.uint8).reshape(-1, job.plan["codebooks"]), faults
+            bar.update(len(job.shards[shard]))
+
+
+@contextlib.contextmanager
+def quiet_logging():
+    """Log nothing within the block: what is wrong with Ray is told in a sentence."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with waiting(patience, tell) as came:
-            for table in made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-                came()
-                row = table.to_pylist()[0]
-                if row["error"]:
-                    raise UserError(row["error"])
-                shard, faults = row["shard"], {int(i): fault for i, fault in json.loads(row["faults"]).items()}
-                left.remove(shard)
-                yield shard, np.frombuffer(row["codes"], np.uint8).reshape(-1, job.plan["codebooks"]), faults
-                bar.update(len(job.shard_names(shard)))
-    except ray.exceptions.RayError as error:
-        raise UserError(f"Ray could not go on: {one_line(str(error).strip().splitlines()[-1])}") from error
+        yield
     finally:
-        ray.shutdown()
+        logging.disable(before)
 
 
 def join(address, workers, gpu):
@@ -97,7 +114,6 @@ def join(address, workers, gpu):
     except SystemExit:  # of Ray's own handler of SIGTERM, with another code
         sys.exit(128 + signal.SIGTERM)
     signal.signal(signal.SIGTERM, handler)
-    logging.disable(logging.CRITICAL)  # Ray Data's, too
     found = ray.cluster_resources()
     most = int(found.get("CPU", 0)) - 1  # one for Ray's own work: without it, nothing would be read or written
     if gpu is not None:

@@ -3,7 +3,7 @@ import numpy as np
 
 from retrieval import faiss_engine, index
 from retrieval.result import DEFAULT_TOPK, Result
-from util import UserError, note
+from util import UserError, note, one_line
 
 
 def load_index(folder, images=None):
@@ -36,16 +36,29 @@ class Searcher:
 
         `options`: as of `Index.search`.
         """
+        if not isinstance(words, str):
+            raise UserError(f"expected a text of one or more words, found {type(words).__name__}")
         query = self.index.words(words)
         names = {name: column for column, name in enumerate(self.index.content.label_names)}
         labels = np.zeros(len(names), np.uint8)
-        labels[[names[word] for word in words.split() if word in names]] = 1
+        for word in words.split():
+            column = names.get(word, names.get(word.lower()))  # as tags are found
+            if column is not None:
+                labels[column] = 1
         return self._results(query, labels if labels.any() else None, topk, options)
 
     def _results(self, query, labels, topk, options):
         """The best photos of a query, float32 (D,), whose labels, uint8 (L,), may be known."""
+        for name, value in {"topk": topk, **options}.items():
+            check_count(name, value)
         scores, rows = self.index.search(query[None], topk, **options)
         known = labels is not None and self.index.content.labels is not None
         return [Result(rank, float(score), str(self.index.image_path(row)),
                        bool((self.index.content.labels[row] & labels).any()) if known else None)
                 for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), 1) if row >= 0]
+
+
+def check_count(name, value):
+    """Raise UserError unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise UserError(f"{name}: expected a whole number of at least 1, found {one_line(value)}")

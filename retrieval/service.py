@@ -14,6 +14,7 @@ from util import UserError, one_line
 
 MOST_RESULTS = 10**6  # of a request's queries together
 MOST_LETTERS = 1000  # of a query in words
+NAMES = {str: "text", bool: "true or false", type(None): "null", list: "lists", dict: "objects"}  # of JSON
 LARGEST = 1e9  # absolute value in a query, so that no score overflows
 
 
@@ -108,6 +109,11 @@ def read_object(body):
 
 def read_vectors(given, length):
     """Queries, float32 (Q, length), from lists of numbers or from base64 of their bytes."""
+    if isinstance(given, list):
+        kinds = {kind for row in given if isinstance(row, list) for kind in set(map(type, row))}
+        if others := kinds - {int, float}:
+            raise UserError(f"vectors: expected rows of {length} numbers, found {NAMES[min(others, key=str)]} among "
+                            "them")
     try:
         with np.errstate(over="ignore"):  # refused below
             if isinstance(given, str):

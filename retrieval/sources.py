@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 import dataset
+from image_files import is_image
 from retrieval import encoded
-from util import UserError
+from util import UserError, first_few, note
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what counts as a photo in a folder
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # a file so named is meant to be a photo
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,52 @@ def listed_source(images):
     return Source(Path(os.path.realpath(folder)), names)
 
 
+# ---------------------------------------------------------------- a folder
+
 def photo_names(folder):
-    """The photos in a folder and its subfolders, relative to it and sorted. Raises UserError if there are none."""
+    """The photos in a folder and its subfolders, relative to it and sorted. Raises UserError if there are none.
+
+    A photo is a file that is named as one, or that begins as an image that OpenCV reads. What is hidden does not count;
+    what else is left out is told on stderr.
+    """
     try:
         os.path.realpath(folder).encode()
     except UnicodeEncodeError:
         raise UserError(f"{folder}: expected a folder whose name is UTF-8, found another") from None
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*")
-                   if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    files, closed = visible_files(folder)
+    names, others = [], []
+    for name in files:
+        photo = name.lower().endswith(SUFFIXES) or is_image(f"{folder}/{name}")
+        (names if photo else others).append(name)
     if not names:
-        raise UserError(f"{folder}: expected photos ({' '.join(SUFFIXES)}), found none")
+        raise UserError(f"{folder}: expected photos that OpenCV reads, found {_left_out(others, closed) or 'none'}")
+    if told := _left_out(others, closed):
+        note(f"{folder}: left out {told}")
     return names
+
+
+def visible_files(folder):
+    """The files in a folder and its subfolders that are not hidden, relative to it and sorted; and the subfolders that
+    were not looked into, each with the reason. Raises UserError if the folder itself cannot be read."""
+    files, closed = [], []
+    start = len(os.path.join(folder, ""))
+
+    def refused(error):
+        name = error.filename[start:]
+        if not name:
+            raise UserError(f"{folder} cannot be read ({error.strerror})")
+        closed.append(f"{name} (cannot be read: {error.strerror})")
+
+    for parent, subfolders, names in os.walk(folder, onerror=refused):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        closed += [f"{path[start:]} (a link to a folder)" for name in subfolders
+                   if os.path.islink(path := os.path.join(parent, name))]
+        files += [os.path.join(parent, name)[start:] for name in names if not name.startswith(".")]
+    return sorted(files), closed
+
+
+def _left_out(others, closed):
+    """Files that are no photos and subfolders that were not looked into, in words; empty if there are none."""
+    told = [f"{len(found):,} {what}: {first_few(found)}"
+            for found, what in ((others, "files that are no photos"), (closed, "folders")) if found]
+    return "; and ".join(told)

@@ -9,9 +9,9 @@ import pytest
 
 import quantizer
 import search
-from retrieval import building, faiss_engine, index, sources
+from retrieval import building, faiss_engine, index
 from test_serve import served
-from tiny import EXPERIMENT, PROJECT, TRAINING, make_tiny, run, train, validate
+from tiny import EXPERIMENT, TRAINING, make_tiny, run, train, validate
 from util import UserError
 
 
@@ -114,6 +114,49 @@ def test_words_search_by_their_tags_vectors(photos):
     np.testing.assert_allclose([result.score for result in results], best[:3], rtol=1e-4)
     assert {result.hit for result in results} == {None}
     assert {result.hit for result in photos.by_words("a", topk=TRAINING)} <= {True, False}
+
+
+def test_words_in_capitals_tell_hits_as_others_do(photos):
+    assert photos.by_words("A", topk=TRAINING) == photos.by_words("a", topk=TRAINING)
+
+
+def test_a_photo_may_be_a_text_a_path_an_array_or_a_list_of_these(root, photos):
+    path = photo(root, 11)
+    image = cv2.imread(str(path))
+    expected = photos.by_photo(path, topk=4)
+    assert photos.by_photo(str(path), topk=4) == expected
+    from_array = photos.by_photo(image, topk=4)
+    assert [(found.path, found.score) for found in from_array] == [(found.path, found.score) for found in expected]
+    assert photos.by_photo(np.ascontiguousarray(image[:, :, ::-1])[:, :, ::-1], topk=4) == from_array
+    several = photos.by_photo([str(path), image, path], topk=4)
+    assert [[found.path for found in results] for results in several] == [[found.path for found in expected]] * 3
+    assert [found.hit for found in several[0]] == [found.hit for found in expected]
+    assert photos.by_photo([]) == []
+    tags = photos.tags(path)
+    assert photos.tags(image) == tags
+    assert [[names for _, names in found] for found in photos.tags([path, image])] == [[names for _, names in tags]] * 2
+
+
+@pytest.mark.parametrize(("ask", "sentence"), [
+    (lambda photos, _: photos.by_words("a", topk=0), "topk: expected a whole number of at least 1, found 0"),
+    (lambda photos, _: photos.by_words("a", topk=2.5), "topk: expected a whole number of at least 1, found 2.5"),
+    (lambda photos, _: photos.by_words("a", probes=True), "probes: expected a whole number of at least 1, found True"),
+    (lambda photos, _: photos.by_words(["a"]), "expected a text of one or more words, found list"),
+    (lambda photos, _: photos.by_photo(np.zeros((5, 4))), "uint8 of shape .height, width, 3., found float64 .5, 4."),
+    (lambda photos, _: photos.by_photo(np.zeros((0, 4, 3), np.uint8)), "found uint8 .0, 4, 3."),
+    (lambda photos, path: photos.by_photo([path, [path]]), "a list of photos, found list"),
+    (lambda photos, _: photos.tags(7), "a list of photos, found int"),
+    (lambda photos, _: photos.tags(b"x.jpg"), "a list of photos, found bytes"),
+    (lambda photos, _: photos.by_photo("a\0b.jpg"), "expected the path of a photo, found 'a"),
+    (lambda photos, path: photos.tags([path, "gone.jpg"]), "gone.jpg is missing")])
+def test_what_is_no_photo_and_no_number_is_refused_in_a_sentence(root, photos, ask, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ask(photos, photo(root, 1))
+
+
+def test_importing_search_loads_no_tensorflow():
+    code, output = run("-c", "import sys, search; sys.exit('tensorflow' in sys.modules or 'faiss' in sys.modules)")
+    assert code == 0, output
 
 
 def test_tags_of_a_photo_come_best_first(root, photos):
@@ -229,14 +272,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(root, photos, tmp_path, prepa
     assert sentence in output
 
 
-def test_a_folder_of_photos_may_hold_a_plan_of_its_own(tmp_path):
-    shutil.copy(PROJECT / "docs" / "corel5k_tsne.png", tmp_path / "photo.png")
-    (tmp_path / "plan.json").write_text('{"monday": "beach"}')
-    assert sources.photo_source(str(tmp_path), tmp_path).names == ["photo.png"]
-
-
 def test_an_index_grows_only_by_its_own_kind(root, checkpoint, photos):
     for arguments, sentence in (({"crops": 5}, "crops 1, not 5"), ({"images": root / "datasets"}, "the photos of"),
+                                ({"seed": 1}, "seed 0, not 1"),
                                 ({"precision": "bfloat16"}, "precision float32, not bfloat16")):
         with pytest.raises(UserError, match=sentence):
             building.build(**{"checkpoint": checkpoint, "images": "tiny", "root": root, "crops": 1, **arguments,

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 
 from retrieval import index, manifest, shards
+from retrieval.client import Remote
+from retrieval.server import Server
 from storage.safe_files import exclusive_lock, fingerprint
 from test_faults import killed_at
 from test_index import make_content
@@ -46,20 +48,30 @@ def folders(tmp_path_factory):
     return made
 
 
-@contextlib.contextmanager
-def served(folder, *options):
-    """The address of a server of an index, which ends with the block, well."""
-    process = subprocess.Popen([sys.executable, "serve.py", str(folder), "--port", "0", *map(str, options)],
-                               cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def start(folder, *options):
+    """A server of an index."""
+    return subprocess.Popen([sys.executable, "serve.py", str(folder), "--port", "0", *map(str, options)],
+                            cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def address_of(process):
+    """The address that a server prints once it answers."""
     printed = []
     for line in process.stdout:
         printed.append(line)
         if line.startswith("serving "):
             break
+    assert printed, "nothing was printed"
+    assert "http://127.0.0.1:" in printed[-1], "".join(printed)
+    return printed[-1].rpartition("http://")[2].strip()
+
+
+@contextlib.contextmanager
+def served(folder, *options):
+    """The address of a server of an index, which ends with the block, well."""
+    process = start(folder, *options)
     try:
-        assert printed, "nothing was printed"
-        assert "http://127.0.0.1:" in printed[-1], "".join(printed)
-        yield printed[-1].rpartition("http://")[2].strip()
+        yield address_of(process)
     finally:
         process.terminate()
         rest = process.communicate(timeout=60)[0]
@@ -154,7 +166,11 @@ BAD = {
     "narrow vectors": ("search", {"vectors": [[1.0] * 299]}, "rows of 300 numbers, found an array of shape (1, 299)"),
     "one vector": ("search", {"vectors": [1.0] * 300}, "found an array of shape (300,)"),
     "ragged vectors": ("search", {"vectors": [[1.0] * 300, [1.0]]}, "expected rows of 300 numbers"),
-    "words for numbers": ("search", {"vectors": [["a"] * 300]}, "expected rows of 300 numbers"),
+    "words for numbers": ("search", {"vectors": [["a"] * 300]}, "expected rows of 300 numbers, found text among them"),
+    "numbers in quotes": ("search", {"vectors": [[1.0] * 300, [*[1.0] * 299, "1.5"]]}, "found text among them"),
+    "true for a number": ("search", {"vectors": [[*[1.0] * 299, True]]}, "found true or false among them"),
+    "null for a number": ("search", {"vectors": [[*[1.0] * 299, None]]}, "found null among them"),
+    "lists for numbers": ("search", {"vectors": [[[1.0] * 300]]}, "found lists among them"),
     "NaN": ("search", {"vectors": [[float("nan")] * 300]}, "NaN"),
     "an overflow": ("search", {"vectors": [[1e300] * 300]}, "expected numbers from"),
     "a long number": ("search", {"vectors": [[10**400] * 300]}, "expected rows of 300 numbers"),
@@ -210,6 +226,42 @@ def test_a_connection_that_breaks_off_or_speaks_no_http_harms_no_other(address):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(sent)
     assert health(address)["photos"] == N
+
+
+# ---------------------------------------------------------------- the start and the end
+
+def test_of_two_servers_that_start_on_one_port_at_once_one_is_refused_in_a_sentence():
+    first = Server("127.0.0.1", 0)
+    second = Server("127.0.0.1", first.server_port)  # neither listens yet
+    first.server_activate()
+    try:
+        with pytest.raises(UserError, match=r"^127\.0\.0\.1:\d+: cannot listen there: Address already in use$"):
+            second.run(None)
+    finally:
+        first.server_close()
+        second.server_close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_requests_that_came_before_the_stop_are_answered_and_later_ones_refused(folders, number):
+    asked = {"vectors": queries(3).tolist(), "topk": N}
+    process = start(folders["flat"])
+    address = address_of(process)
+    idle = http.client.HTTPConnection(address)  # stays open, and is not waited for
+    idle.request("GET", "/health")
+    idle.getresponse().read()
+    with ThreadPoolExecutor(16) as pool:
+        pending = [pool.submit(post, address, "search", asked) for _ in range(16)]
+        time.sleep(0.3)
+        process.send_signal(number)
+        assert not all(request.done() for request in pending)
+        answers = [request.result() for request in pending]
+    assert [status for status, _ in answers] == [200] * 16
+    assert all(answer == answers[0][1] for _, answer in answers)
+    with pytest.raises(OSError, match="refused"):
+        post(address, "search", asked)
+    process.communicate(timeout=5)
+    assert process.returncode == 128 + number
 
 
 # ---------------------------------------------------------------- files and addresses
@@ -305,6 +357,15 @@ def test_a_port_that_is_taken_is_one_sentence(folders, address):
     assert code == 2
     assert f"{address}: cannot listen there: Address already in use" in output
     assert len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_client_sends_the_photo_at_a_path(address, tmp_path, kind):
+    (tmp_path / "é.jpg").write_bytes(b"noise")
+    with pytest.raises(UserError, match=r"^é\.jpg is not an image that OpenCV reads$"):
+        Remote(address).by_photo(kind(tmp_path / "é.jpg"))
+    with pytest.raises(UserError, match="expected the path of a photo, found list"):
+        Remote(address).by_photo([tmp_path / "é.jpg"])
 
 
 def test_a_server_that_does_not_answer_is_one_sentence():
