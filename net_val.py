@@ -17,7 +17,18 @@ from image_files import IMAGE_SIDE, ImageStore, decodable_images
 from session import first_device, in_towers, open_session, tf
 from storage.arrays import read_weights
 from storage.safe_files import check_checksums, fingerprint, read_json, with_checksums
-from util import DIMENSIONS, MOST_CODEBOOKS, PRECISIONS, UserError, first_few, note, prefetch, progress, stream
+from util import (
+    DIMENSIONS,
+    MOST_CODEBOOKS,
+    PRECISIONS,
+    UserError,
+    counting,
+    first_few,
+    note,
+    prefetch,
+    progress,
+    stream,
+)
 
 CROPS_AT_ONCE = 160  # crops a run of the graph
 CHUNK = 700  # images that share the visiting orders of ICM in validation
@@ -302,10 +313,7 @@ def measure(retrieval, topk, seed, log):
     results = {}
     for name, score in scores.items():
         began = time.perf_counter()
-        with progress(total=len(r.qry_label), desc=f"ranking by {name}", leave=False) as bar:
-            def counted(queries, score=score, bar=bar):
-                bar.update(len(r.qry_label[queries]))
-                return score(queries)
+        with counting(score, len(r.qry_label), f"ranking by {name}") as counted:
             quality = metrics.evaluate(counted, r.qry_label, r.db_label, topk)
         seconds = time.perf_counter() - began
         log.info(f"{name} mAP@{topk} = [{quality.map:.4f}], duration: {seconds:.2f} sec.")

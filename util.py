@@ -4,6 +4,7 @@ No TensorFlow in this file, so that `--help` answers at once.
 """
 import argparse
 import collections
+import contextlib
 import itertools
 import math
 import os
@@ -162,6 +163,23 @@ def cores():
 def progress(iterable=None, **options):
     """A tqdm bar for what takes over two seconds where a person watches; nothing in a file or a pipe."""
     return tqdm(iterable, disable=None, dynamic_ncols=True, delay=2, **options)
+
+
+def advance(bar, loss):
+    """One more step on the `bar` of a training, beside its loss."""
+    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    bar.update()
+
+
+@contextlib.contextmanager
+def counting(score, queries, what):
+    """Give the function `score`, of a slice of so many queries, with a bar that counts those it has done."""
+    with progress(total=queries, desc=what, leave=False) as bar:
+        def counted(chosen):
+            found = score(chosen)
+            bar.update(len(range(queries)[chosen]))
+            return found
+        yield counted
 
 
 def prefetch(make, keys, ahead=1):

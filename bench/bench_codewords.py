@@ -16,7 +16,7 @@ import numpy as np
 
 from gpq import data, graphs, network, retrieval
 from gpq.config import Config
-from gpq.demo import codewords_used
+from gpq.measuring import codewords_used
 from session import open_session, tf
 from util import stream
 
@@ -39,7 +39,7 @@ def main():
     encoder = graphs.Encoder(checkpoint, config, len(split.class_names), "/cpu:0")
     pooled = {what: encoder.pooled(part.images, what) for what, part in
               (("labelled", split.labelled), ("database", split.database), ("queries", split.query))}
-    shapes = network.parameter_shapes(config.length, config.words, len(split.class_names))
+    shapes = network.parameter_shapes(config.length, config.codewords, len(split.class_names))
     first = first_values(checkpoint, shapes, options.start)
     for size in options.batch_size:
         print(f"\n{size} + {size} images a step")
@@ -93,15 +93,15 @@ def report(step, config, split, pooled, graph, session):
     features, queries = (
         retrieval.intra_normalize(session.run(graph.features, {graph.images: pooled[what]}), config.n_book)
         for what in ("database", "queries"))
-    words, prototypes = session.run([graph.variables[name] for name in (network.CODEBOOKS, network.PROTOTYPES)])
-    words = retrieval.soft_codebooks(prototypes, words, config.n_book, config.alpha)
-    codes = retrieval.hard_codes(features, words, config.n_book)
+    codebooks, prototypes = session.run([graph.variables[name] for name in (network.CODEBOOKS, network.PROTOTYPES)])
+    codebooks = retrieval.soft_codebooks(prototypes, codebooks, config.n_book, config.alpha)
+    codes = retrieval.hard_codes(features, codebooks, config.n_book)
     used = codewords_used(codes)
     cone = np.linalg.norm(retrieval.by_segment(features, config.n_book).mean(1), axis=1).mean()
     quality = retrieval.mean_average_precision(
-        lambda rows: -retrieval.distances(queries[rows], codes, words), split.query.labels, split.database.labels,
+        lambda rows: -retrieval.distances(queries[rows], codes, codebooks), split.query.labels, split.database.labels,
         len(split.class_names))
-    print(f"{step:6} steps: {sum(used):4} of {config.n_book * config.words} codewords in use, "
+    print(f"{step:6} steps: {sum(used):4} of {config.n_book * config.codewords} codewords in use, "
           f"{' '.join(map(str, used))}; mean of the features' segments {cone:.2f} long; mAP {quality:.4f}", flush=True)
 
 

@@ -41,7 +41,7 @@ class Config:
         return self.epochs * self.steps_per_epoch
 
     @property
-    def words(self):
+    def codewords(self):
         """K, codewords of a codebook."""
         return 2 ** self.bn_word
 

@@ -1,4 +1,4 @@
-"""GPQ's two graphs, the training step and the encoder, and the checkpoints that they share.
+"""GPQ's two graphs, the training step and the encoder, and the checkpoints that the encoder reads.
 
 Letters: B labelled and U unlabelled images of a batch, M segments, K codewords, L classes;
 a feature has M segments of D numbers.
@@ -7,12 +7,12 @@ import numpy as np
 
 from gpq import losses, network, retrieval
 from gpq.data import SIDE, standardize
-from session import check_finite, finite_operations, open_session, save_variables, tf
-from storage.safe_files import CHECKSUMS, check_checksums, check_settings, recover_folders, replacing_folder, write_json
+from session import check_finite, finite_operations, open_session, tf
+from storage.safe_files import CHECKSUMS, check_checksums
+from storage.states import step_of
 from util import UserError, note, one_line, progress
 
-MODEL = "model.ckpt"  # in the folder of an epoch
-SETTINGS = "settings.json"
+MODEL = "model.ckpt"  # what the names of TensorFlow's files in a checkpoint's folder begin with
 ENCODED_AT_ONCE = 250  # images a run of the encoder
 BETA_1 = 0.5  # of Adam
 DECAY_STEPS, DECAY = 100, 0.95
@@ -37,7 +37,7 @@ class TrainingGraph:
     """
 
     def __init__(self, config, classes, loss, device, convolutions=network.CONVOLUTIONS):
-        shapes = network.parameter_shapes(config.length, config.words, classes, convolutions)
+        shapes = network.parameter_shapes(config.length, config.codewords, classes, convolutions)
         self._semi_supervised = loss == "gpq"
         self.graph = tf.Graph()
         with self.graph.as_default(), tf.device(device):
@@ -110,50 +110,23 @@ class TrainingGraph:
 
 # ---------------------------------------------------------------- checkpoints
 
-def step_folder(folder, step):
-    """Where the checkpoint after so many steps is."""
-    return folder / f"step_{step:06d}"
-
-
-def saved_steps(folder):
-    """How many steps each checkpoint in `folder` follows, ascending."""
-    recover_folders(folder)
-    return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
-
-
-def save(folder, step, graph, session, settings):
-    """Write all that the training goes on from after so many steps, whole or not at all.
-
-    Raises UserError if a variable is not finite.
-    """
-    graph.check_finite(session, step)
-    with replacing_folder(step_folder(folder, step)) as new:
-        save_variables(graph.saver, session, new / MODEL)
-        write_json(new / SETTINGS, settings)
-
-
-def restore(folder, step, graph, session, settings):
-    """Go back to a checkpoint. Raises UserError if it was altered or is of a training with other settings."""
-    path = step_folder(folder, step)
-    check_checksums(path / CHECKSUMS)
-    check_settings(path / SETTINGS, settings)
-    graph.saver.restore(session, str(path / MODEL))
-
-
 def find_checkpoint(path):
-    """The prefix of a checkpoint's files: `path` itself, or the newest one in the folder `path`. Raises UserError."""
+    """What the names of a checkpoint's files begin with: `path`, or the one with most steps in the folder `path`.
+
+    Of several trainings in one folder, the last by name counts. Raises UserError.
+    """
     if path.is_dir():
-        found = sorted(index for index in path.glob(f"**/{MODEL}.index") if not index.parent.name.startswith("."))
+        found = [index.parent for index in path.glob(f"**/{MODEL}.index") if not index.parent.name.startswith(".")]
         if not found:
             raise UserError(f"{path}: expected a checkpoint of gpq.train in this folder, found none")
-        path = found[-1].with_suffix("")
+        path = max(found, key=lambda state: (state.parent, step_of(state) or 0)) / MODEL
     if not path.with_name(f"{path.name}.index").is_file():
         raise UserError(f"{path}: expected a TensorFlow checkpoint, and {path.name}.index is missing")
     return path
 
 
 def check_checkpoint(path, config, needed):
-    """Raise UserError unless the checkpoint `path` is whole and holds what is `needed`, `{name: shape}`.
+    """Raise UserError unless the checkpoint `path` is whole and holds all of `needed`, `{name: shape}`.
 
     One without a checksum, as the release's, is noted.
     """
@@ -165,8 +138,8 @@ def check_checkpoint(path, config, needed):
         raise UserError(f"{path}: this checkpoint cannot be read: {one_line(error)}") from error
     stored = shapes.get(network.CODEBOOKS)
     if stored != list(needed[network.CODEBOOKS]):
-        raise UserError(f"{path}: {config.n_book} codebooks of {config.words} codewords of {config.len_code} "
-                        f"dimensions need Z with shape [{config.words}, {config.length}], and the checkpoint's is "
+        raise UserError(f"{path}: {config.n_book} codebooks of {config.codewords} codewords of {config.len_code} "
+                        f"dimensions need Z with shape [{config.codewords}, {config.length}], and the checkpoint's is "
                         f"{stored}: give --n-book, --bn-word and --len-code as in its training")
     for name, shape in needed.items():
         if shapes.get(name) != list(shape):
@@ -192,7 +165,7 @@ class Encoder:
         with graph.as_default(), tf.device(device):
             self._images = tf.placeholder(tf.float32, [None, SIDE, SIDE, 3])  # (b, 32, 32, 3)
             variables, _ = network.make_variables(
-                network.parameter_shapes(config.length, config.words, classes, convolutions))
+                network.parameter_shapes(config.length, config.codewords, classes, convolutions))
             averages = network.MovingAverages(training=False, convolutions=convolutions)
             self._pooled, _ = network.pool_maps(self._images, variables, averages, False, convolutions)
             self._features = network.project(self._pooled, variables)

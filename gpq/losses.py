@@ -32,9 +32,9 @@ def soft_assign(z, x, n_book, alpha):
         alpha: α, how hard the assignment is.
     """
     parts = []
-    for words, part in zip(tf.split(z, n_book, 1), tf.split(x, n_book, 1), strict=True):  # (m, D), (n, D)
-        weights = tf.nn.softmax(alpha * (tf.matmul(part, words, transpose_b=True) - 1))  # (n, m)
-        parts.append(tf.matmul(weights, words))
+    for rows, part in zip(tf.split(z, n_book, 1), tf.split(x, n_book, 1), strict=True):  # (m, D), (n, D)
+        weights = tf.nn.softmax(alpha * (tf.matmul(part, rows, transpose_b=True) - 1))  # (n, m)
+        parts.append(tf.matmul(weights, rows))
     return intra_normalize(tf.concat(parts, 1), n_book)
 
 

@@ -28,7 +28,7 @@ MOST_HEADER = 10_000  # bytes before the values in an .npz file's arrays
 
 # ---------------------------------------------------------------- parameters
 
-def parameter_shapes(length, words, classes, convolutions=CONVOLUTIONS):
+def parameter_shapes(length, codewords, classes, convolutions=CONVOLUTIONS):
     """`{name: shape}` of everything that is trained: F, Z and the prototypes."""
     shapes = {}
     for convolution, norm, inputs, outputs in convolutions:
@@ -36,7 +36,7 @@ def parameter_shapes(length, words, classes, convolutions=CONVOLUTIONS):
                    f"{SCOPE}/{norm}/beta": (outputs,), f"{SCOPE}/{norm}/gamma": (outputs,)}
     width = convolutions[-1][3] + {row[0]: row[3] for row in convolutions}[BRANCH]  # 512 + 256
     return {**shapes, f"{DENSE}/kernel": (width, length), f"{DENSE}/bias": (length,),
-            CODEBOOKS: (words, length), PROTOTYPES: (classes, length)}
+            CODEBOOKS: (codewords, length), PROTOTYPES: (classes, length)}
 
 
 def xavier(shapes, rng):

@@ -45,12 +45,12 @@ def hard_codes(features, codebooks, n_book):
         features: float32 (N, M·D); the lengths of their segments do not matter.
         codebooks: float32 (K, M·D).
     """
-    words = _segments(codebooks, n_book).transpose(1, 2, 0)  # (M, D, K)
+    codewords = _segments(codebooks, n_book).transpose(1, 2, 0)  # (M, D, K)
     codes = np.empty((len(features), n_book), np.uint8)
     for start in range(0, len(features), ENCODED_AT_ONCE):
         rows = slice(start, start + ENCODED_AT_ONCE)
         parts = _segments(features[rows], n_book).transpose(1, 0, 2)  # (M, n, D)
-        codes[rows] = (parts @ words).argmax(2).T
+        codes[rows] = (parts @ codewords).argmax(2).T
     return codes
 
 

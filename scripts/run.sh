@@ -3,7 +3,7 @@
 # What run0001.sh to run0008.sh share; it runs from any folder.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-dataset=$1 lr=$2 iterations=$3 lambda=$4 codebooks=$5 notes=$6 gpu=$7
-experiment="${dataset}_WSDQH_nbits=$((8 * codebooks))_adaMargin_gamma=1_lambda=${lambda}_${notes}"
-"$PYTHON" train.py "$dataset" "$lr" "$iterations" "$lambda" "$codebooks" WSDQH "$notes" "$gpu" "${@:8}"
-"$PYTHON" validation.py "$dataset" "checkpoints/$experiment.npy" "$gpu"
+training=("${@:1:5}" WSDQH "${@:6}")
+checkpoint=$("$PYTHON" train.py "${training[@]}" --print-path)
+"$PYTHON" train.py "${training[@]}"
+"$PYTHON" validation.py "$1" "$checkpoint" "$7" --root "$(dirname "$(dirname "$checkpoint")")"

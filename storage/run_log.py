@@ -65,14 +65,8 @@ class _ConsoleHandler(logging.Handler):
         sys.stdout.flush()
 
 
-def log_step(log, bar, line, loss):
-    """Log a step's line; a terminal shows the bar with the loss in its place.
-
-    Args:
-        bar: of `util.progress`, which shows nothing unless a person watches.
-    """
-    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-    bar.update()
+def log_progress(log, bar, line):
+    """Log a line that tells how far a training is; on a terminal the bar, of `util.progress`, stands in its place."""
     log.info(line, extra={"bar_shows_it": not bar.disable})
 
 

@@ -13,9 +13,10 @@ import scipy.io
 import gpq_inputs as inputs
 import gpq_oracles as oracles
 import search
-from gpq import config, demo, graphs, network, retrieval, train
+from gpq import config, demo, graphs, measuring, network, retrieval, train, training
 from retrieval import index
 from session import open_session, tf
+from storage.states import States
 from test_gpq_network import NARROW
 from tiny import call
 from util import UserError, stream
@@ -43,7 +44,7 @@ def stored(folder):
 
 def test_defaults_are_the_released_ones():
     default = config.Config()
-    assert (default.n_book, default.words, default.len_code, default.length, default.bits) == (12, 16, 12, 144, 48)
+    assert (default.n_book, default.codewords, default.len_code, default.length, default.bits) == (12, 16, 12, 144, 48)
     assert (default.alpha, default.beta, default.lambda_1, default.lambda_2) == (20, 4, 0.1, 0.1)
     assert (default.epochs, default.steps_per_epoch, default.save_period) == (300, 10, 20)
     assert (default.batch_size, default.batch_size_unlabelled, default.learning_rate) == (500, 500, 0.0002)
@@ -154,7 +155,7 @@ def test_the_demo_draws_the_query_that_is_asked_for_or_nothing(root, monkeypatch
     assert code == 0, output
     assert not list((root / NAME / "step_000000").glob("*.png"))
     drawn = []
-    monkeypatch.setattr(demo, "draw", lambda *values: drawn.append(values[4]))
+    monkeypatch.setattr(measuring, "draw", lambda *values: drawn.append(values[5]))
     assert call(monkeypatch, capsys, demo, *arguments, "--query", 2)[0] == 0
     assert drawn == [2]
     code, output = call(monkeypatch, capsys, demo, *arguments, "--query", 6)
@@ -208,10 +209,18 @@ def test_a_flipped_byte_in_a_checkpoint_is_found_and_the_file_named(root, monkey
         assert f"{path} was altered since it was written" in output
 
 
+def test_the_newest_checkpoint_is_the_one_after_most_steps_and_not_the_last_by_name(tmp_path):
+    for step in ("step_999999", "step_1000000", ".step_2000000.1.tmp"):
+        (tmp_path / step).mkdir()
+        (tmp_path / step / "model.ckpt.index").write_bytes(b"")
+    assert graphs.find_checkpoint(tmp_path) == tmp_path / "step_1000000" / "model.ckpt"
+    assert States(tmp_path, {}, "model.ckpt", 6).newest_step() == 1_000_000
+
+
 def test_a_checkpoint_without_what_only_training_needs_is_encoded(tmp_path):
     """As a released one, which has other names for it."""
     small = config.Config(n_book=3, bn_word=2, len_code=4)
-    shapes = network.parameter_shapes(small.length, small.words, 3, NARROW)
+    shapes = network.parameter_shapes(small.length, small.codewords, 3, NARROW)
     values = network.xavier(shapes, stream(0, "gpq released"))
     with tf.Graph().as_default(), tf.Session() as session:
         variables, first = network.make_variables(shapes)
@@ -231,7 +240,7 @@ def test_training_starts_from_a_pretrained_file(tmp_path):
     shapes = network.parameter_shapes(144, 16, 10)
     content = {f"{name}:0": value for name, value in network.xavier(shapes, stream(7, "other weights")).items()}
     scipy.io.savemat(tmp_path / "start.mat", content)
-    values = train.first_values(config.Config(pretrained=tmp_path / "start.mat"), shapes, seed=0)
+    values = training.first_values(config.Config(pretrained=tmp_path / "start.mat"), shapes, seed=0)
     fresh = network.xavier(shapes, stream(0, "gpq weights"))
     for name, value in values.items():
         expected = fresh[name] if name in ("Z", "C") or "dense" in name else content[f"{name}:0"]
@@ -254,7 +263,7 @@ def damaged(root):
     (None, ("--batch-size", 201), "its 200 labelled images are fewer than one batch of 201"),
     (None, ("--batch-size-unlabelled", 155), "its 154 unlabelled images are fewer than one batch of 155"),
     (None, ("--pretrained", "none.mat"), "none.mat: no such file"),
-    (None, ("--resume",), "there is no checkpoint to resume"),
+    (None, ("--resume",), "there is no saved state to resume"),
     (None, ("--n-book", 0), "expected a whole number of at least 1"),
     (None, ("--bn-word", 9), "expected a whole number from 1 to 8"),
 ])

@@ -1,9 +1,15 @@
 """The programs as people call them: real files, real TensorFlow, a dozen small photos."""
+import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -16,10 +22,12 @@ from tiny import (
     QUERIES,
     STEPS,
     TRAINING,
+    backbone,
     make_tiny,
     run,
     start,
     train,
+    training,
     validate,
     wait_for,
     write_pickle,
@@ -137,6 +145,69 @@ def test_a_run_too_short_for_codebooks_and_a_gpu_that_is_not_there_are_warned_of
     assert output.count("GPU 7 was not found") == 1
 
 
+# ---------------------------------------------------------------- scripts, terminals and full disks
+
+def test_run_sh_validates_what_it_trained_with_other_options_in_another_root(tiny):
+    older = tiny / "checkpoints" / f"{EXPERIMENT}.npy"
+    older.parent.mkdir()
+    older.write_text("of an earlier training")
+    root = tiny.rename(tiny.with_name("a root with spaces"))
+    done = subprocess.run(
+        ["bash", PROJECT / "scripts/run.sh", "tiny", "0.00003", "1", "0.0001", "2", "t", "cpu", "--gamma", "2",
+         f"--root={root}", "--batch-size", "4", "--weights", backbone()],
+        capture_output=True, text=True, cwd=root,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})  # for want of .venv
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics, = (root / "checkpoints").glob("*_metrics.json")
+    assert metrics.name == EXPERIMENT.replace("gamma=1", "gamma=2") + "_metrics.json"
+
+
+def test_a_terminal_shows_a_bar_with_the_loss_and_the_log_keeps_the_lines(tiny):
+    code, shown = run_in_terminal(*training(tiny, iterations=6))
+    assert code == 0, shown
+    assert re.search(r"training:.*6/6.*loss=\d\.\d{4}", shown), shown
+    assert "step [" not in shown
+    assert "saved" in shown
+    assert (tiny / "logs" / f"{EXPERIMENT}.log").read_text().count("step [") == 6
+
+
+def run_in_terminal(*arguments):
+    """Exit code and output of a program that a person watches."""
+    terminal, end = pty.openpty()
+    process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=PROJECT, stdout=end, stderr=end)
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # what Linux raises at the end
+        while part := os.read(terminal, 10_000):
+            shown += part
+    os.close(terminal)
+    return process.wait(), shown.decode()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_a_state_from_which_resume_writes_it(trained, tiny, run_here):
+    expected = (trained[0] / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes()
+    path = tiny / "checkpoints" / f"{EXPERIMENT}.npy"
+    path.mkdir(parents=True)  # a folder stands where the file goes
+    code, output = train(tiny, run=run_here)
+    assert code == 2, output
+    assert re.search(rf"error: {path} could not be written \(.*\); the state after the last step is saved: --resume",
+                     output), output
+    path.rmdir()
+    code, output = train(tiny, "--resume", run=run_here)
+    assert code == 0, output
+    assert "step [" not in output.split("resumed before")[1]
+    assert path.read_bytes() == expected
+
+
+def test_a_disk_without_room_for_the_checkpoint_is_told_before_the_first_step(tiny, monkeypatch, run_here):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
+    code, output = train(tiny, run=run_here)
+    assert code == 2, output
+    assert re.search(r"error: .*checkpoints: .* takes \d+ MB, and the disk has 100 MB free", output), output
+    assert "step [" not in output
+    assert not list((tiny / "checkpoints").iterdir())
+
+
 # ---------------------------------------------------------------- validation
 
 def test_validation_reports_map_beside_the_random_one_and_does_not_embed_twice(trained):
@@ -239,7 +310,8 @@ def test_bad_training_input_is_one_sentence_and_exit_code_2(tiny, case, run_here
     (["tiny", "fast", 1, 0, 1, "WSDQH", "t", "cpu"], "LR: expected a number of at least 0, found 'fast'"),
     (["tiny", 0.1, 1, 0, 1, "HASH", "t", "cpu"], "LOSS: invalid choice"),
     (["tiny", 0.1, 1, 0, 1, "WDHT", "t", "cpu", "--negative-sampling"], "--negative-sampling is an option of WSDQH"),
-    (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu"], r"alexnet\.npy: no such file.*--backbone-init lsuv"),
+    (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu"],
+     r"alexnet\.npy: no such file.*--backbone-init lsuv, which learn with LR 1e-5 to 3e-5 and --dropout 0"),
     (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu", "--resume", "--backbone-init", "lsuv"], "no saved state to resume"),
 ])
 def test_bad_arguments_are_one_sentence_and_exit_code_2(tiny, arguments, sentence, run_here):
