@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 from scipy.ndimage import median_filter
+from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 import metrics
@@ -47,7 +48,7 @@ def write_all(folder, retrieval, results, names, paths, training_log, seed, log)
     """Every figure and the curves as text, in `folder`; what cannot be drawn is said in the log.
 
     Args:
-        retrieval: net_val.Retrieval.
+        retrieval: Retrieval of storage/retrieval_file.py.
         results: `{ranking: (metrics.Quality, seconds)}` as of `net_val.measure`.
         names: L names of labels.
         paths: `{"database": N image files, "test": Q image files}`, in the order of the retrieval's rows.
@@ -240,7 +241,6 @@ def _shorten(caption, width=19, lines=3):
 
 def tsne_map(features, seed):
     """Where t-SNE puts the directions of some seeded embeddings. float32 (N, D) → rows, int64 (n,), and (n, 2)."""
-    from sklearn.manifold import TSNE  # takes a second
     rng = stream(seed, "t-SNE")
     rows = np.sort(rng.permutation(len(features))[:MAPPED])
     directions = features[rows] / np.maximum(np.linalg.norm(features[rows], axis=1, keepdims=True), 1e-12)

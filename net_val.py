@@ -1,22 +1,24 @@
-"""Validation: the encoding graph, the codes of a whole split, the retrieval file, and MAP (section 8 of the method).
+"""Validation: the encoding graph, the codes of a whole split, and MAP (section 8 of the method).
 
+What belongs here: what validation.py does, from a checkpoint to its numbers. How the retrieval file is laid out stands
+in storage/retrieval_file.py.
 Letters: N images, b images a run of the graph, D = 300, M codebooks of K = 256 codewords, L labels.
 """
-import hashlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import h5py
 import numpy as np
 
 import metrics
 import quantizer
 from backbones import layers, of_weights
-from dataset import load_retrieval, read_tag_embeddings
+from dataset import find_dataset, load_retrieval, read_image_list, read_label_names, read_tag_embeddings
 from image_files import IMAGE_SIDE, ImageStore, decodable_images
-from session import first_device, in_towers, open_session, tf
+from session import device_name, first_device, in_towers, open_session, tf
 from storage.arrays import read_weights
-from storage.safe_files import check_checksums, fingerprint, read_json, with_checksums
+from storage.retrieval_file import SPLITS, Retrieval, read_retrieval, sources, write_retrieval
+from storage.run_log import open_log, provenance
+from storage.safe_files import check_checksums, fingerprint, read_json, write_json
 from util import (
     DIMENSIONS,
     MOST_CODEBOOKS,
@@ -33,7 +35,90 @@ from util import (
 CROPS_AT_ONCE = 160  # crops a run of the graph
 CHUNK = 700  # images that share the visiting orders of ICM in validation
 PRECISION_AT = (1, 10, 100, 1000)
-SPLITS = {"database": "db", "test": "qry"}  # split: its prefix in the h5
+
+
+# ---------------------------------------------------------------- the program
+
+def validate(options, draw=None):
+    """What validation.py does. `draw`: `figures.write_all` where figures are wanted."""
+    folder = find_dataset(options.dataset, options.root)
+    splits = load_splits(folder, skip_bad=True) if options.skip_bad else None
+    attributes = sources(folder, options.checkpoint, options.crops, options.seed, splits, options.precision)
+    experiment = options.checkpoint.stem
+    log = open_log(options.root / "logs" / f"{experiment}.log")
+    retrieval = embed_and_encode(options, folder, splits, attributes, log)
+    results = report(options, retrieval, {**attributes[0], **attributes[1]}, experiment, log)
+    if draw:
+        draw(options.checkpoint.with_name(f"{experiment}_figures"), retrieval, results,
+             read_label_names(folder, retrieval.db_label.shape[1]), image_paths(folder, splits),
+             options.root / "logs" / f"{experiment}.log", options.seed, log)
+
+
+def embed_and_encode(options, folder, splits, attributes, log):
+    """The content of the retrieval file, computed as far as the one that is there was made from other files.
+
+    `splits`: as of `load_splits`, or None, and they are loaded when they are needed.
+    """
+    path = options.checkpoint.with_name(f"{options.checkpoint.stem}_retrieval.h5")
+    embeddings, labels = attributes
+    retrieval, same_labels, why = read_retrieval(path, embeddings, labels)
+    if same_labels:
+        log.info(f"embeddings and codes are those of {path}: {why}.")
+        return retrieval
+    splits = splits or load_splits(folder, skip_bad=False)
+    if retrieval is None:
+        log.info(f"embedding and encoding: {why}.")
+        device = device_name(options.gpu, log.warning, options.precision)
+        retrieval = compute_retrieval(folder, options.checkpoint, splits, options.crops, options.seed,
+                                              device, options.precision, log)
+    else:
+        log.info(f"embeddings and codes are those of {path}, with new labels: {why}.")
+        retrieval = with_labels(retrieval, splits)
+    write_retrieval(path, retrieval, {**embeddings, **labels})
+    return retrieval
+
+
+def image_paths(folder, splits):
+    """`{split: image files}` in the order of the retrieval file, whose rows are all unless bad ones were left out.
+
+    `splits`: as of `load_splits` where bad images may have been left out, else None.
+    """
+    if splits:
+        return {split: content.paths for split, content in splits.items()}
+    return {split: [folder.images / name for name in read_image_list(folder.split_files(split)[0])]
+            for split in SPLITS}
+
+
+def report(options, retrieval, attributes, experiment, log):
+    """Measure, print the table, and write the metrics file. The results as of `measure`."""
+    queries, images = len(retrieval.qry_label), len(retrieval.db_label)
+    topk = min(options.topk, images)
+    if topk < options.topk:
+        log.info(f"the database holds {images} images, so MAP counts the first {topk} results, not {options.topk}.")
+    log.info(f"{queries} queries, {images} database images, {8 * len(retrieval.codebooks)} bits an image.")
+    results = measure(retrieval, topk, options.seed, log)
+    numbers = as_numbers(results, topk)
+    if numbers["AQD"]["map"] is None:
+        log.warning(f"no query shares a label with any of its first {topk} results, so there is no MAP.")
+    path = options.checkpoint.with_name(f"{experiment}_metrics.json")
+    write_json(path, {"dataset": options.dataset, "bits": 8 * len(retrieval.codebooks), "topk": topk,
+                      "queries": queries, "database_images": images, **numbers,
+                      "sources": attributes, **provenance({})})
+    print_table(numbers, topk)
+    log.info(f"saved {path}.")
+    return results
+
+
+def print_table(results, topk):
+    """The results as a table for people; the random row shows what the others are worth."""
+    columns = list(results["AQD"]["precision"])
+    print(f"\n{'':8}{'MAP@' + str(topk):>10}{'min(R,K)':>10}" + "".join(f"{'P@' + n:>9}" for n in columns))
+    def cell(value, width):
+        return f"{'none' if value is None else f'{value:.4f}':>{width}}"
+    for name, row in results.items():
+        print(f"{name:8}{cell(row['map'], 10)}{cell(row['map_min_rk'], 10)}"
+              + "".join(cell(row["precision"][n], 9) for n in columns))
+    print()
 
 
 # ---------------------------------------------------------------- checkpoint and embeddings
@@ -187,80 +272,7 @@ def _check_embeddings(embeddings, paths):
         raise UserError(f"the network gives NaN or infinite embeddings of {len(bad)} images: {first_few(bad)}")
 
 
-# ---------------------------------------------------------------- the retrieval file
-
-@dataclass(frozen=True)
-class Retrieval:
-    """What retrieval needs of a split pair: embeddings and labels of both, codes of both, and the codebooks.
-
-    features: float32 (N, D); codes: uint8 (N, M); labels: uint8 (N, L); codebooks: float32 (M, K, D).
-    """
-    db_features: np.ndarray
-    db_codes: np.ndarray
-    db_label: np.ndarray
-    qry_features: np.ndarray
-    qry_codes: np.ndarray
-    qry_label: np.ndarray
-    codebooks: np.ndarray
-
-
-def sources(dataset, checkpoint, crops, seed, splits=None, precision=PRECISIONS[0]):
-    """What a retrieval file depends on, as its attributes: first all but the labels, then the labels.
-
-    `splits`: as of `load_splits` where bad images may have been left out.
-    """
-    lists, labels = zip(*(dataset.split_files(split) for split in SPLITS), strict=True)
-    names = {"checkpoint": checkpoint, **{path.name: path for path in (dataset.tag_embeddings, *lists)}}
-    for path in (*names.values(), *labels):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-    return ({**{f"sha256 of {name}": fingerprint(path) for name, path in names.items()},
-             "crops": crops, "seed": seed, "precision": precision,
-             **{f"choice of {split} images": _rows_kept(splits and splits[split]) for split in SPLITS}},
-            {f"sha256 of {path.name}": fingerprint(path) for path in labels})
-
-
-def _rows_kept(split):
-    if split is None or not split.skipped:
-        return "all"
-    return hashlib.sha256(split.rows.tobytes()).hexdigest()
-
-
-def read_retrieval(path, expected, labels):
-    """The retrieval file's content if it is whole and its attributes are the `expected` ones, else None; whether its
-    labels are those of `labels` too; and why not."""
-    if not path.is_file():
-        return None, False, f"{path} is not there yet"
-    try:
-        check_checksums(path.with_suffix(".json"))
-    except UserError as error:
-        return None, False, str(error)
-
-    def changed(file, attributes):
-        found = {"precision": PRECISIONS[0], **file.attrs}
-        return next((f"{path} was made with another {name.removeprefix('sha256 of ')}"
-                     for name, value in attributes.items() if found.get(name) != value), None)
-    try:
-        with h5py.File(path, "r") as file:
-            if why := changed(file, expected):
-                return None, False, why
-            content = Retrieval(**{name: file[name][()] for name in Retrieval.__dataclass_fields__})
-            why = changed(file, labels)
-            return content, why is None, why or "the files match"
-    except (OSError, KeyError) as error:
-        return None, False, f"{path} cannot be read ({error})"
-
-
-def write_retrieval(path, retrieval, attributes):
-    """Write the release's six datasets, the codes and the codebooks."""
-    with with_checksums(path.with_suffix(".json"), {}, path) as (temporary,), h5py.File(temporary, "w") as file:
-        for name in Retrieval.__dataclass_fields__:
-            file[name] = getattr(retrieval, name)
-        for prefix in SPLITS.values():
-            file[f"{prefix}_reconstr"] = quantizer.reconstruct(getattr(retrieval, f"{prefix}_codes"),
-                                                               retrieval.codebooks)
-        file.attrs.update(attributes)
-
+# ---------------------------------------------------------------- from the splits to their codes
 
 def load_splits(dataset, skip_bad):
     """`{split: RetrievalSet}` of database and queries. Raises UserError for whatever does not fit together."""

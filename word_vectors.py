@@ -1,10 +1,10 @@
-"""Word vectors of tags: from a word2vec or GloVe file, or trained on the tag lists of the training images.
+"""Word vectors of tags from a word2vec or GloVe file.
 
-Everything about words and their files; what is done with the vectors stands in tag_processing.py.
+What belongs here: how tags are spelled in such files, and how the files are read. What is done with the vectors stands
+in tag_merging.py.
 """
 import gzip
 import itertools
-import math
 import re
 import zlib
 
@@ -13,16 +13,11 @@ import numpy as np
 from util import DIMENSIONS, UserError, progress
 
 VECTOR_BYTES = 4 * DIMENSIONS
-CHUNK_BYTES = 1 << 20  # a binary file is read in such pieces
-LONGEST_LINE = 1 << 20  # bytes; a file of another kind must not be swallowed whole for want of line ends
+CHUNK_BYTES = 1 << 20  # of a binary file, read at a time
+LONGEST_LINE = 1 << 20  # bytes; a file without line ends, which is of another kind, is not read whole
 MOST_DIGITS = 18  # of a number in the first line
 MOST_SHOWN = 100  # characters of what is wrong with a number
 FORMATS = ".bin, .bin.gz (word2vec binary), .txt, .txt.gz, .vec or .vec.gz (text)"
-
-# Skip-gram goes over the tag lists until the median tag has been seen so often. Tried from 250 to 700 and beyond on
-# lists of 56 to 1,000 tags: with fewer most vectors point one way, with more tags that go together drift apart.
-MEDIAN_SIGHTINGS = 400
-MOST_SIGHTINGS = 3_000_000  # of all tags together, under a minute; where most tags are rare the above takes hours
 
 
 # ---------------------------------------------------------------- tags and their spellings
@@ -64,9 +59,9 @@ def spellings(tag):
 # ---------------------------------------------------------------- files
 
 def read_vectors(path, wanted, limit=None):
-    """The vectors of the wanted words: {word: float32 (300,)}. The file streams by; only these rows are kept.
+    """The vectors of the wanted words: {word: float32 (300,)}. Only these rows of the file are kept in memory.
 
-    Of a word that comes twice the first row counts. Rows of zeros are left out. Raises UserError.
+    If a word stands in two rows, the first counts. Rows of zeros are left out. Raises UserError.
     """
     name = str(path).lower()
     if name.endswith((".bin", ".bin.gz")):
@@ -119,7 +114,7 @@ def _binary_rows(file, path, limit):
         yield row, data[at:start - 1].lstrip(b"\n"), data[start:start + VECTOR_BYTES]
         at = start + VECTOR_BYTES
     if row == count and (data[at:] + file.read(CHUNK_BYTES)).strip():
-        raise UserError(f"{path}: expected {count} vectors as the first line says, found more behind them")
+        raise UserError(f"{path}: expected {count} vectors as the first line says, found more after them")
 
 
 def _parse_binary(numbers):
@@ -159,39 +154,3 @@ def _header(line, path):
     if int(words[1]) != DIMENSIONS:
         raise UserError(f"{path}: expected vectors of {DIMENSIONS} numbers, found {int(words[1])}")
     return int(words[0])
-
-
-# ---------------------------------------------------------------- training
-
-def train_vectors(tags, labels, seed):
-    """Vectors learned from which tags stand together: skip-gram Word2Vec over the images' tag lists, then centred.
-
-    Args:
-        tags: R tags, all different.
-        labels: CSR (N, R) that stores ones only, the tags of each training image.
-        seed (int): the same seed gives the same vectors.
-
-    Returns:
-        vectors, spelled as find_vectors does; a tag that no image has gets none.
-
-    Raises:
-        UserError: no image has a tag.
-    """
-    from gensim.models import Word2Vec  # takes a second, so only here
-
-    lists = [[tags[column] for column in columns] for columns in np.split(labels.indices, labels.indptr[1:-1])]
-    used, counts = np.unique(labels.indices, return_counts=True)  # columns that an image has, and how many do
-    if not len(used):
-        raise UserError("no training image has a tag, so there is nothing to train word vectors on")
-    model = Word2Vec(
-        lists, vector_size=DIMENSIONS, min_count=1, sg=1, seed=seed,
-        epochs=math.ceil(min(MEDIAN_SIGHTINGS / np.median(counts), MOST_SIGHTINGS / labels.nnz)),
-        window=max(map(len, lists)), shrink_windows=False,  # tags have no order: each is every other one's context
-        sample=0,  # frequent tags are subjects, not stop words
-        workers=1,  # two threads would finish in another order each time
-    )
-    vectors = np.zeros((len(tags), DIMENSIONS), np.float32)
-    vectors[used] = model.wv[[tags[column] for column in used]]
-    # Few tags make all vectors share one large component (any two have cosines of 0.5 and more), which says nothing.
-    vectors[used] -= vectors[used].mean(0)
-    return vectors, [tag if vector.any() else None for tag, vector in zip(tags, vectors, strict=True)]

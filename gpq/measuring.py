@@ -72,7 +72,7 @@ def measure(queries, database, split, encoder, config, options):
     """`{ranking: mAP}`, the default one first, the random one last.
 
     Args:
-        queries, database: raw features, float32 (Q, L) and (N, L).
+        queries, database: raw features, float32 (Q, M·D) and (N, M·D).
     """
     results = {}
     for name, score in scorers(queries, database, encoder, config, options).items():
@@ -102,7 +102,7 @@ def print_table(results, used, split, config):
 def build_index(checkpoint, database, split, encoder, config, seed):
     """The searchable index of the database, coded with Z', in index/ beside the checkpoint.
 
-    Queries are intra-normalised features, float32 (Q, L); a score is Σ_s q_s·Z'_s[code_s], S less the distance.
+    Queries are intra-normalised features, float32 (Q, M·D); a score is Σ_m q_m·Z'_m[code_m], M less the distance.
     """
     codebooks = encoder.soft_codebooks(config.alpha)
     codes = retrieval.hard_codes(retrieval.intra_normalize(database, config.n_book), codebooks, config.n_book)

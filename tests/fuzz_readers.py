@@ -314,7 +314,7 @@ def onnx_models():
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
         return None
-    from weights import convert_alexnet
+    from weights import onnx_model
     stored = [numpy_helper.from_array(np.ones((4, 3, 2, 2), np.float32), "w"),
               numpy_helper.from_array(np.ones(4, np.float32), "b")]
     nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], kernel_shape=[2, 2], strides=[1, 1], pads=[0, 0, 0, 0]),
@@ -322,7 +322,7 @@ def onnx_models():
     image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 9, 9])
     result = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
     model = helper.make_model(helper.make_graph(nodes, "g", [image], [result], stored))
-    return Kind({"x.onnx": model.SerializeToString()}, convert_alexnet.read_onnx)
+    return Kind({"x.onnx": model.SerializeToString()}, onnx_model.read_source)
 
 
 KINDS = {

@@ -9,10 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from experiments import baselines
-from util import UserError, run_program, stream
+from storage.retrieval_file import read_content
+from util import run_program, stream
 
 faiss = pytest.importorskip("faiss")
+from experiments import baselines, faiss_codes  # noqa: E402
 
 PROGRAM = Path(__file__).resolve().parent.parent / "experiments" / "baselines.py"
 IMAGES, QUERIES, CODEBOOKS, CLUSTERS = 600, 20, 2, 6
@@ -45,7 +46,7 @@ def write(path, **changed):
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
-    return baselines.read_content(write(tmp_path_factory.mktemp("h5") / "x_retrieval.h5"))
+    return read_content(write(tmp_path_factory.mktemp("h5") / "x_retrieval.h5"))
 
 
 # ---------------------------------------------------------------- the table
@@ -84,8 +85,8 @@ def test_every_code_ranks_clusters_better_than_a_random_order(printed_and_saved)
 
 
 def test_a_seed_repeats_every_map(printed_and_saved, content):
-    with baselines.threadpool_limits(1):
-        again = baselines.measure(faiss, content, content.db_features, 300, 3)
+    with faiss_codes.threadpool_limits(1):
+        again = faiss_codes.measure(content, content.db_features, 300, 3)
     assert {name: row["map"] for name, row in again.items()} == {
         name: row["map"] for name, row in printed_and_saved[1]["rows"].items()}
 
@@ -95,10 +96,10 @@ def test_a_seed_repeats_every_map(printed_and_saved, content):
 @pytest.mark.parametrize("name", ["PQ", "RQ"])
 def test_maps_count_the_scores_that_faiss_searches_by(content, name):
     found = []
-    search = baselines.search
-    with pytest.MonkeyPatch.context() as patch, baselines.threadpool_limits(1):
-        patch.setattr(baselines, "search", lambda index, queries: found.append(index) or search(index, queries))
-        method = baselines.baseline_method(faiss, name, content, content.db_features, 0)
+    search = faiss_codes.search
+    with pytest.MonkeyPatch.context() as patch, faiss_codes.threadpool_limits(1):
+        patch.setattr(faiss_codes, "search", lambda index, queries: found.append(index) or search(index, queries))
+        method = faiss_codes.baseline_method(name, content, content.db_features, 0)
     scores = method.score(slice(0, QUERIES))
     expected = content.qry_features @ found[0].reconstruct_n(0, IMAGES).T
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)
@@ -109,26 +110,26 @@ def test_hamming_scores_are_minus_the_bits_that_differ():
     rng = stream(0, "hamming test")
     codes, queries = (rng.integers(0, 256, (n, 3), np.uint8) for n in (50, 7))
     bits, query_bits = (np.unpackbits(array, axis=1) for array in (codes, queries))
-    found = baselines.hamming_score(codes, queries)(slice(2, 7))
+    found = faiss_codes.hamming_score(codes, queries)(slice(2, 7))
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, -(query_bits[2:, None] != bits).sum(-1))
 
 
 def test_product_quantizers_of_7_bytes_pad_with_zeros(content):
-    index = baselines.pq_index(faiss, 7, 0)
+    index = faiss_codes.pq_index(7, 0)
     index.train(content.db_features)
     index.add(content.db_features)
-    assert (index.d, baselines.padded(7), baselines.padded(6)) == (300, 301, 300)
-    assert baselines.codes_of(faiss, index).shape == (IMAGES, 7)
+    assert (index.d, faiss_codes.padded(7), faiss_codes.padded(6)) == (300, 301, 300)
+    assert faiss_codes.codes_of(index).shape == (IMAGES, 7)
     spread = np.square(content.db_features - content.db_features.mean(0)).mean()
     assert np.square(index.reconstruct_n(0, IMAGES) - content.db_features).mean() < 0.7 * spread
 
 
 def test_a_large_database_is_learned_from_by_a_seeded_sample(monkeypatch):
     features = np.arange(400, dtype=np.float32)[:, None]
-    assert baselines.training_images(features, 0) is features
-    monkeypatch.setattr(baselines, "TRAINING_IMAGES", 300)
-    first, again, other = (baselines.training_images(features, seed)[:, 0] for seed in (0, 0, 1))
+    assert faiss_codes.training_images(features, 0) is features
+    monkeypatch.setattr(faiss_codes, "TRAINING_IMAGES", 300)
+    first, again, other = (faiss_codes.training_images(features, seed)[:, 0] for seed in (0, 0, 1))
     assert len(set(first)) == 300
     assert (first == again).all()
     assert (first != other).any()
@@ -169,6 +170,8 @@ def with_nan(features):
     (lambda a: {name: a[name][:255] for name in ("db_features", "db_label", "db_codes")},
      "expected at least 256 database images and one query, found 255 and 20"),
     (lambda a: {"db_codes": a["db_codes"].astype(np.int64)}, "expected db_codes of uint8, found int64"),
+    (lambda a: {"qry_codes": a["qry_codes"].astype(np.int64)}, "expected qry_codes of uint8, found int64"),
+    (lambda a: {"qry_codes": a["qry_codes"][:9]}, "rows of qry_features as rows of qry_codes, found 20 and 9"),
     (lambda a: {"db_features": a["db_features"].astype(int)}, "expected db_features of floats, found int64"),
     (lambda a: {"db_label": a["db_label"] * 2}, "expected db_label of 0 and 1"),
     (lambda a: {"qry_label": a["qry_label"] * 0}, "no query shares a label with a database image"),
@@ -188,14 +191,18 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path, monkeypatch, capsys):
     assert "expected an HDF5 file, found one that cannot be read" in refused(monkeypatch, capsys, path)
 
 
-def test_without_faiss_it_is_said_how_to_get_it(monkeypatch):
+def test_without_faiss_it_is_said_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(UserError, match=r"^baselines need faiss: pip install -r requirements-search.txt$"):
-        baselines.import_faiss()
+    monkeypatch.delitem(sys.modules, "experiments.faiss_codes")
+    monkeypatch.delattr(sys.modules["experiments"], "faiss_codes")
+    error = refused(monkeypatch, capsys, write(tmp_path / "x.h5"))
+    assert error == "error: baselines need faiss: pip install -r requirements-search.txt\n"
 
 
 def test_help_answers_without_tensorflow_and_faiss():
     done = subprocess.run([sys.executable, "-X", "importtime", PROGRAM, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "default 5000" in done.stdout
+    for number in (faiss_codes.NEAREST, faiss_codes.RUNS, faiss_codes.QUERIES_TIMED, faiss_codes.TRAINING_IMAGES):
+        assert f" {number:,} " in done.stdout.replace("\n", " ")
     assert not {"tensorflow", "faiss"} & {line.split("|")[-1].strip() for line in done.stderr.splitlines()}

@@ -4,6 +4,7 @@ The expected values come from ONNX Runtime on a graph that is built here, and fr
 converted file. All formats hold the same seeded weights.
 """
 import io
+import os
 import pickle
 import re
 import struct
@@ -21,14 +22,16 @@ from session import open_session, tf
 from storage.arrays import read_weights
 from storage.safe_files import fingerprint
 from util import UserError, stream
-from weights import convert_alexnet
+from weights import caffemodel, conversion, convert_alexnet, layout, tensorflow_npy
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # noqa: E402
 from onnx import helper, numpy_helper  # noqa: E402
 
+from weights import onnx_model as onnx_reader  # noqa: E402
+
+READERS = {"npy": tensorflow_npy, "caffe": caffemodel, "onnx": onnx_reader}
 REPO = Path(__file__).resolve().parent.parent
 CAFFE_MEAN = np.float32([104.00698793, 116.66876762, 122.67891434])  # of blue, green, red
 # layer: shape of its kernel, stride, padding, groups
@@ -246,9 +249,13 @@ def write(path, content):
     return path
 
 
+def read_source(path):
+    return READERS[convert_alexnet.format_of(path)].read_source(path)
+
+
 def read(path, content):
     """The Source in a file of this content. The file is removed."""
-    source = convert_alexnet.read_source(write(path, content))
+    source = read_source(write(path, content))
     path.unlink()
     return source
 
@@ -263,7 +270,7 @@ def network_fc7(images, weights):
 
 
 def assert_same(found, expected):
-    assert list(found) == list(expected) == list(convert_alexnet.SHAPES)
+    assert list(found) == list(expected) == list(layout.SHAPES)
     for name, pair in expected.items():
         for array, other in zip(found[name], pair, strict=True):
             assert np.array_equal(array, other), name
@@ -282,7 +289,7 @@ def test_a_converted_onnx_model_computes_what_the_source_computes(converted, ima
 
 def test_the_zoos_order_of_layers_is_told_and_measured(weights, converted, tmp_path, capsys):
     source = read(tmp_path / "bvlcalexnet-12.onnx", onnx_model(weights, NORM_FIRST).SerializeToString())
-    convert_alexnet.check("the file", source, converted[0], "reverse")
+    conversion.check("the file", source, converted[0], "reverse", READERS[source.format])
     told = re.search(r"warning: the source normalises before it pools, .* moves fc7 by up to ([\d.]+)%",
                      capsys.readouterr().out)
     assert float(told[1]) > 1
@@ -290,8 +297,8 @@ def test_the_zoos_order_of_layers_is_told_and_measured(weights, converted, tmp_p
 
 def test_a_caffe_model_of_the_old_format_is_the_same_network(weights, converted, tmp_path, capsys):
     source = read(tmp_path / "x", caffe_model(weights, NORM_FIRST, old=True, drop=["fc8"]).SerializeToString())
-    assert_same(convert_alexnet.convert(source, "reverse"), converted[0])
-    convert_alexnet.check("the file", source, converted[0], "reverse")
+    assert_same(conversion.convert(source, "reverse"), converted[0])
+    conversion.check("the file", source, converted[0], "reverse", READERS[source.format])
     printed = capsys.readouterr().out
     assert "as NumPy computes it" in printed
     assert "warning: the source normalises before it pools" in printed
@@ -301,7 +308,7 @@ def test_a_caffe_model_of_the_new_format_and_doubles_is_the_same_network(weights
     net = caffe_model(weights, POOL_FIRST, old=False, doubles=["conv2", "conv3"], drop=["fc8"])
     source = read(tmp_path / "x", net.SerializeToString())
     assert source.normalises_first is False
-    assert_same(convert_alexnet.convert(source, "reverse"), converted[0])
+    assert_same(conversion.convert(source, "reverse"), converted[0])
 
 
 def test_tensorflows_file_is_the_same_network(weights, converted, tmp_path, capsys):
@@ -311,25 +318,25 @@ def test_tensorflows_file_is_the_same_network(weights, converted, tmp_path, caps
     weights["fc6"][0] = weights["fc6"][0].reshape(256, 6, 6, 4096).transpose(1, 2, 0, 3).reshape(9216, 4096)
     source = read(tmp_path / "bvlc_alexnet.npy", tensorflow_file(weights))
     assert source.has_fc8
-    assert_same(convert_alexnet.convert(source, "reverse"), converted[0])
-    kept = convert_alexnet.convert(source, "keep")
-    assert_same(kept, {name: weights[name] for name in convert_alexnet.SHAPES})
-    convert_alexnet.check("the file", source, kept, "keep")
+    assert_same(conversion.convert(source, "reverse"), converted[0])
+    kept = conversion.convert(source, "keep")
+    assert_same(kept, {name: weights[name] for name in layout.SHAPES})
+    conversion.check("the file", source, kept, "keep", READERS[source.format])
     printed = capsys.readouterr().out
     assert "as NumPy computes it" in printed
     assert "does not tell the order" in printed
 
 
 def test_without_onnxruntime_numpy_evaluates_the_source(weights, converted, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    source = convert_alexnet.Source("onnx", {name: weights[name] for name in convert_alexnet.SHAPES}, False)
-    convert_alexnet.check("the file", source, converted[0], "reverse")
+    monkeypatch.setattr(onnx_reader, "onnxruntime", None)
+    source = layout.Source("onnx", {name: weights[name] for name in layout.SHAPES}, False)
+    conversion.check("the file", source, converted[0], "reverse", READERS[source.format])
     assert "onnxruntime is not installed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fault", ["channels", "rows", "halves"])
 def test_the_check_refuses_a_wrong_conversion(weights, converted, fault):
-    source = convert_alexnet.Source("caffe", {name: weights[name] for name in convert_alexnet.SHAPES}, False)
+    source = layout.Source("caffe", {name: weights[name] for name in layout.SHAPES}, False)
     wrong = {name: list(pair) for name, pair in converted[0].items()}
     if fault == "channels":
         wrong["conv1"][0] = wrong["conv1"][0][:, :, ::-1]
@@ -338,14 +345,14 @@ def test_the_check_refuses_a_wrong_conversion(weights, converted, fault):
     else:
         wrong["conv4"][0] = np.roll(wrong["conv4"][0], 192, 3)
     with pytest.raises(UserError, match=r"found a difference of .* nothing was written"):
-        convert_alexnet.check("the file", source, wrong, "reverse")
+        conversion.check("the file", source, wrong, "reverse", READERS[source.format])
 
 
 # ---------------------------------------------------------------- what is refused
 
 def refused(path, content, match):
     with pytest.raises(UserError, match=match):
-        convert_alexnet.read_source(write(path, content))
+        read_source(write(path, content))
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80\x02}"])
@@ -426,10 +433,10 @@ def test_a_checkpoint_of_wsdhq_needs_no_conversion(tmp_path):
 def test_what_may_have_been_converted_already_is_not_reversed_unasked():
     for source_format, has_fc8, channels, chosen in (("npy", True, None, "reverse"), ("npy", False, "keep", "keep"),
                                                      ("onnx", True, None, "reverse"), ("onnx", True, "keep", "keep")):
-        source = convert_alexnet.Source(source_format, {}, None, has_fc8=has_fc8)
-        assert convert_alexnet.chosen_channels("x", source, channels) == chosen
+        source = layout.Source(source_format, {}, None, has_fc8=has_fc8)
+        assert conversion.chosen_channels("x", source, channels) == chosen
     with pytest.raises(UserError, match="found a file without, which may have been converted already"):
-        convert_alexnet.chosen_channels("x", convert_alexnet.Source("npy", {}, None, has_fc8=False), None)
+        conversion.chosen_channels("x", layout.Source("npy", {}, None, has_fc8=False), None)
 
 
 def test_bad_input_ends_in_one_sentence_and_an_existing_target_is_kept(tmp_path):
@@ -446,3 +453,23 @@ def test_bad_input_ends_in_one_sentence_and_an_existing_target_is_kept(tmp_path)
     assert "found none of the three" in fails(source, target, "--force")
     assert "no such file" in fails(tmp_path / "y", target, "--force")
     assert "found a folder" in fails(source, tmp_path)
+
+
+def test_help_answers_without_tensorflow_and_onnx():
+    done = subprocess.run([sys.executable, "-X", "importtime", "weights/convert_alexnet.py", "--help"], cwd=REPO,
+                          capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "default reverse" in done.stdout
+    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "numpy" in loaded  # importtime did list modules
+    assert not loaded & {"tensorflow", "onnx", "onnxruntime", "google"}
+
+
+def test_an_onnx_model_without_onnx_is_refused_with_the_way_to_get_it(tmp_path):
+    (tmp_path / "onnx.py").write_text("raise ImportError('not here')\n")
+    write(tmp_path / "x.onnx", b"\x08\x07")
+    done = subprocess.run([sys.executable, "weights/convert_alexnet.py", tmp_path / "x.onnx", tmp_path / "alexnet.npy"],
+                          cwd=REPO, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)])})
+    assert done.returncode == 2
+    assert done.stderr == "error: onnx is not installed; pip install -r requirements-convert.txt\n"

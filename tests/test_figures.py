@@ -288,13 +288,13 @@ def test_training_curves_are_drawn_from_one_step_or_many(tmp_path, steps):
 def test_figures_show_the_files_that_skip_bad_kept():
     folder = dataset.Dataset("x", Path("data"), Path("images"))
     splits = {split: SimpleNamespace(paths=[f"{split} 2.jpg"]) for split in net_val.SPLITS}
-    assert validation.image_paths(folder, splits) == {"database": ["database 2.jpg"], "test": ["test 2.jpg"]}
+    assert net_val.image_paths(folder, splits) == {"database": ["database 2.jpg"], "test": ["test 2.jpg"]}
 
 
 def test_without_bad_images_figures_show_the_listed_files(tmp_path):
     for split in net_val.SPLITS:
         (tmp_path / f"{split}_img.txt").write_text(f"{split}/1.jpg\n{split}/2.jpg\n")
-    found = validation.image_paths(dataset.Dataset("x", tmp_path, Path("images")), None)
+    found = net_val.image_paths(dataset.Dataset("x", tmp_path, Path("images")), None)
     assert found["test"] == [Path("images/test/1.jpg"), Path("images/test/2.jpg")]
 
 

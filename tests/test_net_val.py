@@ -1,4 +1,5 @@
 """Validation: the released ten-crop embeddings, the retrieval file and what refuses it."""
+import dataclasses
 from types import SimpleNamespace
 
 import h5py
@@ -106,6 +107,15 @@ def test_a_retrieval_file_of_another_precision_is_not_used_and_an_old_one_is_of_
         retrieval, _, why = net_val.read_retrieval(path, {"precision": asked}, {})
         assert (retrieval is not None) == used
         assert used or "another precision" in why
+
+
+def test_a_retrieval_file_whose_arrays_do_not_fit_is_not_used_and_it_is_said_why(tmp_path):
+    path = tmp_path / "x_retrieval.h5"
+    retrieval = _retrieval(stream(0, "h5 test"))
+    net_val.write_retrieval(path, dataclasses.replace(retrieval, db_label=retrieval.db_label[1:]), {})
+    content, same_labels, why = net_val.read_retrieval(path, {}, {})
+    assert (content, same_labels) == (None, False)
+    assert "expected as many rows of db_features as rows of db_label, found 120 and 119" in why
 
 
 def test_measure_ranks_by_reconstructions_and_leaves_the_labels_alone():

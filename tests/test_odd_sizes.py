@@ -15,8 +15,9 @@ import metrics
 import net
 import net_val
 import quantizer
+import tag_merging
 import tag_processing
-import word_vectors
+import trained_vectors
 from codebooks import random_codebooks
 from retrieval import faiss_engine, index
 from test_index import make_content
@@ -138,17 +139,17 @@ def test_results_of_fewer_images_than_asked_for_are_measured_on_those():
 
 @pytest.mark.parametrize("tags", [1, 2, 255, 256, 257])
 def test_a_graph_of_any_number_of_tags_keeps_each_of_them_once(tags):
-    unit = tag_processing.normalise(embeddings_of(tags).astype(float))
-    graph = tag_processing.correlation_graph(unit, 5, 0.75)
+    unit = tag_merging.normalise(embeddings_of(tags).astype(float))
+    graph = tag_merging.correlation_graph(unit, 5, 0.75)
     np.testing.assert_allclose(graph.sum(1), 1)
-    groups = tag_processing.merge_groups(tag_processing.normalise(graph @ unit), 0.05)
+    groups = tag_merging.merge_groups(tag_merging.normalise(graph @ unit), 0.05)
     assert sorted(np.concatenate(groups)) == list(range(tags))
-    assert tag_processing.merged_embeddings(unit, groups).shape == (len(groups), 300)
+    assert tag_merging.merged_embeddings(unit, groups).shape == (len(groups), 300)
 
 
 def test_tags_that_are_all_synonyms_become_one():
-    unit = tag_processing.normalise(np.tile(embeddings_of(1).astype(float), (40, 1)))
-    assert tag_processing.merge_groups(unit, 0.05) == [list(range(40))]
+    unit = tag_merging.normalise(np.tile(embeddings_of(1).astype(float), (40, 1)))
+    assert tag_merging.merge_groups(unit, 0.05) == [list(range(40))]
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def test_one_tag_alone_teaches_no_word_vectors_and_that_is_said(tiny, monkeypatc
 
 def test_no_tags_at_all_is_one_sentence(tiny, monkeypatch):
     with pytest.raises(UserError, match="no training image has a tag"):
-        word_vectors.train_vectors(["sky"], scipy.sparse.csr_array((10, 1), dtype=np.uint8), 0)
+        trained_vectors.train_vectors(["sky"], scipy.sparse.csr_array((10, 1), dtype=np.uint8), 0)
     (tiny / "data/tiny/common_tags.txt").write_text("")
     with pytest.raises(UserError, match=r"has 6 columns, but .*common_tags\.txt lists 0 tags"):
         process(tiny, monkeypatch, "train")

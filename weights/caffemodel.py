@@ -5,23 +5,15 @@ numbered types (what bvlc_alexnet.caffemodel holds) and `layer` with named types
 with the old num, channels, height, width. Fields that are not named here are skipped.
 """
 import math
-from typing import NamedTuple
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from util import UserError
+from weights.layout import Layer, Source, match, same
 
-
-class Layer(NamedTuple):
-    """A layer that matters, from any format. arrays: kernel (O, I, H, W) or (O, I) and bias (O,)."""
-    kind: str  # convolution, normalisation, pooling or inner product
-    name: str
-    settings: dict  # in the words of `network` in convert_alexnet.py
-    arrays: list
-
-
+KIND = "a Caffe model"
 # message: {field: (number, type, value where it is missing)}; a list says that it repeats
 MESSAGES = {
     "BlobShape": {"dim": (1, ["int64"], None)},
@@ -47,6 +39,11 @@ MESSAGES = {
 KINDS = {4: "convolution", 14: "inner product", 15: "normalisation", 17: "pooling",
          b"Convolution": "convolution", b"InnerProduct": "inner product", b"LRN": "normalisation",
          b"Pooling": "pooling"}
+
+
+def read_source(path):
+    """The Source in a Caffe model. Raises UserError."""
+    return Source("caffe", *match(path, read_layers(path)))
 
 
 def read_layers(path):
@@ -111,12 +108,12 @@ def blob_array(path, name, blob):
 
 
 def layer_settings(kind, layer):
-    """`{name: value}` of a layer, in the words of `network` in convert_alexnet.py."""
+    """`{name: value}` of a layer, in the words of `layout.network`."""
     if kind == "convolution":
         values = layer.convolution_param
-        return {"stride": same(values.stride or [values.stride_h, values.stride_w]),
-                "pad": same(values.pad or [values.pad_h, values.pad_w]), "groups": values.group,
-                "dilation": same(values.dilation or [1])}
+        return {"stride": same(list(values.stride) or [values.stride_h, values.stride_w]),
+                "pad": same(list(values.pad) or [values.pad_h, values.pad_w]), "groups": values.group,
+                "dilation": same(list(values.dilation) or [1])}
     if kind == "pooling":
         values = layer.pooling_param
         return {"kind": "max" if values.pool == 0 else "not max", "size": values.kernel_size, "stride": values.stride,
@@ -126,8 +123,3 @@ def layer_settings(kind, layer):
         return {"across": "channels" if values.norm_region == 0 else "places", "size": values.local_size,
                 "alpha": values.alpha, "beta": values.beta, "bias": values.k}
     return {"factors": [1, 1]}
-
-
-def same(values):
-    """The number that all `values` are, or the list of them."""
-    return values[0] if len(set(values)) == 1 else list(values)
