@@ -6,7 +6,7 @@ tag_processing.py never writes. See reference_logs/README.md.
 import sys
 
 from dataset import find_dataset, read_tag_names
-from tag_processing import write_tags
+from tag_merging import write_tags
 from util import ROOT, run_program
 from word_vectors import find_vectors
 

@@ -32,7 +32,7 @@ from storage.safe_files import (
     with_checksums,
     write_json,
 )
-from tag_processing import write_tags
+from tag_merging import write_tags
 from test_import_photos import PHOTOS, Desk
 from test_index import make_content
 from test_net import linear_training, linear_weights, states_of
