@@ -75,16 +75,17 @@ def train(options, target, backbone):
     steps = range(start, options.iterations)
     store = ImageStore(training_set.paths, options.cache_gb * 1e9)
     schedule = Schedule(len(store), options.batch_size, options.seed)
-    batches = load_batches(store, schedule, backbone.SIDE, steps)  # the first is loaded from here on
+    batches = load_batches(store, schedule, backbone.SIDE, steps)  # the first is loaded from here on,
+    reading = prefetch(read_stored_weights, [options])  # and the weights are read, while the graph is built
 
     device = device_name(options.gpu, log.warning, options.precision)
-    stored = read_stored_weights(options)
-    codebooks, has_codebooks = first_codebooks(options, stored, log)
     factor = quantizer.semantic_factor(training_set.embeddings)  # (D, min(T, D))
-    alternation = AlternatingOptimisation(len(store), factor, codebooks, options.seed, has_codebooks)
     trainable = list(backbone.LAYERS) if options.finetune == "all" else [layers.LAST]
     graph = TrainingGraph(backbone, training_set.embeddings, factor, embedding_loss(options), options.dropout,
                           trainable, device, options.precision)
+    stored = next(reading)
+    codebooks, has_codebooks = first_codebooks(options, stored, log)
+    alternation = AlternatingOptimisation(len(store), factor, codebooks, options.seed, has_codebooks)
     if options.iterations <= schedule.period and not has_codebooks and not options.two_stage:
         log.warning(f"the first update of the codebooks would follow step {schedule.period + 1}, and this run has "
                     f"{options.iterations}: the checkpoint will hold random codebooks.")

@@ -1,8 +1,9 @@
 """How fast and how large training is at the size of MIRFLICKR-25K: `python bench/bench_training.py`.
 
-1. A training step with everything (loading, losses, codes) against a bare AlexNet forward/backward/Adam step,
+1. Seconds from the start of train.py to its second step against what cannot be avoided, the import of TensorFlow and
+   one and a half bare steps, and where they go; its peak memory with --cache-gb 0.
+2. A training step with everything (loading, losses, codes) against a bare AlexNet forward/backward/Adam step,
    in turns in one process, so that what else the machine does falls on both.
-2. Seconds from the start of train.py to its second step, and its peak memory with --cache-gb 0.
 """
 import argparse
 import re
@@ -24,6 +25,7 @@ from tag_merging import write_tags
 from util import ROOT, stream
 
 TAGS, TAGS_AN_IMAGE, IMAGES = 1178, 8, 1024
+BARE_STEPS = 3  # that the start is compared with
 ROUNDS, STEPS = 3, 4  # of each kind in turn; the first step of a round is not counted
 
 
@@ -79,28 +81,34 @@ def training(root, batch_size, cache_gb, precision="float32"):
     from losses import adaptive_margin_loss
     from session import open_session
     from storage.arrays import read_weights
-    from util import prefetch
     content = dataset.load_training(dataset.find_dataset("bench", root))
     store = image_files.ImageStore(content.paths, cache_gb * 1e9)
     schedule = net.Schedule(len(store), batch_size, 0)
-    first = random_codebooks(4, stream(0, "codebooks"))
-    alternation = net.AlternatingOptimisation(len(store), quantizer.semantic_factor(content.embeddings), first, 0)
+    factor = quantizer.semantic_factor(content.embeddings)
+    alternation = net.AlternatingOptimisation(len(store), factor, random_codebooks(4, stream(0, "codebooks")), 0)
     alternation.codes = np.zeros((len(store), 4), np.uint8)
-    graph = net.TrainingGraph(content.embeddings, adaptive_margin_loss, 0.5, list(alexnet.LAYERS), "/cpu:0",
-                              precision=precision)
-    trainer = net.Trainer(content, store, schedule, graph, alternation, 1e-5, 1e-4)
+    graph = net.TrainingGraph(alexnet, content.embeddings, factor, adaptive_margin_loss, 0.5, list(alexnet.LAYERS),
+                              "/cpu:0", precision)
     store.images(range(len(store) if cache_gb else 1))  # an epoch has passed
     session = open_session(graph.graph, precision)
     graph.initialize(session, read_weights(root / "alexnet.npy"))
     while True:
         steps = range(1, 1 + STEPS)  # before the first update, so that only steps are timed
-        batches = prefetch(trainer.load, steps)
-        for step in steps:
-            began = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - began
-            trainer.run(session, step, *batch)
-            yield waited
+        waits = []
+        batches = timed_waits(net.load_batches(store, schedule, alexnet.SIDE, steps), waits)
+        for _ in net.take_steps(batches, content.tags, schedule, graph, alternation, session, 1e-5, 1e-4):
+            yield waits[-1]
+
+
+def timed_waits(batches, waits):
+    """The same batches; the seconds that each was waited for go into `waits`."""
+    while True:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        waits.append(time.perf_counter() - began)
+        if batch is None:
+            return
+        yield batch
 
 
 def timed(kinds, rounds, times):
@@ -129,17 +137,71 @@ def compare_steps(root, batch_size):
               f"(best {min(seconds[name]):.2f} s)")
 
 
-def start_and_memory(root, batch_size):
-    """Print when train.py begins its second step, and its peak memory."""
+def seconds_of(function):
+    """What `function()` gives, and its seconds."""
+    began = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - began
+
+
+def seconds_of_import(module):
+    return seconds_of(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, check=True,
+                                             stderr=subprocess.DEVNULL))[1]
+
+
+def start_to_second_step(root, batch_size):
+    """Seconds from the start of train.py until its second step begins, and those of its first step."""
     began = datetime.now()
-    done = subprocess.run([sys.executable, ROOT / "train.py", "bench", "0.00001", "3", "0.0001", "4", "WSDQH", "bench",
+    done = subprocess.run([sys.executable, ROOT / "train.py", "bench", "0.00001", "2", "0.0001", "4", "WSDQH", "bench",
                            "cpu", "--root", root, "--cache-gb", "0", "--batch-size", str(batch_size)],
                           capture_output=True, text=True, check=True)
     first = re.search(r"^(\S+ \S+) step \[ +1\].* ([\d.]+) sec/batch", done.stdout, re.M)
-    second = (datetime.strptime(first[1], "%Y-%m-%d %H:%M:%S,%f") - began).total_seconds()
-    print(f"the second step began {second:.1f} s after the process, {first[2]} s of them the first step")
+    return (datetime.strptime(first[1], "%Y-%m-%d %H:%M:%S,%f") - began).total_seconds(), float(first[2])
+
+
+def start_and_memory(root, batch_size):
+    """Print what the start of train.py takes, its peak memory, and its share of what is allowed."""
+    start_to_second_step(root, batch_size)  # so that all files are in memory
+    tensorflow = seconds_of_import("tensorflow")
+    own = seconds_of_import("net")
+    second, first_step = start_to_second_step(root, batch_size)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    parts, step = start_parts(root), bare_step(batch_size)
+    cold, *steps = [seconds_of(step)[1] for _ in range(1 + BARE_STEPS)]
+    bare = statistics.median(steps)
+    allowed = tensorflow + 1.5 * bare + 2
+    print(f"import of TensorFlow {tensorflow:.1f} s, bare step {bare:.1f} s; the second step began {second:.1f} s after"
+          f" the process, {second / allowed:.2f} times the {allowed:.1f} s of the import, 1.5 bare steps and 2 s")
+    print(f"where they go: imports {own:.1f} s (beside TensorFlow {own - tensorflow:.1f} s), "
+          + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
+          + f", first step {first_step:.1f} s (first run of a bare graph {cold - bare:.1f} s more than a later one)")
     print(f"peak memory with --cache-gb 0: {peak:.2f} GiB")
+
+
+def start_parts(root):
+    """`{part of the start: seconds}`, each on its own."""
+    import dataset
+    import net
+    import quantizer
+    from backbones import alexnet
+    from losses import adaptive_margin_loss
+    from session import open_session
+    from storage.arrays import read_weights
+    from storage.run_log import provenance
+    content, data = seconds_of(lambda: dataset.load_training(dataset.find_dataset("bench", root)))
+    stored, weights = seconds_of(lambda: read_weights(root / "alexnet.npy"))
+    _, checksums = seconds_of(lambda: provenance({"alexnet.npy": root / "alexnet.npy"}))
+    factor = quantizer.semantic_factor(content.embeddings)
+    graph, build = seconds_of(lambda: net.TrainingGraph(
+        alexnet, content.embeddings, factor, adaptive_margin_loss, 0.5, list(alexnet.LAYERS), "/cpu:0"))
+    with open_session(graph.graph) as session:
+        _, variables = seconds_of(lambda: graph.initialize(session, stored))
+        def one():
+            return graph.step(session, np.zeros((1, alexnet.SIDE, alexnet.SIDE, 3)), content.tags[:1].toarray(),
+                              np.zeros((1, 300)), 1e-5, 0, np.zeros((2, 2)))
+        first, later = seconds_of(one)[1], seconds_of(one)[1]
+    return {"data set": data, "reading weights": weights, "checksums and versions": checksums, "graph": build,
+            "variables": variables, "preparing the graph and fresh memory for one image": first - later}
 
 
 def main():

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -163,17 +164,18 @@ def test_run_sh_validates_what_it_trained_with_other_options_in_another_root(tin
 
 
 def test_a_terminal_shows_a_bar_with_the_loss_and_the_log_keeps_the_lines(tiny):
-    code, shown = run_in_terminal(*training(tiny, iterations=6))
+    code, shown = run_in_terminal(*training(tiny))
     assert code == 0, shown
-    assert re.search(r"training:.*6/6.*loss=\d\.\d{4}", shown), shown
+    assert re.search(r"training:.*8/8.*loss=\d\.\d{4}", shown), shown
     assert "step [" not in shown
     assert "saved" in shown
-    assert (tiny / "logs" / f"{EXPERIMENT}.log").read_text().count("step [") == 6
+    assert (tiny / "logs" / f"{EXPERIMENT}.log").read_text().count("step [") == STEPS
 
 
 def run_in_terminal(*arguments):
     """Exit code and output of a program that a person watches."""
     terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (40, 150))
     process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=PROJECT, stdout=end, stderr=end)
     os.close(end)
     shown = b""
