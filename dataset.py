@@ -3,6 +3,7 @@
 Letters: N images, T merged tags, D = 300. Section numbers are those of docs/method.md.
 """
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import scipy.sparse
 from image_files import image_faults, list_faults
 from storage.arrays import read_pickle
 from storage.safe_files import check_checksums
-from util import DIMENSIONS, UserError, note
+from util import DIMENSIONS, UserError, note, progress
 
 MOST_SHOWN = 80  # characters of a faulty text
+BLOCK = 2**24  # bytes of a 0/1 matrix that are parsed at a time; their masks take ten times as much
 
 RELEASE_FOLDERS = {"flickr": "flickr25k", "nuswide": "nus-wide"}
 TAG_LISTS = ("common_tags.txt", "TagList1k.txt")  # MIRFLICKR's and NUS-WIDE's; own data sets use the first
@@ -89,14 +91,19 @@ def read_text(path, errors="strict"):
         content = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    return _decoded(path, content, errors)
+
+
+def _decoded(path, content, errors="strict", rows=0):
+    """The text of a file, or of a block of its lines that comes after `rows` others, as of `read_text`."""
     try:
         text = content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
-        row = content.count(b"\n", 0, error.start) + 1
+        row = rows + content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}: row {row}: expected UTF-8 text, found something else ({error})") from error
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if (nul := text.find("\0")) >= 0:
-        row = text.count("\n", 0, nul) + 1
+        row = rows + text.count("\n", 0, nul) + 1
         raise UserError(f"{path}: row {row}: expected text, found a NUL byte")
     return text
 
@@ -127,18 +134,23 @@ def read_image_list(path, errors="strict"):
 
 
 def leads_out(name):
-    """Whether a path is absolute or climbs by `..`, if only for a while."""
-    return name[0] == "/" or (".." in name and ".." in name.split("/"))
+    """Whether a path is absolute or climbs by `..`, even if it comes back."""
+    return name.startswith("/") or (".." in name and ".." in name.split("/"))
 
 
 def read_tag_names(path):
     """The raw tag of each column. A line is a tag, or a tag and its count as in MIRFLICKR's list."""
-    lines = [line.split() for line in read_lines(path)]
-    for row, words in enumerate(lines, 1):
+    return [words[0] for words in tag_rows(path, read_lines(path))]
+
+
+def tag_rows(path, lines):
+    """The words of each line of a tag list: a tag, or a tag and its count. Raises UserError for any other."""
+    rows = [line.split() for line in lines]
+    for row, words in enumerate(rows, 1):
         if not (len(words) == 1 or (len(words) == 2 and words[1].isdecimal())):
             raise UserError(f"{path}: row {row}: expected a tag, or a tag and its count, found "
                             + shown(" ".join(words)))
-    return [words[0] for words in lines]
+    return rows
 
 
 def read_label_names(dataset, columns):
@@ -152,47 +164,70 @@ def read_label_names(dataset, columns):
     return names
 
 
-def read_binary_matrix(path):
-    """A 0/1 matrix of whitespace-separated text as scipy CSR, uint8, one row a line.
+def read_binary_matrix(path, columns=None, why="in row 1"):
+    """A 0/1 matrix of whitespace-separated text as scipy CSR, uint8 (rows, columns), one row a line.
 
-    Fast where every number is a single digit; other spellings of 0 and 1, such as 1.0, are read too.
+    A block of lines is in memory at a time. It is fast where every number is a single digit; other spellings of 0 and
+    1, such as 1.0, are read too.
+
+    Args:
+        columns (int): how many numbers each row must have; None takes as many as row 1 has.
+        why: where that number is from, for the error: "expected 5 as …".
     """
+    blocks, rows = [], 0
+    for text in _line_blocks(path):
+        if columns is None:
+            columns = len(_decoded(path, re.split(rb"[\r\n]", text, maxsplit=1)[0]).split())
+            if not columns:
+                raise UserError(f"{path}: row 1 is blank, expected numbers")
+        block = _parse_digits(text, columns)
+        if block is None:
+            block = _parse_numbers(path, text, rows, columns, why)
+        blocks.append(block)
+        rows += block.shape[0]
+    if not blocks:
+        raise UserError(f"{path}: expected a matrix of 0 and 1, found nothing")
+    return scipy.sparse.csr_array(scipy.sparse.vstack(blocks))
+
+
+def _line_blocks(path):
+    """Yield the bytes of a file in blocks of whole lines, without blank ones at its end."""
     try:
-        text = np.fromfile(path, np.uint8)
+        with open(path, "rb") as file, progress(total=os.path.getsize(path), unit="B", unit_scale=True, leave=False,
+                                                desc=os.path.basename(path)) as bar:
+            rest = b""
+            while block := file.read(BLOCK):
+                bar.update(len(block))
+                text = rest + block
+                end = text.rfind(b"\n", 0, len(text.rstrip())) + 1  # of the last line but one that is not blank
+                if end:
+                    yield text[:end]
+                rest = text[end:]
+            if rest.strip():
+                yield rest.rstrip() + b"\n"
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    if text.size and text[-1] != ord("\n"):
-        text = np.append(text, np.uint8(ord("\n")))
+
+
+def _parse_digits(text, columns):
+    """Lines of `columns` single digits each, CSR uint8 (lines, columns), or None if some line is not so."""
+    text = np.frombuffer(text, np.uint8)
     digit = (text == ord("0")) | (text == ord("1"))
     newline = text == ord("\n")
-    crlf = np.append((text[:-1] == ord("\r")) & newline[1:], False)[:len(text)]
+    crlf = np.append((text[:-1] == ord("\r")) & newline[1:], False)
     plain = digit | newline | crlf | (text == ord(" ")) | (text == ord("\t"))
     if not plain.all() or (digit[1:] & digit[:-1]).any():
-        return _read_spelled_matrix(path)
-    ends = np.flatnonzero(newline)  # (lines,)
-    starts = np.append(0, ends + 1)[:-1]
-    widths = np.array([np.count_nonzero(digit[start:end]) for start, end in zip(starts, ends, strict=True)], int)
-    rows = _count_rows(path, widths)
-    ones = text[digit].reshape(rows, -1) == ord("1")  # (rows, columns)
-    return scipy.sparse.csr_array(ones.view(np.uint8))
+        return None
+    starts = np.append(0, np.flatnonzero(newline)[:-1] + 1)  # (lines,)
+    if (np.add.reduceat(digit, starts, dtype=np.int32) != columns).any():
+        return None
+    return scipy.sparse.csr_array((text[digit].reshape(-1, columns) == ord("1")).view(np.uint8))
 
 
-def _count_rows(path, widths):
-    """How many rows there are, given the numbers on each line; they must be as many on each but empty last ones."""
-    filled = np.flatnonzero(widths)
-    if not len(filled):
-        raise UserError(f"{path}: expected a matrix of 0 and 1, found nothing")
-    widths = widths[:filled[-1] + 1]
-    odd = np.flatnonzero(widths != widths[0])
-    if len(odd):
-        raise UserError(f"{path}: row {odd[0] + 1} has {widths[odd[0]]} numbers, expected {widths[0]} "
-                        "as in row 1")
-    return len(widths)
-
-
-def _read_spelled_matrix(path):
+def _parse_numbers(path, text, before, columns, why):
+    """The same for numbers of any spelling. Raises UserError with the row; `before` rows come before the first line."""
     rows = []
-    for row, line in enumerate(read_lines(path), 1):
+    for row, line in enumerate(_decoded(path, text, rows=before).removesuffix("\n").split("\n"), before + 1):
         values = []
         for word in line.split():
             try:
@@ -202,8 +237,9 @@ def _read_spelled_matrix(path):
             if value not in (0, 1):
                 raise UserError(f"{path}: row {row}: expected 0 or 1, found {shown(word)}")
             values.append(int(value))
+        if len(values) != columns:
+            raise UserError(f"{path}: row {row} has {len(values)} numbers, expected {columns} as {why}")
         rows.append(values)
-    _count_rows(path, np.array([len(values) for values in rows]))
     return scipy.sparse.csr_array(np.array(rows, np.uint8))
 
 
@@ -338,10 +374,10 @@ def read_split(dataset, split):
     return names, matrix
 
 
-# ---------------------------------------------------------------- sound images
+# ---------------------------------------------------------------- images that can be read
 
 def _decodable_images(folder, names, skip_bad):
-    """Paths of the sound images and their rows. Bad ones are refused by name, or left out if `skip_bad`."""
+    """Paths of the images that can be read, and their rows. Bad ones are refused by name, or left out if `skip_bad`."""
     paths = [folder / name for name in names]
     faults = faults_in(folder, names)
     if faults and not skip_bad:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
+from dataset import leads_out, tag_rows
 from image_files import image_faults, list_faults
 from prepare.download import check_md5, fetch, md5, md5_digits
 from prepare.split_files import (
@@ -131,7 +132,7 @@ def open_archive(path):
     with archive:
         names = archive.namelist()
         for name in names:
-            if re.match(r"/|\w:/", plain := name.replace("\\", "/")) or ".." in plain.split("/"):
+            if leads_out(plain := name.replace("\\", "/")) or re.match(r"\w:/", plain):
                 raise UserError(f"{path}: the member {name!r} leads out of the archive, so nothing was unpacked")
         if len(set(names)) != len(names):
             raise UserError(f"{path}: expected each member once, found some of one name")
@@ -290,10 +291,7 @@ def ones_at(rows, columns, shape):
 
 def common_tags(path):
     """The lines `tag count` of the list of common tags, a space between."""
-    rows = [line.split() for line in decoded(path.read_bytes()).split("\n") if line.strip()]
-    for row, words in enumerate(rows, 1):
-        if not (len(words) == 1 or (len(words) == 2 and words[1].isdecimal())):
-            raise UserError(f"{path}: row {row}: expected a tag and its count, found {' '.join(words)!r}")
+    rows = tag_rows(path, [line for line in decoded(path.read_bytes()).split("\n") if line.strip()])
     if not rows or len({words[0] for words in rows}) != len(rows):
         raise UserError(f"{path}: expected each tag once, found {'some twice' if rows else 'none'}")
     return [" ".join(words) for words in rows]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
-from dataset import read_image_list, read_tag_names
+from dataset import leads_out, read_binary_matrix, read_image_list, read_tag_names
 from image_files import image_faults, list_faults
 from prepare.split_files import (
     Collection,
@@ -28,12 +28,6 @@ FOLDER = "nus-wide"
 COUNT = 269_648  # images of the whole collection
 LABELS = 21  # the most frequent concepts
 PER_CONCEPT_QUERIES = 2100  # so many queries are 100 of each of the 21 concepts
-BLOCK = 2**25  # bytes of text parsed at a time; its masks and offsets take 20 times as much
-
-OTHER, BLANK, DIGIT = 0, 1, 2
-KIND = np.zeros(256, np.uint8)  # of a byte
-KIND[list(b" \t\r\n\v\f")] = BLANK
-KIND[list(b"01")] = DIGIT
 
 
 def main():
@@ -90,7 +84,7 @@ def read_collection(release, images):
     tag_names = read_tag_names(tag_list)
     if not tag_names:
         raise UserError(f"{tag_list}: expected one tag a line, found none")
-    tags = read_digits(release / "NUS_WID_Tags" / "AllTags1k.txt", len(tag_names), tag_list, "tags",
+    tags = read_matrix(release / "NUS_WID_Tags" / "AllTags1k.txt", len(tag_names), f"{tag_list} lists tags",
                        len(names), image_list)
     labelled = np.flatnonzero(counts(labels))
     faults = image_faults([images / names[row] for row in labelled])
@@ -114,7 +108,7 @@ def image_names(path):
     r"""The images' paths, `actor\0001_2124494179.jpg` as `actor/0001_2124494179.jpg`."""
     names = [name.replace("\\", "/") for name in read_image_list(path)]
     for row, name in enumerate(names, 1):
-        if any(part in ("", ".", "..") for part in name.split("/")):
+        if leads_out(name):
             raise UserError(f"{path}: row {row}: expected a path inside the folder of the images, found {name!r}")
     return names
 
@@ -126,78 +120,22 @@ def read_labels(release, image_list, count):
     if len(concepts) < LABELS:
         raise UserError(f"{path}: expected at least {LABELS} concepts, found {len(concepts)}")
     folder = release / "Groundtruth" / "AllLabels"
-    columns = [read_digits(folder / f"Labels_{concept}.txt", 1, None, None, count, image_list)
+    columns = [read_matrix(folder / f"Labels_{concept}.txt", 1, "the file is of one concept", count, image_list)
                for concept in progress(concepts, desc="reading labels", leave=False)]
     frequent = np.argsort([-column.nnz for column in columns], kind="stable")[:LABELS]
     frequent.sort()
     return [concepts[i] for i in frequent], scipy.sparse.csr_array(scipy.sparse.hstack([columns[i] for i in frequent]))
 
 
-def read_digits(path, columns, columns_list, what, rows, rows_list):
-    """A big 0/1 matrix of single digits, CSR uint8 (rows, columns), a block of lines in memory at a time.
+def read_matrix(path, columns, why, rows, rows_list):
+    """A 0/1 matrix, CSR uint8 (rows, columns). Raises UserError if it does not fit the file that lists `rows` images.
 
-    Args:
-        columns_list, what: the file that lists `columns` of these, for the error.
-        rows_list: the file that lists `rows` images, for the error.
+    `why`: as of `read_binary_matrix`.
     """
-    blocks, done = [], 0
-    for text in line_blocks(path):
-        block = parse_digits(text, columns)
-        if block is None:
-            tell_bad_row(path, text, done, columns, columns_list, what)
-        blocks.append(block)
-        done += block.shape[0]
-    if done != rows:
-        raise UserError(f"{path} has {done:,} rows, but {rows_list} lists {rows:,} images")
-    return scipy.sparse.csr_array(scipy.sparse.vstack(blocks))
-
-
-def line_blocks(path):
-    """Yield the bytes of a file in blocks of whole lines, without blank ones at its end."""
-    try:
-        with open(path, "rb") as file, progress(total=path.stat().st_size, unit="B", unit_scale=True, leave=False,
-                                                desc=path.name) as bar:
-            rest = b""
-            while block := file.read(BLOCK):
-                bar.update(len(block))
-                text = rest + block
-                end = text.rfind(b"\n", 0, len(text.rstrip())) + 1  # of the last line but one that is not blank
-                if end:
-                    yield text[:end]
-                rest = text[end:]
-            if rest.strip():
-                yield rest.rstrip() + b"\n"
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-
-
-def parse_digits(text, columns):
-    """Lines of `columns` single digits each, CSR uint8 (lines, columns), or None if some line is not so."""
-    text = np.frombuffer(text, np.uint8)
-    kind = KIND[text]
-    digits = np.flatnonzero(kind == DIGIT)
-    ends = np.flatnonzero(text == ord("\n"))  # (lines,)
-    if (kind == OTHER).any() or (np.diff(digits) == 1).any() or len(digits) != len(ends) * columns:
-        return None
-    digits = digits.reshape(-1, columns)
-    if (digits[:, -1] > ends).any() or (digits[1:, 0] < ends[:-1]).any():
-        return None
-    ones = np.flatnonzero(text[digits.ravel()] == ord("1"))
-    starts = np.searchsorted(ones, np.arange(0, digits.size + 1, columns))
-    return scipy.sparse.csr_array((np.ones(len(ones), np.uint8), ones % columns, starts), shape=digits.shape)
-
-
-def tell_bad_row(path, text, done, columns, columns_list, what):
-    """Raise the UserError for the first bad line of a block that comes after `done` rows."""
-    for row, line in enumerate(text.split(b"\n"), done + 1):
-        words = line.split()
-        for word in words:
-            if word not in (b"0", b"1"):
-                raise UserError(f"{path}: row {row}: expected 0 or 1, found {word.decode('latin-1')!r}")
-        if len(words) != columns:
-            why = f" as {columns_list} lists {what}" if columns_list else ""
-            raise UserError(f"{path}: row {row} has {len(words)} numbers, expected {columns}{why}")
-    raise AssertionError("a block that was refused has no bad line")
+    matrix = read_binary_matrix(path, columns, why)
+    if matrix.shape[0] != rows:
+        raise UserError(f"{path} has {matrix.shape[0]:,} rows, but {rows_list} lists {rows:,} images")
+    return matrix
 
 
 # ---------------------------------------------------------------- the splits

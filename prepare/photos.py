@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, read_text
+from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, leads_out, read_text
 from image_files import list_faults
 from prepare.split_files import write_lines
 from storage.safe_files import sync
@@ -159,7 +159,7 @@ def image_name(path, row, text):
     if not text:
         raise UserError(f"{path}: row {row}: expected the path of a photo under image, found nothing")
     name = posixpath.normpath(text)
-    if name.startswith("/") or name.split("/")[0] == "..":
+    if leads_out(name):
         raise UserError(f"{path}: row {row}: expected the path of a photo inside the image folder, found "
                         f"{text!r}, which leads out of it")
     if name != name.strip():

@@ -22,12 +22,25 @@ def test_every_spelling_of_a_0_1_matrix_is_read(tmp_path, text):
     ("0 1\n0 2\n", "row 2: expected 0 or 1, found '2'"), ("0 1\n0 x\n", "row 2: expected 0 or 1, found 'x'"),
     ("0 1\n0 10\n", "row 2: expected 0 or 1, found '10'"), ("0 1\n0 nan\n", "row 2: expected 0 or 1, found 'nan'"),
     ("0 1\n0 1 1\n", "row 2 has 3 numbers, expected 2"), ("0 1\n\n0 1\n", "row 2 has 0 numbers, expected 2"),
-    ("", "found nothing"), ("0.5 1\n", "row 1: expected 0 or 1, found '0.5'")])
+    ("", "found nothing"), ("\n0 1\n", "row 1 is blank"), ("0.5 1\n", "row 1: expected 0 or 1, found '0.5'")])
 def test_what_is_not_a_0_1_matrix_is_refused_with_its_row(tmp_path, text, sentence):
     path = tmp_path / "m.txt"
     path.write_text(text)
     with pytest.raises(UserError, match=rf"m\.txt.*{sentence}"):
         dataset.read_binary_matrix(path)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_blocks_change_nothing_and_rows_are_counted_across_them(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(dataset, "BLOCK", block)
+    path = tmp_path / "m.txt"
+    path.write_bytes(b"0 1\r\n1 0\n1.0 0\n1 1\n \n")
+    np.testing.assert_array_equal(dataset.read_binary_matrix(path).toarray(), [[0, 1], [1, 0], [1, 0], [1, 1]])
+    for bad, sentence in (("1 x", "row 5: expected 0 or 1, found 'x'"),
+                          ("1", "row 5 has 1 numbers, expected 2 as in row 1")):
+        path.write_text("0 1\n1 0\n1.0 0\n1 1\n" + bad + "\n0 0\n")
+        with pytest.raises(UserError, match=sentence):
+            dataset.read_binary_matrix(path)
 
 
 def test_a_random_matrix_of_the_size_of_flickr_s_is_read_right(tmp_path):
