@@ -1,10 +1,11 @@
 """Reads pickles of NumPy arrays and plain containers, whoever made them: nothing that they name is imported or called.
 
 The standard library's unpickler in Python does the parsing, with the instructions below and no others. A name stays a
-str, and what a pickle may call are the methods in MAKERS. NumPy's `__setstate__` looks at none of its arguments, so
+str, and what a pickle may call are the methods in `makers`. NumPy's `__setstate__` looks at none of its arguments, so
 these do: an array is made only of as many bytes as its shape and type take. Memory is bounded by the file's size.
 
 Protocols 0 to 5, Python 2 and 3, NumPy 1 and 2. A `defaultdict` or `OrderedDict` becomes a dict, a `bytearray` bytes.
+A format that holds several pickles, or admits other names, derives its own Unpickler (weights/torch_file.py does).
 """
 import math
 import os
@@ -36,7 +37,10 @@ ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, Ind
 
 def load(file):
     """The content of a pickle, an open binary file of the disk. Raises one of ERRORS."""
-    return _Unpickler(file).load()
+    source = Source(file)
+    content = Unpickler(source).load()
+    source.check_end()
+    return content
 
 
 def bytes_left(file):
@@ -52,8 +56,8 @@ def fits(shape, dtype, size):
             and math.prod(length or 1 for length in shape) * (dtype.itemsize or 1) <= max(size, LARGEST_EMPTY))
 
 
-class _Source:
-    """The bytes of a pickle, and how much memory reading it may take: twice its size and SPARE_BYTES."""
+class Source:
+    """The bytes of a file, and how much memory reading it may take: twice its size and SPARE_BYTES."""
 
     def __init__(self, file):
         self._file = file
@@ -79,25 +83,30 @@ class _Source:
         if self._room < 0:
             raise pickle.UnpicklingError("it takes far more memory than its size")
 
+    def check_end(self):
+        if self.left:
+            raise pickle.UnpicklingError(f"expected its end, found {self.left} more bytes")
 
-class _Unpickler(pickle._Unpickler):
-    def __init__(self, file):
-        self._source = _Source(file)
-        super().__init__(self._source, encoding="latin1")  # as NumPy wants it for Python 2's pickles
 
-    def load(self):
-        content = super().load()
-        if self._source.left:
-            raise pickle.UnpicklingError(f"expected its end, found {self._source.left} more bytes")
-        return content
+class Unpickler(pickle._Unpickler):
+    """Reads one pickle from a Source.
+
+    arguments: the names that may only be handed over; makers: {name that may be called: method}; admitted: both in
+    words.
+    """
+    arguments = ARGUMENTS
+    admitted = "NumPy arrays and plain containers"
+
+    def __init__(self, source):
+        self._source = source
+        super().__init__(source, encoding="latin1")  # as NumPy wants it for Python 2's pickles
 
     # ---------------------------------------------------------------- instructions
 
     def find_class(self, module, name):
         known = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
-        if known not in ARGUMENTS and known not in MAKERS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, and only NumPy arrays and plain containers are "
-                                         "admitted")
+        if known not in self.arguments and known not in self.makers:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, and only {self.admitted} are admitted")
         return known
 
     def load_frame(self):
@@ -113,9 +122,9 @@ class _Unpickler(pickle._Unpickler):
 
     def load_reduce(self):
         arguments, name = self.stack.pop(), self.stack.pop()
-        if not (type(name) is str and name in MAKERS and type(arguments) is tuple):
-            raise pickle.UnpicklingError("it calls something else than NumPy's functions")
-        self.append(MAKERS[name](self, *arguments))
+        if not (type(name) is str and name in self.makers and type(arguments) is tuple):
+            raise pickle.UnpicklingError(f"it calls something else than what makes {self.admitted}")
+        self.append(self.makers[name](self, *arguments))
 
     def load_build(self):
         state, made = self.stack.pop(), self.stack[-1]
@@ -194,15 +203,15 @@ class _Unpickler(pickle._Unpickler):
         return array
 
 
-MAKERS = {
-    "numpy.core.multiarray._reconstruct": _Unpickler.make_empty,
-    "numpy.core.multiarray.scalar": _Unpickler.make_scalar,
-    "numpy.core.numeric._frombuffer": _Unpickler.make_array,
-    "numpy.dtype": _Unpickler.make_dtype,
-    "_codecs.encode": _Unpickler.make_bytes,
-    "builtins.bytes": _Unpickler.make_bytes,  # without arguments
-    "collections.OrderedDict": _Unpickler.make_dict,
-    "collections.defaultdict": _Unpickler.make_dict,
+Unpickler.makers = {
+    "numpy.core.multiarray._reconstruct": Unpickler.make_empty,
+    "numpy.core.multiarray.scalar": Unpickler.make_scalar,
+    "numpy.core.numeric._frombuffer": Unpickler.make_array,
+    "numpy.dtype": Unpickler.make_dtype,
+    "_codecs.encode": Unpickler.make_bytes,
+    "builtins.bytes": Unpickler.make_bytes,  # without arguments
+    "collections.OrderedDict": Unpickler.make_dict,
+    "collections.defaultdict": Unpickler.make_dict,
 }
-_Unpickler.dispatch = {code: getattr(_Unpickler, method.__name__)
-                       for code, method in pickle._Unpickler.dispatch.items() if code in INSTRUCTIONS}
+Unpickler.dispatch = {code: getattr(Unpickler, method.__name__)
+                      for code, method in pickle._Unpickler.dispatch.items() if code in INSTRUCTIONS}

@@ -325,6 +325,14 @@ def onnx_models():
     return Kind({"x.onnx": model.SerializeToString()}, onnx_model.read_source)
 
 
+def torch_files():
+    import torch_writer
+    from weights import torch_file
+    arrays = {"_conv_stem.weight": np.ones((3, 3, 4, 5), np.float32).transpose(3, 2, 0, 1),
+              "_bn0.weight": np.ones(5, np.float32), "_bn0.num_batches_tracked": np.array(7)}
+    return Kind({"x.pth": torch_writer.state_dict(arrays)}, torch_file.read_tensors)
+
+
 KINDS = {
     "pickle": pickles, "npy": arrays, "checkpoint": checkpoints, "matrix": matrices, "image list": image_lists,
     "tag list": tag_lists, "tag embeddings": tag_embeddings, "merge map": merge_maps, "image": images,
@@ -333,6 +341,7 @@ KINDS = {
     "CIFAR batch": cifar_batches, "CIFAR names": cifar_names, "pretrained GPQ": pretrained,
     "index": lambda: indexes(engine=False), "index of FAISS": lambda: indexes(engine=True),
     "retrieval file": retrievals, "Caffe model": caffe_models, "ONNX model": onnx_models,
+    "PyTorch file": torch_files,
 }
 
 

@@ -163,3 +163,54 @@ def dbscan_groups(v, eps):
 def merged_embeddings(v, groups):
     means = [mean_direction([v[i] for i in group]) for group in groups]
     return np.array([mean / np.sqrt(np.dot(mean, mean)) for mean in means])
+
+
+# EfficientNet-Lite0 from PyTorch's tensors: a map x is (C, H, W), kernels are (O, I, H, W).
+
+
+def same_convolution(x, kernel, stride=1, depthwise=False):
+    """One pixel at a time. Padding that cannot be halved has its odd row below and its odd column to the right."""
+    size, (_, height, width) = kernel.shape[2], x.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    down = max((rows - 1) * stride + size - height, 0)
+    right = max((columns - 1) * stride + size - width, 0)
+    x = np.pad(x, ((0, 0), (down // 2, down - down // 2), (right // 2, right - right // 2)))
+    result = np.empty((len(kernel), rows, columns))
+    for i, j in np.ndindex(rows, columns):
+        patch = x[:, i * stride:i * stride + size, j * stride:j * stride + size]
+        result[:, i, j] = (patch * kernel[:, 0]).sum((1, 2)) if depthwise else np.tensordot(kernel, patch, 3)
+    return result
+
+
+def batch_normalisation(x, tensors, name):
+    scale, offset, mean, variance = (np.float64(tensors[f"{name}.{part}"])[:, None, None]
+                                     for part in ("weight", "bias", "running_mean", "running_var"))
+    return scale * (x - mean) / np.sqrt(variance + 1e-3) + offset
+
+
+def relu6(x):
+    return np.minimum(np.maximum(x, 0), 6)
+
+
+def efficientnet_block(x, tensors, name, stride):
+    inputs = x
+    if f"{name}._expand_conv.weight" in tensors:
+        x = same_convolution(x, np.float64(tensors[f"{name}._expand_conv.weight"]))
+        x = relu6(batch_normalisation(x, tensors, f"{name}._bn0"))
+    x = same_convolution(x, np.float64(tensors[f"{name}._depthwise_conv.weight"]), stride, depthwise=True)
+    x = relu6(batch_normalisation(x, tensors, f"{name}._bn1"))
+    x = same_convolution(x, np.float64(tensors[f"{name}._project_conv.weight"]))
+    x = batch_normalisation(x, tensors, f"{name}._bn2")
+    return x + inputs if x.shape == inputs.shape else x
+
+
+def efficientnet_lite0(image, tensors):
+    """The pooled features, float64 (1280,), of a BGR image (H, W, 3), and the maps after stem, blocks and head."""
+    x = (np.float64(image[..., ::-1].transpose(2, 0, 1)) - 127) / 128
+    x = same_convolution(x, np.float64(tensors["_conv_stem.weight"]), 2)
+    maps = [relu6(batch_normalisation(x, tensors, "_bn0"))]
+    for number, stride in enumerate([1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]):
+        maps.append(efficientnet_block(maps[-1], tensors, f"_blocks.{number}", stride))
+    x = same_convolution(maps[-1], np.float64(tensors["_conv_head.weight"]))
+    maps.append(relu6(batch_normalisation(x, tensors, "_bn1")))
+    return maps[-1].mean((1, 2)), maps

@@ -475,7 +475,7 @@ def test_a_packed_array_is_not_unpacked_beyond_what_it_may_hold():
 # ---------------------------------------------------------------- damage of every kind
 
 KINDS = ("pickle", "npy", "checkpoint", "matrix", "image list", "tag list", "tag embeddings", "merge map", "image",
-         "vectors .bin", "vectors .vec", "CIFAR batch", "index", "Caffe model")
+         "vectors .bin", "vectors .vec", "CIFAR batch", "index", "Caffe model", "PyTorch file")
 
 
 def test_damaged_files_are_read_or_refused():
