@@ -26,6 +26,10 @@ TAGS_SHOWN = 12  # of a photo
 ROCCHIO = (1, 0.75, 0.15)  # α, β, γ: weights of the query, of photos marked as right, and of those marked as wrong
 
 
+class UnknownWord(UserError):
+    """A word that is no learned tag."""
+
+
 class Service:
     """Answers to questions, as plain containers for JSON. Raises UserError for what cannot be answered.
 
@@ -97,6 +101,8 @@ class Service:
     def query(self, body):
         """The photos nearest to words, a photo or a row of the index, together with marks of right and wrong.
 
+        Words that are not known are no fault of the page: there are no results then, but a `sentence`.
+
         Settings: words (text), photo (as `embedding` gives it), like (row), share (of the photo where there are words
         too, 0 to 1, default ½), right and wrong (rows), skip and topk (results to leave out, and to give).
         """
@@ -104,15 +110,20 @@ class Service:
         settings = self._read_settings(body)
         topk = whole_number(settings, "topk", DEFAULT_TOPK, MOST_SHOWN)
         skip = whole_number(settings, "skip", 0, MOST_SHOWN, least=0)
-        direction = self._direction(settings)
+        try:
+            direction = self._direction(settings)
+        except UnknownWord as error:
+            return {"results": [], "sentence": str(error), **self._facts(started)}
         scores, rows = (found[0] for found in self.index.search(direction[None], skip + topk, self._probes))
         found = rows[skip:][rows[skip:] >= 0]
         cosines = self._reconstructions(found) @ index.normalise(direction)
         results = [{"row": int(row), "score": float(score), "cosine": float(cosine),
                     "path": str(self.index.image_path(row))}
                    for row, score, cosine in zip(found, scores[skip:], cosines, strict=False)]
-        return {"results": results, "photos": len(self.index), "bits": self._bits(),
-                "milliseconds": 1000 * (time.perf_counter() - started)}
+        return {"results": results, **self._facts(started)}
+
+    def _facts(self, started):
+        return {"photos": len(self.index), "bits": self._bits(), "milliseconds": 1000 * (time.perf_counter() - started)}
 
     def row(self, row):
         """Path and likely tags of the photo of a row, by its reconstruction."""
@@ -142,16 +153,22 @@ class Service:
         """The query of a request, float32 (D,): its parts' mean direction, moved by Rocchio's rule."""
         parts = []
         share = number(settings, "share", 0.5)
-        seen = [*self._seen_photo(settings)]
+        seen = list(self._seen_photo(settings))
         if words := settings.get("words"):
             if why := self.no_words():
                 raise UserError(why)
-            parts.append(self.index.words(read_words(words)) * (1 - share if seen else 1))
+            parts.append(self._word_direction(read_words(words)) * (1 - share if seen else 1))
         parts += [vector * (share if parts else 1) for vector in seen]
         right, wrong = self._marked(settings, "right"), self._marked(settings, "wrong")
         if not parts and not len(right):
             raise UserError("expected words, a photo, or photos that are marked as right")
         return rocchio(np.sum(parts, 0, np.float32) if parts else None, right, wrong)
+
+    def _word_direction(self, words):
+        try:
+            return self.index.words(words)
+        except UserError as error:
+            raise UnknownWord(str(error)) from None
 
     def _seen_photo(self, settings):
         """The direction of the photo that is asked for, or none: vectors (D,)."""

@@ -20,6 +20,7 @@ except ImportError:  # on Windows
     resource = None
 
 MOST_CONNECTIONS = 256
+ACCEPTED_AT_ONCE = 64  # connections, before it is seen that they are too many
 HEAD_SECONDS = 10  # in which the head of a request has to arrive, on a new connection or on one that is kept
 REQUEST_SECONDS = 150  # in which a request has to be answered, and its answer taken: the first photo loads the network
 STOP_SECONDS = 10  # for which requests in flight are still answered once the server is to end
@@ -39,18 +40,18 @@ def listen(host, port):
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(128)  # so that a second server is refused now, not once it has loaded everything
+        listener.listen(ACCEPTED_AT_ONCE)  # so that a second server is refused now, not once it has loaded everything
     except OSError as error:
         raise UserError(f"{host}:{port}: cannot listen there: {error.strerror or error}") from None
     return listener
 
 
 def most_connections():
-    """How many clients are let in: at most half of the files that the process may open."""
+    """How many clients are let in: fewer where the process may open few files."""
     if resource is None:
         return MOST_CONNECTIONS
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(MOST_CONNECTIONS, files // 2) if files > 0 else MOST_CONNECTIONS
+    return MOST_CONNECTIONS if files < 0 else max(1, min(MOST_CONNECTIONS, files // 2 - ACCEPTED_AT_ONCE // 2))
 
 
 class WebServer(uvicorn.Server):
@@ -60,6 +61,7 @@ class WebServer(uvicorn.Server):
         super().__init__(uvicorn.Config(
             app, http=Connection, ws="none", lifespan="off", loop="asyncio", log_config=None, access_log=access_log,
             server_header=False, proxy_headers=False, timeout_keep_alive=HEAD_SECONDS,
+            backlog=ACCEPTED_AT_ONCE,
             timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=HEAD_BYTES))
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what clients do wrong is told to them
         if access_log:
@@ -104,7 +106,9 @@ class Connection(H11Protocol):
     def _make_room(self):
         idle = [other for other in self.connections if other is not self and other.is_idle()]
         if idle:
-            min(idle, key=lambda other: other._idle_since).transport.abort()
+            longest = min(idle, key=lambda other: other._idle_since)
+            self.connections.discard(longest)
+            longest.transport.abort()
             return
         self.send_error(503, "the server has too many clients at the moment: try again")
 

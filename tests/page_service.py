@@ -1,11 +1,12 @@
 """A small real index of drawn photos and a service on it without TensorFlow, for tests of the server and the page.
 
-    python tests/page_service.py INDEX [--photos 60] [--port 0] [--token TOKEN] [--access-log]
+    python tests/page_service.py INDEX [--photos 60] [--port 0] [--token TOKEN] [--seconds S] [--access-log]
 
 makes the index if there is none and serves it. The "network" is a fixed random projection of a photo's colours; a tag's
 vector is the mean of its photos.
 """
 import argparse
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,9 @@ import numpy as np
 
 from image_files import image_fault, read_image
 from prepare import demo
-from retrieval import index
+from retrieval import index, limits, web_server
 from retrieval.answers import Service
 from retrieval.web_app import WebApp
-from retrieval.web_server import WebServer, listen
 from util import UserError, run_program, stream
 
 CELLS = 6  # of a photo's colours, across and down
@@ -47,6 +47,8 @@ class Photos:
     def embed(self, path, name):
         if fault := image_fault(path):
             raise UserError(f"{name} {fault}")
+        if name == "slow":
+            time.sleep(1)
         return embed(read_image(path))
 
     def by_words(self, words, topk, probes):
@@ -93,14 +95,17 @@ def main():
     parser.add_argument("--photos", type=int, default=60)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--token")
+    parser.add_argument("--seconds", type=float, help="in which the head and the body of a request have to arrive")
     parser.add_argument("--access-log", action="store_true")
     options = parser.parse_args()
-    listener = listen("127.0.0.1", options.port)
+    if options.seconds:
+        limits.BODY_SECONDS = web_server.HEAD_SECONDS = options.seconds
+    listener = web_server.listen("127.0.0.1", options.port)
     if not (options.folder / index.MANIFEST).is_file():
         make_index(options.folder, options.photos)
     app = WebApp(lambda: Service(Photos(options.folder), 32), token=options.token)
     print(f"serving at http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    WebServer(app, listener, options.access_log).run()
+    web_server.WebServer(app, listener, options.access_log).run()
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ async function search(query) {
     if (error.name === "AbortError") return;
     answer = null;
     $("results").replaceChildren();
+    drawFacts();
     say(error.message, true);
-    suggest(query);
   } finally {
     clearTimeout(waiting);
     if (asking === mine) { asking = null; $("results").classList.remove("old"); }
@@ -192,8 +192,8 @@ function drawResults() {
   $("results").replaceChildren();
   drawFacts();
   if (!answer.results.length) {
-    say("Nothing was found.");
-    drawHint("Try fewer words, another word, or a photo.");
+    say(answer.sentence ? sentence(answer.sentence) : "Nothing was found.", true);
+    suggest(readAddress());
     return;
   }
   say(`${numbers.format(answer.photos)} photos, the nearest first`);
@@ -257,12 +257,14 @@ function drawHint(text, ...more) {
 }
 
 async function suggest(query, text = "Try one of these words, or a photo:") {
-  if (facts.no_words) return;
+  if (facts.no_words) { drawHint("Try another photo."); return; }
   const last = query.words.trim().split(/\s+/).pop();
   try {
     let {words} = await ask(`words?prefix=${encodeURIComponent(last.slice(0, 2))}`);
     if (!words.length) ({words} = await ask("words?prefix="));
-    if (words.length && key(readAddress()) === drawn && !answer) drawHint(text, tagList(make("ul", {className: "tags"}), words));
+    if (words.length && key(readAddress()) === drawn && !answer?.results.length) {
+      drawHint(text, tagList(make("ul", {className: "tags"}), words));
+    }
   } catch { /* the sentence before it stands */ }
 }
 
