@@ -114,6 +114,17 @@ def _png_structure(data):
     return *struct.unpack(">II", data[16:24]), True
 
 
+def header_size(data):
+    """Width and height, by its header, of a whole JPEG or PNG of the usual kind, bytes; None of any other file."""
+    if data[:3] == b"\xff\xd8\xff":
+        structure = _jpeg_structure(data)
+    elif data[:8] == b"\x89PNG\r\n\x1a\n":
+        structure = _png_structure(data)
+    else:
+        return None
+    return structure[:2] if structure and structure[2] else None
+
+
 # ---------------------------------------------------------------- decoding
 
 def decode(path):

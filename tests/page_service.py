@@ -1,0 +1,112 @@
+"""A small real index of drawn photos and a service on it without TensorFlow, for tests of the server and the page.
+
+    python tests/page_service.py INDEX [--photos 60] [--port 0] [--token TOKEN] [--seconds S] [--access-log]
+
+makes the index if there is none and serves it. The "network" is a fixed random projection of a photo's colours; a tag's
+vector is the mean of its photos.
+"""
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from image_files import image_fault, read_image
+from prepare import demo
+from retrieval import index, limits, web_server
+from retrieval.answers import Service
+from retrieval.web_app import WebApp
+from util import UserError, run_program, stream
+
+CELLS = 6  # of a photo's colours, across and down
+
+
+@dataclass(frozen=True)
+class Result:
+    rank: int
+    score: float
+    path: str
+    hit: bool | None
+
+
+def embed(photo):
+    """A photo, BGR, uint8 (h, w, 3), as a float32 (300,)."""
+    colours = cv2.resize(photo, (CELLS, CELLS), interpolation=cv2.INTER_AREA).astype(np.float32).ravel() / 128 - 1
+    projection = stream(0, "page projection").normal(size=(colours.size, 300)).astype(np.float32)
+    return colours @ projection / np.sqrt(colours.size)
+
+
+class Photos:
+    """What the service asks: see answers.Service."""
+
+    def __init__(self, folder):
+        self.index = index.load(folder)
+
+    def embed(self, path, name):
+        if fault := image_fault(path):
+            raise UserError(f"{name} {fault}")
+        if name == "slow":
+            time.sleep(1)
+        return embed(read_image(path))
+
+    def by_words(self, words, topk, probes):
+        return self._results(self.index.words(words), topk, probes)
+
+    def by_photo(self, path, topk, name, probes):
+        return self._results(self.embed(path, name), topk, probes)
+
+    def _results(self, query, topk, probes):
+        scores, rows = self.index.search(query[None], topk, probes)
+        return [Result(rank, float(score), str(self.index.image_path(row)), None)
+                for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), 1)]
+
+
+def make_index(folder, photos=60, seed=0):
+    """Draw photos into `folder`/photos and write an index of them into `folder`."""
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    names, tags, embeddings = [], [], []
+    for i in range(photos):
+        photo, words, _ = demo.make_photo(seed, i)
+        names.append(f"{i:05d} {'-'.join(words[:2])}.jpg")
+        cv2.imwrite(str(folder / "photos" / names[-1]), photo)
+        tags.append(words)
+        embeddings.append(embed(cv2.resize(photo, (256, 256))))
+    embeddings = np.array(embeddings)
+    counts = {tag: sum(tag in words for words in tags) for tag in sorted({tag for words in tags for tag in words})}
+    known = sorted((tag for tag in counts if counts[tag] > 1), key=lambda tag: -counts[tag])
+    rng = stream(seed, "page index")
+    first = embeddings[rng.integers(0, photos, 256)]
+    rows = np.argmin(np.square(embeddings[:, None] - first).sum(2), 1)
+    rest = embeddings - first[rows]
+    second = rest[rng.integers(0, photos, 256)]
+    codes = np.stack([rows, np.argmin(np.square(rest[:, None] - second).sum(2), 1)], 1).astype(np.uint8)
+    vectors = [embeddings[[tag in words for words in tags]].mean(0) - embeddings.mean(0) for tag in known]
+    return index.save(folder, index.Content(
+        codes=codes, codebooks=np.stack([first, second]), images=names, tag_names=[[tag] for tag in known],
+        tag_embeddings=np.array(vectors), labels=None, label_names=[],
+        facts={"seed": seed, "images": str((folder / "photos").resolve())}))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("folder", type=Path, metavar="INDEX")
+    parser.add_argument("--photos", type=int, default=60)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--token")
+    parser.add_argument("--seconds", type=float, help="in which the head and the body of a request have to arrive")
+    parser.add_argument("--access-log", action="store_true")
+    options = parser.parse_args()
+    if options.seconds:
+        limits.BODY_SECONDS = web_server.HEAD_SECONDS = options.seconds
+    listener = web_server.listen("127.0.0.1", options.port)
+    if not (options.folder / index.MANIFEST).is_file():
+        make_index(options.folder, options.photos)
+    app = WebApp(lambda: Service(Photos(options.folder), 32), token=options.token)
+    print(f"serving at http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    web_server.WebServer(app, listener, options.access_log).run()
+
+
+if __name__ == "__main__":
+    run_program(main)
