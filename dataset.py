@@ -80,6 +80,35 @@ def known_datasets(root):
     return sorted(names.get(folder, folder) for folder in folders)
 
 
+# ---------------------------------------------------------------- links to images
+
+def link_folder(link, folder, root):
+    """Let `link` name a folder: by a relative path where both lie below `root`, so that the project can be moved."""
+    place, folder, root = link.parent.resolve(), folder.resolve(), root.resolve()
+    inside = place.is_relative_to(root) and folder.is_relative_to(root)
+    link.symlink_to(os.path.relpath(folder, place) if inside else folder, target_is_directory=True)
+
+
+def check_links(dataset, names):
+    """See that the image folder, and the folders directly in it that `names` use, lead to images of this project.
+
+    A link to nothing raises UserError; one into another project that has this data set too, which a copied project
+    has where links are absolute, is noted.
+    """
+    images = dataset.images
+    project = dataset.splits.parent.parent.resolve()
+    used = sorted({name.split("/")[0] for name in names if "/" in name})
+    for link in filter(Path.is_symlink, (images, *(images / name for name in used))):
+        place = Path(os.path.realpath(link))
+        told = f"{link} is a link to {os.readlink(link)}"
+        again = f"make it again: ln -sfn FOLDER {link}"
+        if not place.is_dir():
+            raise UserError(f"{told}, and there is no such folder; if the images were moved, {again}")
+        for other in place.parents:
+            if other != project and any((other / "data" / dataset.splits.name).glob("*_img.txt")):
+                note(f"{told}, in another project, {other}; if this project is a copy of that one, {again}")
+
+
 # ---------------------------------------------------------------- split files
 
 def read_text(path, errors="strict"):
@@ -368,6 +397,7 @@ def read_split(dataset, split):
     """The image names of a split and its 0/1 matrix, CSR uint8, row for row. Raises UserError."""
     list_file, matrix_file = dataset.split_files(split)
     names = read_image_list(list_file)
+    check_links(dataset, names)
     matrix = read_binary_matrix(matrix_file)
     if matrix.shape[0] != len(names):
         raise UserError(f"{matrix_file} has {matrix.shape[0]} rows, but {list_file} lists {len(names)} images")

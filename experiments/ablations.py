@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dataset
+from prepare.split_files import link_images
 from storage.run_log import experiment_name
 from storage.safe_files import write_json
 from util import MOST_CODEBOOKS, ROOT, UserError, number, run_program
@@ -83,9 +84,7 @@ def prepare_tags(options):
     splits.mkdir(exist_ok=True)
     for path in [*sum((found.split_files(split) for split in ("train", "database", "test")), ()), found.tag_list]:
         shutil.copyfile(path, splits / path.name)
-    images = options.root / "datasets" / plain
-    if not images.exists():
-        images.symlink_to(found.images.resolve())
+    link_images(options.root / "datasets" / plain, found.images, options.root)
     common = [options.vectors, options.gpu, "--root", options.root]
     program("tag_processing.py", options.dataset, *common, "--threshold", options.threshold)
     program("tag_processing.py", plain, *common, "--no-graph")

@@ -9,10 +9,10 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from os import cpu_count
 from pathlib import Path
 
 from dataset import (
+    check_links,
     faults_in,
     find_dataset,
     merge_tags,
@@ -25,7 +25,7 @@ from dataset import (
 from image_files import list_faults
 from prepare.split_files import counts, spread, tags_made_from
 from storage.safe_files import fingerprint, write_json
-from util import ROOT, UserError, first_few, progress, run_program
+from util import ROOT, UserError, cores, first_few, progress, run_program
 
 SPLITS = ("train", "database", "test")
 
@@ -168,6 +168,10 @@ def made_from_other_tags(dataset):
 def check_images(dataset, check):
     """Find the images that cannot be read; returns their names."""
     names = list(dict.fromkeys(name for split in SPLITS for name in check.names.get(split, ())))
+    try:
+        check_links(dataset, names)
+    except UserError as error:
+        check.findings.append(str(error))
     faults = faults_in(dataset.images, names)
     check.figures["unreadable_images"] = len(faults)
     if faults:
@@ -197,7 +201,7 @@ def check_overlap(dataset, check, unreadable):
 
 def content_hashes(folder, names, others):
     """{name: SHA-256} of those of `names` and `others` whose size occurs on both sides; only these can be equal."""
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         both = list(dict.fromkeys((*names, *others)))
         size = dict(zip(both, pool.map(lambda name: (folder / name).stat().st_size, both), strict=True))
         shared = {size[name] for name in names} & {size[name] for name in others}

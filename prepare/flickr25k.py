@@ -59,7 +59,7 @@ def main():
         folder = unpacked(images, place / "mirflickr", options.md5) if images.is_file() else images_folder(images)
         collection = read_collection(folder, annotations, labels_file)
         rows = draw(collection, options)
-        link_images(place / "mirflickr", folder)
+        link_images(place / "mirflickr", folder, options.root)
         finish(collection, rows, splits, options, {"dataset": "flickr", "protocol": options.protocol})
     if len(collection.names) != COUNT:
         print(f"note: these are {len(collection.names):,} images; the whole collection has {COUNT:,}")

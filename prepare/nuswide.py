@@ -41,7 +41,7 @@ def main():
         finish_moving(splits)
         collection, total = read_collection(options.release, images)
         rows = draw(collection, options)
-        link_images(place / "Flickr", images)
+        link_images(place / "Flickr", images, options.root)
         finish(collection, rows, splits, options,
                {"dataset": "nuswide", "queries_of_each_label": options.per_concept})
     if total != COUNT:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, leads_out, read_text
+from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, leads_out, link_folder, read_text
 from image_files import list_faults
 from prepare.split_files import write_lines
 from storage.safe_files import sync
@@ -75,7 +75,7 @@ def main():
     training_split = "train" if any(photo.split == "train" for photo in photos) else "database"
     photos = sound_photos(args.photos, photos, images, args.skip_bad)
     plan = make_plan(args.photos, photos, training_split, args.min_tag_count)
-    install(plan, splits, link, images)
+    install(plan, splits, link, images, args.root)
     report(plan, training_split, splits, link)
     root = [] if args.root == ROOT else ["--root", str(args.root)]
     print("next: " + shlex.join(["python", "tag_processing.py", args.name, "train", "0", *root]))
@@ -256,7 +256,7 @@ def check_link(link, images):
         raise UserError(f"{link} is already there and is not {images}; remove it, or choose another name")
 
 
-def install(plan, splits, link, images):
+def install(plan, splits, link, images, root):
     """Write `data/NAME` beside its place, link the images, move it there; a failure leaves neither."""
     temporary = splits.with_name(f".{splits.name}.{os.getpid()}.tmp")
     new_link, installed = not os.path.lexists(link), False
@@ -268,7 +268,7 @@ def install(plan, splits, link, images):
             raise UserError(f"{splits} is already there and holds something else; remove this folder, or "
                             "choose another name")
         if new_link:
-            link.symlink_to(images, target_is_directory=True)
+            link_folder(link, images, root)
         if not os.path.lexists(splits):
             temporary.rename(splits)
             sync(splits.parent)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 
-from dataset import TAG_LISTS, read_tag_names
+from dataset import TAG_LISTS, link_folder, read_tag_names
 from storage.safe_files import exclusive_lock, fingerprint, sync, write_json
 from util import UserError
 
@@ -187,12 +187,12 @@ def tags_are_stale(splits, tag_list):
     return made_from != fingerprint(tag_list)
 
 
-def link_images(link, images):
-    """Let `link` name the folder `images`. Raises UserError if it names something else."""
+def link_images(link, images, root):
+    """Let `link` name the folder `images`, as of `link_folder`. Raises UserError if it names something else."""
     images = images.resolve()
     if not os.path.lexists(link):
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(images, target_is_directory=True)
+        link_folder(link, images, root)
     elif os.path.realpath(link) != str(images):
         raise UserError(f"{link} is already there and is not {images}; remove or rename it")
 
