@@ -13,7 +13,7 @@ os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(2**27)  # MOST_PIXELS; OpenCV loo
 import cv2
 import numpy as np
 
-from util import UserError, first_few, progress
+from util import UserError, cores, first_few, progress
 
 IMAGE_SIDE = 256  # pixels of a stored image
 THUMBNAIL_SIDE = 160  # pixels of a thumbnail's longer side
@@ -29,7 +29,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wro
 
 def image_faults(paths):
     """{row: what is wrong} of the files that are missing, empty, truncated or no image; headers and ends only."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         found = progress(pool.map(image_fault, paths), total=len(paths), desc="checking images", leave=False)
         return {row: why for row, why in enumerate(found) if why}
 
@@ -162,7 +162,7 @@ def try_image(path):
 
 def decodable_images(paths):
     """The images that can be decoded, uint8 (n, 256, 256, 3), and {row: what is wrong} of the others."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         images, faults = zip(*pool.map(try_image, paths), strict=True)
     sound = [image for image in images if image is not None]
     return np.array(sound), {row: fault for row, fault in enumerate(faults) if fault}
@@ -193,7 +193,7 @@ class ImageStore:
         room = min(len(paths), int(cache_bytes) // IMAGE_BYTES)
         self._cache = np.empty((room, IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
         self._cached = np.zeros(room, bool)
-        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._pool = ThreadPoolExecutor(cores())
 
     def __len__(self):
         return len(self.paths)

@@ -15,6 +15,8 @@ for line in sys.stdin.buffer:
         sys.stderr.buffer.write(line)
 """
 
+QUIET = "3"  # which programs started by this one inherit; without drivers even 2 tells of them, errors are exceptions
+
 
 @contextlib.contextmanager
 def without_notes():
@@ -22,10 +24,9 @@ def without_notes():
 
     The filter is a process of its own, so that what a library says before it ends this process is heard too.
     """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", QUIET) != QUIET:
         yield
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # without drivers even 2 tells of them; other errors come as exceptions
     stderr = os.dup(2)
     try:
         with subprocess.Popen([sys.executable, "-ISc", FILTER], stdin=subprocess.PIPE) as passing:

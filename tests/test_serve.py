@@ -309,10 +309,11 @@ def test_a_disk_that_is_full_while_shards_are_cut_is_one_sentence_and_leaves_not
     shutil.copytree(folders[kind], folder)
     before = sorted(path.name for path in folder.iterdir())
     for size in (50, 300_000):
-        code = f"import resource, serve, util; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, -1)); " \
+        code = "from retrieval import service; " \
+               f"import resource, serve, util; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, -1)); " \
                "util.run_program(serve.main)"
         done = subprocess.run([sys.executable, "-c", code, folder, "--shards", "2", "--port", "0"], cwd=PROJECT,
-                              capture_output=True, text=True)
+                              capture_output=True, text=True, timeout=120)
         assert done.returncode == 2, done.stderr
         assert done.stderr == f"error: {folder}/shards-2/shard-1.faiss: it could not be written: File too large\n"
         assert sorted(path.name for path in folder.iterdir()) == sorted([*before, ".shards.lock"])
