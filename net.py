@@ -83,7 +83,7 @@ def train(options, target, backbone):
     trainable = list(backbone.LAYERS) if options.finetune == "all" else [layers.LAST]
     graph = TrainingGraph(backbone, training_set.embeddings, factor, embedding_loss(options), options.dropout,
                           trainable, device, options.precision)
-    stored = next(reading)
+    stored, = reading
     codebooks, has_codebooks = first_codebooks(options, stored, log)
     alternation = AlternatingOptimisation(len(store), factor, codebooks, options.seed, has_codebooks)
     if options.iterations <= schedule.period and not has_codebooks and not options.two_stage:
