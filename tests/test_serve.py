@@ -289,7 +289,7 @@ def test_a_shard_that_was_altered_or_is_missing_is_named(folders, tmp_path):
 
 
 def test_shards_are_made_once_and_anew_when_the_index_is_written_again(folders, tmp_path):
-    shutil.copytree(folders["flat"], tmp_path / "index")
+    copy_uncut(folders["flat"], tmp_path / "index")
     before = cut(tmp_path / "index")[0].stat().st_ino
     assert cut(tmp_path / "index")[0].stat().st_ino == before
     opened = shards.Part(str(cut(tmp_path / "index")[0]), fingerprint(tmp_path / "index" / manifest.MANIFEST), 0)
@@ -303,10 +303,15 @@ def test_shards_are_made_once_and_anew_when_the_index_is_written_again(folders, 
         shards.Shard(opened, threads=1)
 
 
+def copy_uncut(folder, copy):
+    """Copy an index without the shards that a server of an earlier test made of it."""
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("shards-*", ".shards*"))
+
+
 @pytest.mark.parametrize("kind", ["flat", "lists"])
 def test_a_disk_that_is_full_while_shards_are_cut_is_one_sentence_and_leaves_nothing(folders, tmp_path, kind):
     folder = tmp_path / "index"
-    shutil.copytree(folders[kind], folder)
+    copy_uncut(folders[kind], folder)
     before = sorted(path.name for path in folder.iterdir())
     for size in (50, 300_000):
         code = "from retrieval import service; " \
@@ -321,7 +326,7 @@ def test_a_disk_that_is_full_while_shards_are_cut_is_one_sentence_and_leaves_not
 
 
 def test_two_processes_do_not_cut_one_index_at_once(folders, tmp_path):
-    shutil.copytree(folders["flat"], tmp_path / "index")
+    copy_uncut(folders["flat"], tmp_path / "index")
     with (exclusive_lock(tmp_path / "index" / shards.LOCK, "taken"),
           pytest.raises(UserError, match="another process is cutting this index into shards")):
         cut(tmp_path / "index")
@@ -329,7 +334,7 @@ def test_two_processes_do_not_cut_one_index_at_once(folders, tmp_path):
 
 
 def test_a_kill_at_any_moment_of_cutting_leaves_shards_that_can_be_used_or_cut_again(folders, tmp_path):
-    shutil.copytree(folders["flat"], tmp_path / "index")
+    copy_uncut(folders["flat"], tmp_path / "index")
     (tmp_path / "index/.shards-2.77.tmp").mkdir()  # half-written by a process that was killed
     expected = [path.read_bytes() for path in cut(tmp_path / "index")]
     call, killed = 1, True
