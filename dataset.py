@@ -13,7 +13,7 @@ import scipy.sparse
 from image_files import image_faults, list_faults
 from storage.arrays import read_pickle
 from storage.safe_files import check_checksums
-from util import DIMENSIONS, UserError, note, progress
+from util import DIMENSIONS, UserError, leads_out, note, progress
 
 MOST_SHOWN = 80  # characters of a faulty text
 BLOCK = 2**24  # bytes of a 0/1 matrix that are parsed at a time; their masks take ten times as much
@@ -160,11 +160,6 @@ def read_image_list(path, errors="strict"):
             raise UserError(f"{path}: row {row}: expected a path inside the image folder, found {shown(name)}, which "
                             "leads out of it")
     return names
-
-
-def leads_out(name):
-    """Whether a path is absolute or climbs by `..`, even if it comes back."""
-    return name.startswith("/") or (".." in name and ".." in name.split("/"))
 
 
 def read_tag_names(path):

@@ -49,6 +49,11 @@ def run_program(main):
         sys.exit(130)
 
 
+def leads_out(name):
+    """Whether a path is absolute or climbs by `..`, even if it comes back."""
+    return name.startswith("/") or (".." in name and ".." in name.split("/"))
+
+
 def one_line(content):
     """An error, a shape or a type in words, on one line that is not too long."""
     return " ".join(str(content).split())[:200] or type(content).__name__

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
-from dataset import leads_out, tag_rows
+from dataset import tag_rows
 from image_files import image_faults, list_faults
 from prepare.download import check_md5, fetch, md5, md5_digits
 from prepare.split_files import (
@@ -32,7 +32,7 @@ from prepare.split_files import (
     only_preparation,
     temporary_folder,
 )
-from util import UserError, add_shared_options, number, progress, run_program, stream
+from util import UserError, add_shared_options, leads_out, number, progress, run_program, stream
 
 FOLDER = "flickr25k"
 URL_BASE = "http://press.liacs.nl/mirflickr/mirflickr25k.v3b/"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
-from dataset import leads_out, read_binary_matrix, read_image_list, read_tag_names
+from dataset import read_binary_matrix, read_image_list, read_tag_names
 from image_files import image_faults, list_faults
 from prepare.split_files import (
     Collection,
@@ -22,7 +22,7 @@ from prepare.split_files import (
     link_images,
     only_preparation,
 )
-from util import UserError, add_shared_options, number, progress, run_program, stream
+from util import UserError, add_shared_options, leads_out, number, progress, run_program, stream
 
 FOLDER = "nus-wide"
 COUNT = 269_648  # images of the whole collection

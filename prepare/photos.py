@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, leads_out, link_folder, read_text
+from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, link_folder, read_text
 from image_files import list_faults
 from prepare.split_files import write_lines
 from storage.safe_files import sync
-from util import ROOT, UserError, number, run_program
+from util import ROOT, UserError, leads_out, number, run_program
 
 REQUIRED = ("image", "tags", "split")
 COLUMNS = (*REQUIRED, "labels")

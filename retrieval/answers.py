@@ -3,25 +3,29 @@
 Letters: D = 300 numbers of an embedding, Q queries.
 """
 import base64
-import json
 import time
 import unicodedata
-from dataclasses import asdict
 
 import numpy as np
 
 import quantizer
-from retrieval import index
+from retrieval import index, manifest
+from retrieval.questions import (
+    MOST_RESULTS,
+    as_answer,
+    as_numbers,
+    read_object,
+    read_vectors,
+    read_words,
+    whole_number,
+)
+from retrieval.result import DEFAULT_TOPK
 from storage.safe_files import fingerprint
 from util import UserError, one_line
 
 MOST_VECTORS = 4096  # of a request
-MOST_RESULTS = 10**6  # of a request's queries together
 MOST_SHOWN = 5000  # results of a query that the page may scroll to
 MOST_MARKED = 1000  # photos that are marked as right or wrong
-MOST_LETTERS = 1000  # of a query in words
-LARGEST = 1e9  # absolute value in a query, so that no score overflows
-DEFAULT_TOPK = 20
 TAGS_SHOWN = 12  # of a photo
 ROCCHIO = (1, 0.75, 0.15)  # α, β, γ: weights of the query, of photos marked as right, and of those marked as wrong
 
@@ -50,7 +54,7 @@ class Service:
         return self._manifest() != self._source
 
     def _manifest(self):
-        return fingerprint(self.index.folder / index.MANIFEST)
+        return fingerprint(self.index.folder / manifest.MANIFEST)
 
     # ------------------------------------------------------------ for programs
 
@@ -66,7 +70,7 @@ class Service:
         length = self.index.content.codebooks.shape[2]
         check_json_size(body, length)
         settings = read_object(body)
-        vectors = read_vectors(settings.get("vectors"), length)
+        vectors = read_vectors(settings.get("vectors"), length, MOST_VECTORS)
         topk, probes = self._options(settings, MOST_RESULTS // len(vectors))
         answers = [(scores[rows >= 0], rows[rows >= 0])  # the lists that were looked into may hold too few
                    for scores, rows in zip(*self.index.search(vectors, topk, probes), strict=True)]
@@ -232,27 +236,9 @@ def rocchio(query, right, wrong):
 
 # ---------------------------------------------------------------- reading requests
 
-def as_answer(results):
-    return {"results": [asdict(result) for result in results]}
-
-
 def photo_name(settings):
     """What a client calls its photo, for sentences about it."""
     return one_line(settings.get("name") or "the photo")
-
-
-def as_numbers(settings):
-    """Settings of a request's address, texts, with whole numbers read."""
-    return {key: int(value) if value.isdecimal() and len(value) < 10 else value for key, value in settings.items()}
-
-
-def whole_number(settings, name, default, most, least=1):
-    """A setting from `least` to `most`; of one that is not there the default."""
-    value = settings.get(name)
-    value = default if value is None else value
-    if type(value) is not int or not least <= value <= most:
-        raise UserError(f"{name}: expected a whole number from {least} to {most:,}, found {one_line(value)}")
-    return value
 
 
 def number(settings, name, default):
@@ -261,23 +247,6 @@ def number(settings, name, default):
     if type(value) not in (int, float) or not 0 <= value <= 1:
         raise UserError(f"{name}: expected a number from 0 to 1, found {one_line(value)}")
     return value
-
-
-def read_words(words):
-    if not isinstance(words, str) or len(words) > MOST_LETTERS:
-        raise UserError(f"words: expected a text of at most {MOST_LETTERS} letters, found {one_line(words)}")
-    return words
-
-
-def read_object(body):
-    """The dict that a body of JSON holds."""
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"expected JSON, found something else ({one_line(error)})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def check_json_size(body, length):
@@ -289,27 +258,6 @@ def check_json_size(body, length):
     if lists > MOST_VECTORS + 2 or parts > MOST_VECTORS * length:
         raise UserError(f"expected at most {MOST_VECTORS:,} vectors of {length} numbers, found JSON with {lists:,} "
                         f"brackets and {parts:,} commas")
-
-
-def read_vectors(given, length):
-    """Queries, float32 (Q, length), from lists of numbers or from base64 of their bytes."""
-    try:
-        with np.errstate(over="ignore"):  # refused below
-            if isinstance(given, str):
-                vectors = np.frombuffer(base64.b64decode(given, validate=True), "<f4").reshape(-1, length)
-            else:
-                vectors = np.array(given)
-                if vectors.dtype.kind not in "fiu":
-                    raise TypeError("found others than numbers")
-                vectors = vectors.astype(np.float32)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"vectors: expected rows of {length} numbers ({one_line(error)})") from None
-    if vectors.ndim != 2 or vectors.shape[1] != length or not 0 < len(vectors) <= MOST_VECTORS:
-        raise UserError(f"vectors: expected 1 to {MOST_VECTORS:,} rows of {length} numbers, found an array of shape "
-                        f"{vectors.shape}")
-    if not (np.abs(vectors) <= LARGEST).all():
-        raise UserError(f"vectors: expected numbers from {-LARGEST:g} to {LARGEST:g}, found NaN or others")
-    return vectors
 
 
 def read_direction(text, length):

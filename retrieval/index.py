@@ -21,7 +21,7 @@ from retrieval import faiss_engine, manifest
 from retrieval.lines import Lines, write_lines
 from storage.arrays import read_npy
 from storage.safe_files import exclusive_lock, naming, replacing
-from util import UserError
+from util import UserError, leads_out
 
 FLAT_IMAGES = 1_000_000  # more images than that are sorted into inverted lists, unless told otherwise
 MOST_INVERTED_LISTS = 8192
@@ -74,7 +74,7 @@ class Index:
     def image_path(self, row):
         """The file of image `row`. Raises UserError if its name leads out of the folder of images."""
         folder, name = self.content.facts["images"], self.content.images[row]
-        if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        if leads_out(name) or "\0" in name:
             raise UserError(f"{self.folder}: image {row + 1}: expected a path inside {folder}, found {name!r}")
         return Path(folder) / name
 

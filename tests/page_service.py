@@ -7,7 +7,6 @@ vector is the mean of its photos.
 """
 import argparse
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -17,18 +16,16 @@ from image_files import image_fault, read_image
 from prepare import demo
 from retrieval import index, limits, web_server
 from retrieval.answers import Service
+from retrieval.result import Result
 from retrieval.web_app import WebApp
 from util import UserError, run_program, stream
 
 CELLS = 6  # of a photo's colours, across and down
 
 
-@dataclass(frozen=True)
-class Result:
-    rank: int
-    score: float
-    path: str
-    hit: bool | None
+def photo_folder(folder):
+    """Where the photos of an index are: beside it, since its own folder is for nothing else."""
+    return folder.with_name(f"{folder.name}-photos")
 
 
 def embed(photo):
@@ -64,16 +61,16 @@ class Photos:
 
 
 def make_index(folder, photos=60, seed=0):
-    """Draw photos into `folder`/photos and write an index of them into `folder`."""
-    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    """Draw photos into `photo_folder(folder)` and write an index of them into `folder`."""
+    photo_folder(folder).mkdir(parents=True, exist_ok=True)
     names, tags, embeddings = [], [], []
     for i in range(photos):
         photo, words, _ = demo.make_photo(seed, i)
         names.append(f"{i:05d} {'-'.join(words[:2])}.jpg")
-        cv2.imwrite(str(folder / "photos" / names[-1]), photo)
+        cv2.imwrite(str(photo_folder(folder) / names[-1]), photo)
         tags.append(words)
         embeddings.append(embed(cv2.resize(photo, (256, 256))))
-    embeddings = np.array(embeddings)
+    embeddings = np.array(embeddings, np.float32)
     counts = {tag: sum(tag in words for words in tags) for tag in sorted({tag for words in tags for tag in words})}
     known = sorted((tag for tag in counts if counts[tag] > 1), key=lambda tag: -counts[tag])
     rng = stream(seed, "page index")
@@ -84,9 +81,10 @@ def make_index(folder, photos=60, seed=0):
     codes = np.stack([rows, np.argmin(np.square(rest[:, None] - second).sum(2), 1)], 1).astype(np.uint8)
     vectors = [embeddings[[tag in words for words in tags]].mean(0) - embeddings.mean(0) for tag in known]
     return index.save(folder, index.Content(
-        codes=codes, codebooks=np.stack([first, second]), images=names, tag_names=[[tag] for tag in known],
-        tag_embeddings=np.array(vectors), labels=None, label_names=[],
-        facts={"seed": seed, "images": str((folder / "photos").resolve())}))
+        codes=codes, codebooks=np.stack([first, second]).astype(np.float32), images=names,
+        tag_names=[[tag] for tag in known],
+        tag_embeddings=np.array(vectors, np.float32), labels=None, label_names=[],
+        facts={"seed": seed, "images": str(photo_folder(folder).resolve())}))
 
 
 def main():
@@ -101,7 +99,7 @@ def main():
     if options.seconds:
         limits.BODY_SECONDS = web_server.HEAD_SECONDS = options.seconds
     listener = web_server.listen("127.0.0.1", options.port)
-    if not (options.folder / index.MANIFEST).is_file():
+    if not index.has_index(options.folder):
         make_index(options.folder, options.photos)
     app = WebApp(lambda: Service(Photos(options.folder), 32), token=options.token)
     print(f"serving at http://127.0.0.1:{listener.getsockname()[1]}", flush=True)

@@ -16,6 +16,7 @@ import pytest
 import scipy.io
 
 from gpq import matlab
+from pickle_writer import called, group, named, plain
 from storage.arrays import read_npy, read_pickle, read_weights, write_weights
 from util import UserError
 
@@ -57,22 +58,6 @@ def text(value):
 
 def raw(value):
     return pickle.BINBYTES + struct.pack("<I", len(value)) + value
-
-
-def plain(value):
-    return pickle.dumps(value, 2)[2:-1]
-
-
-def named(module, name):
-    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
-
-
-def group(*values):
-    return pickle.MARK + b"".join(values) + pickle.TUPLE
-
-
-def called(module, name, *arguments):
-    return named(module, name) + group(*arguments) + pickle.REDUCE
 
 
 def dtype(name, order="<", fields=pickle.NONE, size=-1, names=pickle.NONE):

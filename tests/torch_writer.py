@@ -4,26 +4,11 @@ import struct
 
 import numpy as np
 
+from pickle_writer import called, group, named, plain
+
 MAGIC_NUMBER, VERSION = 0x1950A86A20F9469CFC6C, 1001
 MACHINE = {"protocol_version": VERSION, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
 STORAGES = {np.dtype(np.float32): "FloatStorage", np.dtype(np.int64): "LongStorage"}
-
-
-def plain(value):
-    """The instructions that make a plain value."""
-    return pickle.dumps(value, 2)[2:-1]
-
-
-def named(module, name):
-    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
-
-
-def group(*values):
-    return pickle.MARK + b"".join(values) + pickle.TUPLE
-
-
-def called(module, name, *arguments):
-    return named(module, name) + group(*arguments) + pickle.REDUCE
 
 
 def whole(content):
