@@ -142,9 +142,9 @@ def show_results(options, results):
         print(json.dumps({"query": query, "results": [asdict(result) for result in results]}, ensure_ascii=False))
         return
     marks = {True: "hit ", False: "miss", None: "    "}
-    print(f"rank    score  {'label' if results and results[0].hit is not None else '    '} photo")
+    print(f"rank    score   cosine  {'label' if results and results[0].hit is not None else '    '} photo")
     for result in results:
-        print(f"{result.rank:4}{result.score:9.4f}  {marks[result.hit]}  {result.path}")
+        print(f"{result.rank:4}{result.score:9.4f}{result.cosine:9.4f}  {marks[result.hit]}  {result.path}")
     if gone := [result.path for result in results if not Path(result.path).is_file()]:
         note(f"{len(gone)} of these photos are not there any more, such as {gone[0]}")
 

@@ -8,7 +8,6 @@ import unicodedata
 
 import numpy as np
 
-import quantizer
 from retrieval import index, manifest
 from retrieval.questions import (
     MOST_RESULTS,
@@ -120,7 +119,7 @@ class Service:
             return {"results": [], "sentence": str(error), **self._facts(started)}
         scores, rows = (found[0] for found in self.index.search(direction[None], skip + topk, self._probes))
         found = rows[skip:][rows[skip:] >= 0]
-        cosines = self._reconstructions(found) @ index.normalise(direction)
+        cosines = self.index.cosines(direction, found)
         results = [{"row": int(row), "score": float(score), "cosine": float(cosine),
                     "path": str(self.index.image_path(row))}
                    for row, score, cosine in zip(found, scores[skip:], cosines, strict=False)]
@@ -132,7 +131,7 @@ class Service:
     def row(self, row):
         """Path and likely tags of the photo of a row, by its reconstruction."""
         return {"row": row, "path": str(self.image_path(row)),
-                "tags": self._tags(self._reconstructions([row])[0], TAGS_SHOWN)}
+                "tags": self._tags(self.index.directions([row])[0], TAGS_SHOWN)}
 
     def image_path(self, row):
         """The file of a row. Raises UserError for a row that the index does not have."""
@@ -178,7 +177,7 @@ class Service:
         """The direction of the photo that is asked for, or none: vectors (D,)."""
         if (row := settings.get("like")) is not None:
             self._check_rows([row])
-            yield self._reconstructions([row])[0]
+            yield self.index.directions([row])[0]
         elif (photo := settings.get("photo")) is not None:
             yield read_direction(photo, self.index.content.codebooks.shape[2])
 
@@ -188,12 +187,7 @@ class Service:
         if not isinstance(rows, list) or len(rows) > MOST_MARKED:
             raise UserError(f"{name}: expected at most {MOST_MARKED:,} rows, found {one_line(rows)}")
         self._check_rows(rows)
-        return self._reconstructions(rows)
-
-    def _reconstructions(self, rows):
-        """Directions of coded photos, float32 (n, D)."""
-        codes = self.index.content.codes[np.asarray(rows, np.int64)]
-        return index.normalise(quantizer.reconstruct(codes, self.index.content.codebooks))
+        return self.index.directions(rows)
 
     def _check_rows(self, rows):
         for row in rows:

@@ -37,8 +37,8 @@ class Remote:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with direct.open(f"{self._url.rstrip('/')}/{path}", body, ANSWER_SECONDS) as answer:
-                return [Result(int(found["rank"]), float(found["score"]), str(found["path"]),
-                               None if found["hit"] is None else bool(found["hit"]))
+                return [Result(int(found["rank"]), int(found["row"]), float(found["score"]), float(found["cosine"]),
+                               str(found["path"]), None if found["hit"] is None else bool(found["hit"]))
                         for found in json.load(answer)["results"]]
         except urllib.error.HTTPError as error:
             raise UserError(_refusal(error)) from None

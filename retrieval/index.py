@@ -99,6 +99,15 @@ class Index:
             return search_numpy(queries, self.content.codes, self.content.codebooks, topk)
         return faiss_engine.search(self.engine, queries, topk, probes)
 
+    def directions(self, rows):
+        """Reconstructions of coded images, cut to length 1, float32 (n, D); not of GPQ."""
+        codes = self.content.codes[np.asarray(rows, np.int64)]
+        return normalise(quantizer.reconstruct(codes, self.content.codebooks))
+
+    def cosines(self, query, rows):
+        """The cosines of a query, float32 (D,), and the coded images in `rows`, float32 (n,)."""
+        return self.directions(rows) @ normalise(query)
+
     def words(self, text):
         """The query of one or more words: the normalised mean of their tags' normalised vectors, float32 (D,).
 

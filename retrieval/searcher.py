@@ -51,11 +51,13 @@ class Searcher:
         """The best photos of a query, float32 (D,), whose labels, uint8 (L,), may be known."""
         for name, value in {"topk": topk, **options}.items():
             check_count(name, value)
-        scores, rows = self.index.search(query[None], topk, **options)
+        scores, rows = (found[0] for found in self.index.search(query[None], topk, **options))
+        rows = rows[rows >= 0]  # the lists that were looked into may hold too few
+        cosines = self.index.cosines(query, rows)
         known = labels is not None and self.index.content.labels is not None
-        return [Result(rank, float(score), str(self.index.image_path(row)),
+        return [Result(rank, int(row), float(score), float(cosine), str(self.index.image_path(row)),
                        bool((self.index.content.labels[row] & labels).any()) if known else None)
-                for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), 1) if row >= 0]
+                for rank, (row, score, cosine) in enumerate(zip(rows, scores, cosines, strict=False), 1)]
 
 
 def check_count(name, value):

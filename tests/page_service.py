@@ -16,7 +16,7 @@ from image_files import image_fault, read_image
 from prepare import demo
 from retrieval import index, limits, web_server
 from retrieval.answers import Service
-from retrieval.result import Result
+from retrieval.searcher import Searcher
 from retrieval.web_app import WebApp
 from util import UserError, run_program, stream
 
@@ -35,11 +35,11 @@ def embed(photo):
     return colours @ projection / np.sqrt(colours.size)
 
 
-class Photos:
+class Photos(Searcher):
     """What the service asks: see answers.Service."""
 
     def __init__(self, folder):
-        self.index = index.load(folder)
+        super().__init__(index.load(folder))
 
     def embed(self, path, name):
         if fault := image_fault(path):
@@ -48,16 +48,8 @@ class Photos:
             time.sleep(1)
         return embed(read_image(path))
 
-    def by_words(self, words, topk, probes):
-        return self._results(self.index.words(words), topk, probes)
-
     def by_photo(self, path, topk, name, probes):
-        return self._results(self.embed(path, name), topk, probes)
-
-    def _results(self, query, topk, probes):
-        scores, rows = self.index.search(query[None], topk, probes)
-        return [Result(rank, float(score), str(self.index.image_path(row)), None)
-                for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), 1)]
+        return self._results(self.embed(path, name), None, topk, {"probes": probes})
 
 
 def make_index(folder, photos=60, seed=0):

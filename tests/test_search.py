@@ -94,6 +94,17 @@ def test_photos_are_ranked_by_the_inner_product_of_embedding_and_reconstruction(
     np.testing.assert_allclose([result.score for result in results], -np.sort(-scores)[:4], rtol=1e-4)
     assert [result.rank for result in results] == [1, 2, 3, 4]
     assert results[0].path == str(photo(root, scores.argmax()))
+    assert [list(content.images)[result.row] for result in results] == [result.path[-5:] for result in results]
+
+
+def test_a_result_s_cosine_is_that_of_query_and_reconstruction(root, photos):
+    content = photos.index.content
+    reconstructed = quantizer.reconstruct(content.codes, content.codebooks)
+    for results, query in ((photos.by_photo(photo(root, 11)), photos.embed(photo(root, 11))),
+                           (photos.by_words("b c"), photos.index.words("b c"))):
+        expected = reconstructed @ query / np.linalg.norm(reconstructed, axis=1) / np.linalg.norm(query)
+        np.testing.assert_allclose([result.cosine for result in results],
+                                   expected[[result.row for result in results]], rtol=1e-4)
 
 
 def test_hits_share_a_label_with_the_query_where_its_labels_are_known(root, photos, tmp_path):
@@ -186,14 +197,14 @@ def test_the_program_prints_tables_json_and_a_figure(root, photos, tmp_path):
     folder = root / "indexes" / EXPERIMENT
     code, output = run("search.py", "query", folder, photo(root, 11), "--topk", 3, "--figure", tmp_path / "found.png")
     assert code == 0, output
-    assert "rank    score  label photo" in output
+    assert "rank    score   cosine  label photo" in output
     assert len([line for line in output.splitlines() if str(root / "datasets") in line]) == 3
     assert cv2.imread(str(tmp_path / "found.png")).std() > 10
     code, output = run("search.py", "query", folder, "--words", "a e", "--json", "--topk", 2)
     assert code == 0, output
     found = printed_json(output)
     assert found["query"] == "a e"
-    assert [set(result) for result in found["results"]] == 2 * [{"rank", "score", "path", "hit"}]
+    assert [set(result) for result in found["results"]] == 2 * [{"rank", "row", "score", "cosine", "path", "hit"}]
     code, output = run("search.py", "tags", folder, photo(root, 0), "--topk", 2, "--json")
     assert code == 0, output
     assert len(printed_json(output)["tags"]) == 2
