@@ -16,7 +16,7 @@ LEAST_SQUARED_NORM = 1e-8  # an updated codeword below it keeps its old value
 
 
 def random_codebooks(codebooks, rng):
-    """The codebooks before the first update, U(−1, 1): float32 (M, K, D) for M = `codebooks`."""
+    """The codebooks before the first update, uniform in [−1, 1): float32 (M, K, D) for M = `codebooks`."""
     return rng.uniform(-1, 1, (codebooks, CODEWORDS, DIMENSIONS)).astype(np.float32)
 
 
@@ -45,7 +45,7 @@ def initial_codebooks(embeddings, codebooks, rng):
 
 
 def update_codebooks(embeddings, codes, codebooks):
-    """The closed form C = (HᵀH + 0.001·I)⁻¹ HᵀU for codes H and embeddings U, float32 (M, K, D).
+    """The closed form C = (HᵀH + 0.001·I)⁻¹ HᵀE for one-hot codes H and embeddings E, float32 (M, K, D).
 
     A codeword that comes out as zero, being in no image's code, keeps its value from `codebooks`.
     """

@@ -12,7 +12,7 @@ def adaptive_margin_loss(embeddings, tags, tag_embeddings, gamma=1.0, fixed_marg
     """The adaptive cosine margin loss, a scalar; 0 for a batch without tags.
 
         margin_ij = 2^(1−γ) · (1 − ŵ_i·ŵ_j)^γ
-        L = Σ_b Σ_{i∈P_b} Σ_{j∉P_b} max(0, margin_ij − (r̂_b·ŵ_i − r̂_b·ŵ_j)) / Σ_b |P_b|·(T − |P_b|)
+        L_emb = Σ_b Σ_{i∈𝒫_b} Σ_{j∉𝒫_b} max(0, margin_ij − (r̂_b·ŵ_i − r̂_b·ŵ_j)) / Σ_b |𝒫_b|·(T − |𝒫_b|)
 
     Args:
         embeddings: r, float32 (B, D).
@@ -48,7 +48,7 @@ def adaptive_margin_loss(embeddings, tags, tag_embeddings, gamma=1.0, fixed_marg
 def wdht_loss(embeddings, tags, tag_embeddings, margin=0.7, l2_norm=True):
     """The hinge of WDHT, a scalar: an image should be nearer to the mean of its own tags than to those of others.
 
-        a_b = mean of ŵ over P_b;  L = mean_b( Σ_c max(0, margin + r̂_b·a_c − r̂_b·a_b) − margin ) / (B − 1)
+        a_b = mean of ŵ over 𝒫_b;  L_emb = mean_b( Σ_c max(0, margin + r̂_b·a_c − r̂_b·a_b) − margin ) / (B − 1)
 
     B counts the images with tags; the others contribute nothing. Arguments as above.
     """
@@ -70,7 +70,7 @@ def quantization_loss(embeddings, reconstructions, factor):
     Args:
         embeddings: r, float32 (B, D), not normalised.
         reconstructions: q, float32 (B, D), constants.
-        factor: L of `quantizer.semantic_factor`, so that ‖x Wᵀ‖ = ‖x L‖.
+        factor: S of `quantizer.semantic_factor`, so that ‖x Wᵀ‖ = ‖x S‖.
     """
     return tf.reduce_mean(tf.reduce_sum(tf.square(tf.matmul(embeddings - reconstructions, factor)), 1))
 

@@ -1,6 +1,6 @@
 """Retrieval metrics as pure NumPy functions of arrays: ranking, average precision, precision and recall.
 
-Letters: Q queries, N database images, K results a query (the `topk` of MAP@K), L labels.
+Letters: Q queries, N database images, L labels. The K of MAP@K and of min(R, K) is `topk`, the results that count.
 """
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ SAMPLE = 16  # one score in so many is looked at to guess where the best ones be
 
 @dataclass(frozen=True)
 class Quality:
-    """How good rankings are, over the queries that have a relevant result among their top K.
+    """How good rankings are, over the queries that have a relevant result among their `topk`.
 
-    map (float): mean of AP = Σ precision@i · relevant_i / (relevant results among the top K): the release's.
-    map_min_rk (float): the usual mean, divided by min(R, K), over all queries with R > 0 in the database.
-    precision, recall: float64 (K,), mean curves; recall is of the relevant results among the top K.
-    left_out (int): queries without a relevant result among the top K; `map` and the curves leave them out.
+    map (float): mean of AP = Σ precision@i · relevant_i / (relevant results among the topk): the release's.
+    map_min_rk (float): the usual mean, divided by min(R, K), over all queries with relevant images in the
+        database, R of them.
+    precision, recall: float64 (topk,), mean curves; recall is of the relevant results among the topk.
+    left_out (int): queries without a relevant result among the topk; `map` and the curves leave them out.
     """
     map: float
     map_min_rk: float
@@ -88,10 +89,11 @@ def pack_labels(labels):
 
 
 def count_relevant(query_bits, database_bits):
-    """R, the number of database images that share a label with each query, int64 (Q,). Takes packed labels."""
+    """The number of database images that share a label with each query, int64 (Q,). Takes packed labels."""
     ordered = database_bits[np.lexsort(database_bits.T)]
     first = np.flatnonzero(np.append(True, (ordered[1:] != ordered[:-1]).any(1)))  # rows where another pattern begins
-    patterns, counts = np.ascontiguousarray(ordered[first].T), np.diff(np.append(first, len(ordered)))  # (W, P), (P,)
+    patterns = np.ascontiguousarray(ordered[first].T)  # (⌈L/64⌉, patterns)
+    counts = np.diff(np.append(first, len(ordered)))  # (patterns,)
     return np.array([counts[(patterns & bits[:, None]).any(0)].sum() for bits in query_bits], np.int64)
 
 
@@ -99,9 +101,9 @@ def average_precision(relevant):
     """Σ_i precision@i · relevant_i of each query, not yet divided, and the curve of hits.
 
     Args:
-        relevant: bool (Q, K), whether each result is relevant, best first.
+        relevant: bool (Q, topk), whether each result is relevant, best first.
     Returns:
-        float64 (Q,) and int64 (Q, K), the relevant results up to each rank.
+        float64 (Q,) and int64 (Q, topk), the relevant results up to each rank.
     """
     hits = relevant.cumsum(1)
     precision = hits / np.arange(1, relevant.shape[1] + 1)
@@ -120,13 +122,13 @@ def evaluate(score, query_labels, database_labels, topk):
         Quality; map, map_min_rk and the curves are NaN where no query has a relevant result.
     """
     query_bits, database_bits = pack_labels(query_labels), pack_labels(database_labels)
-    database_words = np.ascontiguousarray(database_bits.T)  # (⌈L/64⌉, N)
+    label_bits = np.ascontiguousarray(database_bits.T)  # (⌈L/64⌉, N)
     ranks = np.arange(1, topk + 1)
 
     def measure(start):
         queries = slice(start, start + QUERIES_AT_ONCE)
         top = rank(score(queries), topk)
-        relevant = (database_words[:, top] & query_bits[queries].T[:, :, None]).any(0)  # (q, K)
+        relevant = (label_bits[:, top] & query_bits[queries].T[:, :, None]).any(0)  # (n, topk)
         sums, hits = average_precision(relevant)
         found = hits[:, -1]
         answered = hits[found > 0]
@@ -137,7 +139,7 @@ def evaluate(score, query_labels, database_labels, topk):
         parts = list(pool.map(measure, range(0, len(query_bits), QUERIES_AT_ONCE)))
     sums, found = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:2])
     precision, recall = (np.sum(column, axis=0) for column in list(zip(*parts, strict=True))[2:])
-    total = count_relevant(query_bits, database_bits)  # R
+    total = count_relevant(query_bits, database_bits)
     answered, answerable = found > 0, total > 0
     return Quality(
         map=_mean(sums[answered] / found[answered]),

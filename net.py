@@ -229,7 +229,7 @@ def learning_rate(first, step):
 class Schedule:
     """Which images each step sees and when the codebooks are updated, from nothing but these numbers.
 
-    With P = 2·⌈N/B⌉, an update follows the gradient step of the 0-based steps P, 2P, …; it leaves the epoch it
+    With p = 2·⌈N/B⌉, an update follows the gradient step of the 0-based steps p, 2p, …; it leaves the epoch it
     interrupts and begins a fresh permutation. An epoch is ⌊N/B⌋ full batches; a set smaller than B is one batch.
     """
     images: int  # N
@@ -238,7 +238,7 @@ class Schedule:
 
     @property
     def period(self):
-        """P, steps between two updates."""
+        """p, steps between two updates."""
         return 2 * -(-self.images // self.batch_size)
 
     def updates_after(self, step):
@@ -266,7 +266,7 @@ class TrainingGraph:
     Args:
         backbone: one of `backbones.BACKBONES`.
         tag_embeddings: W, float32 (T, D).
-        factor: of W, as of `quantizer.semantic_factor`, float32 (D, min(T, D)).
+        factor: S of `quantizer.semantic_factor`, float32 (D, min(T, D)).
         embedding_loss: function of embeddings (B, D), tags (B, T) and W that gives a scalar.
         dropout (float): rate before the last layers.
         trainable: names of the layers that are trained.

@@ -2,7 +2,7 @@
 
 What belongs here: what validation.py does, from a checkpoint to its numbers. How the retrieval file is laid out stands
 in storage/retrieval_file.py.
-Letters: N images, b images a run of the graph, D = 300, M codebooks of K = 256 codewords, L labels.
+Letters: N images, B images a run of the graph, D = 300, M codebooks of K = 256 codewords, L labels.
 """
 import time
 from dataclasses import replace
@@ -183,7 +183,7 @@ class EncodingGraph:
     def __init__(self, backbone, crops, device):
         self.graph = tf.Graph()
         with self.graph.as_default(), tf.device(first_device(device)):
-            self.images = tf.placeholder(tf.uint8, [None, IMAGE_SIDE, IMAGE_SIDE, 3])  # (b, 256, 256, 3)
+            self.images = tf.placeholder(tf.uint8, [None, IMAGE_SIDE, IMAGE_SIDE, 3])  # (B, 256, 256, 3)
             self.variables, self._first_values = layers.make_variables(backbone.LAYERS, trainable=())
             self.embeddings = in_towers(
                 lambda images, _: self._embed(backbone, crops_of(crops, backbone.SIDE), images), self.images, device)
@@ -191,7 +191,7 @@ class EncodingGraph:
             self.graph.finalize()
 
     def _embed(self, backbone, crops, images):
-        """r of images, float32 (b, D)."""
+        """r of images, float32 (B, D)."""
         parts = []
         for (top, left), flip in crops:
             seen = tf.reverse(images, [2]) if flip else images
@@ -205,9 +205,9 @@ class EncodingGraph:
 
 
 def embed_runs(load, count, graph, session, crops):
-    """For each run of the graph its rows, the embeddings of its sound images, float32 (b, D), and {row: what is wrong}.
+    """For each run of the graph its rows, the embeddings of its sound images, float32 (B, D), and {row: what is wrong}.
 
-    `load(rows)` gives the sound images, uint8 (b, 256, 256, 3), and {place in rows: what is wrong} of the others.
+    `load(rows)` gives the sound images, uint8 (B, 256, 256, 3), and {place in rows: what is wrong} of the others.
     """
     size = CROPS_AT_ONCE // crops
     runs = [range(start, min(start + size, count)) for start in range(0, count, size)]

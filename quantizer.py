@@ -1,7 +1,7 @@
 """The quantizer: codes by ICM, reconstructions and scores, in NumPy (sections 6 and 7 of the method).
 
-Letters: N images, D = 300, M codebooks, K = 256. Codebooks are `codebooks`, float32 (M, K, D); files stack
-them as `C`, (M·K, D). Codes are uint8 (N, M): one byte for each codebook. An image's reconstruction is
+Letters: N images, D = 300, M codebooks, K = 256, S the semantic factor. Codebooks are `codebooks`, float32 (M, K, D);
+files stack them as `C`, (M·K, D). Codes are uint8 (N, M): one byte for each codebook. An image's reconstruction is
 q = Σ_m codebooks[m, code_m].
 """
 import numpy as np
@@ -14,14 +14,14 @@ SWEEPS = 3  # of ICM over all codebooks
 
 
 def semantic_factor(tag_embeddings):
-    """L with ‖x Wᵀ‖ = ‖x L‖ for every x: the transposed QR factor of W.
+    """S with ‖x Wᵀ‖ = ‖x S‖ for every x: the transposed QR factor of W.
 
     Distances to all T tags become plain Euclidean ones, so T drops out. (Not Cholesky: WᵀW is singular for T < D.)
 
     Args:
         tag_embeddings: W, (T, D).
     Returns:
-        L, float32 (D, min(T, D)).
+        S, float32 (D, D'), where D' = min(T, D).
     """
     return np.linalg.qr(tag_embeddings.astype(np.float64), mode="r").T.astype(np.float32)
 
@@ -34,21 +34,21 @@ def icm_encode(embeddings, codebooks, factor, orders):
     Args:
         embeddings: r, float32 (N, D).
         codebooks: float32 (M, K, D).
-        factor: L of `semantic_factor`.
+        factor: S of `semantic_factor`.
         orders: the codebooks in the order of their visits, int (sweeps, M).
     Returns:
         uint8 (N, M).
     """
-    words = codebooks @ factor  # (M, K, D')
-    squares = np.square(words).sum(-1)  # (M, K)
+    codewords = codebooks @ factor  # (M, K, D')
+    squares = np.square(codewords).sum(-1)  # (M, K)
     rest = embeddings @ factor  # (N, D'), what the chosen codewords leave of r
     codes = np.zeros((len(embeddings), len(codebooks)), np.uint8)
     visited = np.zeros(len(codebooks), bool)
     for m in np.ravel(orders):
         if visited[m]:
-            rest += words[m][codes[:, m]]
-        codes[:, m] = (squares[m] - 2 * rest @ words[m].T).argmin(1)
-        rest -= words[m][codes[:, m]]
+            rest += codewords[m][codes[:, m]]
+        codes[:, m] = (squares[m] - 2 * rest @ codewords[m].T).argmin(1)
+        rest -= codewords[m][codes[:, m]]
         visited[m] = True
     return codes
 

@@ -42,7 +42,7 @@ def process(options, train=None):
         graph, enhanced, groups = None, unit, [[i] for i in range(len(found))]
     else:
         graph = correlation_graph(unit, options.neighbors, options.threshold)
-        enhanced = normalise(graph @ unit)  # (V, D), semantic enhancement D⁻¹ A V
+        enhanced = normalise(graph @ unit)  # (V, D), semantic enhancement
         groups = merge_groups(enhanced, options.merge_radius)
     embeddings = merged_embeddings(enhanced, groups)  # (T, D)
     merge_map = make_merge_map(groups, found, len(tags))
@@ -84,25 +84,26 @@ def normalise(vectors):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def correlation_graph(unit, k, tau):
-    """D⁻¹A: A_ij = 1 if j is among the k nearest of i by cosine and the cosine is at least τ, or if i = j.
+def correlation_graph(unit, neighbours, tau):
+    """The correlation graph: tag j is a neighbour of i if it is among the nearest of i by cosine and the cosine is at
+    least τ. Each tag is a neighbour of itself. The entries of a row are 1 / the number of its neighbours.
 
     Args:
         unit: float (V, D), L2-normalised.
-        k (int): nearest tags looked at, the tag itself not counted.
+        neighbours (int): how many nearest tags are looked at, the tag itself not counted.
         tau (float): least cosine. From 0 on, no tag and its neighbours can average to zero.
 
     Returns:
         CSR float64 (V, V), rows sum to 1. V×V is never dense in memory.
     """
     size = len(unit)
-    k = min(k, size - 1)
+    neighbours = min(neighbours, size - 1)
     rows, columns = [np.arange(size)], [np.arange(size)]  # a tag is its own neighbour
-    for start in range(0, size if k else 0, BLOCK_ROWS):
-        cosines = unit[start:start + BLOCK_ROWS] @ unit.T  # (block, V)
+    for start in range(0, size if neighbours else 0, BLOCK_ROWS):
+        cosines = unit[start:start + BLOCK_ROWS] @ unit.T  # (n, V)
         block = np.arange(len(cosines))
-        cosines[block, start + block] = -np.inf  # the tag itself takes none of the k places
-        nearest = np.argpartition(cosines, size - k, axis=1)[:, size - k:]  # (block, k)
+        cosines[block, start + block] = -np.inf  # the tag itself takes none of the places
+        nearest = np.argpartition(cosines, size - neighbours, axis=1)[:, size - neighbours:]  # (n, neighbours)
         row, place = np.nonzero(np.take_along_axis(cosines, nearest, 1) >= tau)
         rows.append(start + row)
         columns.append(nearest[row, place])

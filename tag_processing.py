@@ -19,8 +19,8 @@ def parse_options():
     parser.add_argument("gpu", metavar="GPU", type=gpu_number,
                         help="accepted for the scripts' sake; this program computes on the CPU")
     # Chosen by reading the merged groups of NUS-WIDE's list with GloVe vectors, where T is 927; see docs/datasets.md.
-    parser.add_argument("--neighbors", metavar="K", type=number(int, 1), default=5,
-                        help="k: how many nearest tags may be a tag's neighbours (default 5)")
+    parser.add_argument("--neighbors", metavar="COUNT", type=number(int, 1), default=5,
+                        help="so many nearest tags may be its neighbours (default 5)")
     parser.add_argument("--threshold", metavar="TAU", type=number(float, 0, 1), default=0.75,
                         help="tau: the least cosine between neighbours, 0 to 1 (default 0.75)")
     parser.add_argument("--merge-radius", metavar="EPS", type=number(float, 1e-9, 1), default=0.05,

@@ -19,7 +19,7 @@ CROPS = 10
 
 
 def encoding(weights, images, precision):
-    """A function that embeds images, uint8 (b, 256, 256, 3): float32 (b, D)."""
+    """A function that embeds images, uint8 (B, 256, 256, 3): float32 (B, D)."""
     import net_val
     from backbones import alexnet
     from session import open_session

@@ -72,7 +72,7 @@ class TrainingGraph:
 
     def _build_losses(self, config):
         """hash L_N-PQ, cls L_cls, ent L_SEM and their weighted sum, loss."""
-        prototypes = losses.intra_normalize(self.variables[network.PROTOTYPES], config.n_book)  # P', (L, M·D)
+        prototypes = losses.intra_normalize(self.variables[network.PROTOTYPES], config.n_book)  # (L, M·D)
         codebooks = losses.soft_assign(prototypes, self.variables[network.CODEBOOKS], config.n_book, config.alpha)  # Z'
         f = losses.intra_normalize(self.features, config.n_book)  # (B, M·D)
         d = losses.soft_assign(codebooks, f, config.n_book, config.alpha)  # (B, M·D)
@@ -153,7 +153,7 @@ class Encoder:
 
     Attributes:
         codebooks: Z, raw, float32 (K, M·D).
-        prototypes: P, raw, float32 (L, M·D).
+        prototypes: of the classes, raw, float32 (L, M·D).
 
     Args:
         checkpoint: prefix of the checkpoint's files, ours or the release's. Raises UserError if it does not fit.
@@ -163,7 +163,7 @@ class Encoder:
         self._n_book = config.n_book
         graph = tf.Graph()
         with graph.as_default(), tf.device(device):
-            self._images = tf.placeholder(tf.float32, [None, SIDE, SIDE, 3])  # (b, 32, 32, 3)
+            self._images = tf.placeholder(tf.float32, [None, SIDE, SIDE, 3])  # (B, 32, 32, 3)
             variables, _ = network.make_variables(
                 network.parameter_shapes(config.length, config.codewords, classes, convolutions))
             averages = network.MovingAverages(training=False, convolutions=convolutions)

@@ -70,7 +70,7 @@ def class_logits(features, prototypes, n_book, beta):
 
     Args:
         features: f, intra-normalised, float32 (B, M·D).
-        prototypes: P', intra-normalised, float32 (L, M·D).
+        prototypes: of the classes, intra-normalised, float32 (L, M·D).
     """
     return tf.matmul(beta * features, beta * prototypes, transpose_b=True) / n_book
 

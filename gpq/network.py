@@ -21,7 +21,7 @@ CONVOLUTIONS = (("conv2d", "batch0", 3, 64), ("conv2d_1", "batch0-1", 64, 64),
 POOLED_AFTER = ("conv2d_1", "conv2d_3", "conv2d_6")
 BRANCH = POOLED_AFTER[-1]  # its pooled output is averaged beside the last three convolutions'
 DECAY, EPSILON = 0.9, 0.001  # of batch normalisation
-CODEBOOKS, PROTOTYPES = "Z", "C"  # the release's names of Z and of P
+CODEBOOKS, PROTOTYPES = "Z", "C"  # the release's names of the codebooks and of the classes' prototypes
 DENSE = f"{SCOPE}/dense"
 MOST_HEADER = 10_000  # bytes before the values in an .npz file's arrays
 

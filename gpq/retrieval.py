@@ -27,7 +27,7 @@ def soft_codebooks(prototypes, codebooks, n_book, alpha):
     """Z' of training: each codeword of Z expressed in the prototypes, float32 (K, M·D).
 
     Args:
-        prototypes: P, raw, float32 (L, M·D).
+        prototypes: of the classes, raw, float32 (L, M·D).
         codebooks: Z, raw, float32 (K, M·D).
         alpha: α, how hard the assignment is.
     """
@@ -62,7 +62,13 @@ def by_segment(codebooks, n_book):
 
 
 def distances(queries, codes, codebooks):
-    """Σ_m (1 − q_m·Z_m[code_m]), float32 (Q, N), of queries, float32 (Q, M·D), codes, uint8 (N, M), and Z, (K, M·D)."""
+    """Σ_m (1 − x_m·Z_m[code_m]), float32 (Q, N).
+
+    Args:
+        queries: x, float32 (Q, M·D).
+        codes: uint8 (N, M).
+        codebooks: Z, float32 (K, M·D).
+    """
     n_book = codes.shape[1]
     return n_book - quantizer.product_scores(queries, codes, by_segment(codebooks, n_book))
 

@@ -107,7 +107,7 @@ class ShardEncoder:
     """A network that stands ready to encode shards.
 
     Args:
-        model: weights as of `net_val.read_checkpoint`, codebooks, float32 (M, K, D), and L of
+        model: weights as of `net_val.read_checkpoint`, codebooks, float32 (M, K, D), and S of
             `quantizer.semantic_factor`.
         plan, folder, witness: those of the Job.
         gpu: number of the GPU, or None for the CPU.

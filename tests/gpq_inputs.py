@@ -15,7 +15,7 @@ BOOKS, WORDS, DIMENSIONS, CLASSES, ALPHA, BETA = 6, 16, 12, 5, 20, 4
 
 
 def arrays(seed, images=10):
-    """Features of labelled and of unlabelled images (images, L), Z (K, L), prototypes (C, L), labels (images,)."""
+    """Features of labelled and of unlabelled images (B, M·D), Z (K, M·D), prototypes (L, M·D), labels (B,)."""
     rng = np.random.RandomState(seed)
     length = BOOKS * DIMENSIONS
     rows = {"features": images, "target_features": images, "Z": WORDS, "prototypes": CLASSES}
