@@ -8,12 +8,21 @@ PYTHON=.venv/bin/python
 # install FILE: make the virtual environment if there is none, and install what the requirements FILE names
 # and the project itself, in place. A second call does nothing until one of these files changes, so it needs no network.
 install() {
-    local base=python3.11 stamp=".venv/installed-$1"
+    local stamp=".venv/installed-$1"
     if [ ! -e "$stamp" ] || [ -n "$(find . -maxdepth 1 \( -name 'requirements*.txt' -o -name pyproject.toml \) -newer "$stamp")" ]; then
-        command -v "$base" > /dev/null || { echo "error: Python 3.11 is needed, and there is no $base" >&2; exit 2; }
-        "$base" -m venv .venv
+        [ -x .venv/bin/python ] || "$(base_python)" -m venv .venv
         .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1" -e .
         touch "$stamp"
     fi
     PYTHON=.venv/bin/python
+}
+
+# The first of the Python versions that the tests were run with, in the order of preference.
+base_python() {
+    local name
+    for name in python3.11 python3.12 python3.13; do
+        if "$name" -c "" 2> /dev/null; then echo "$name"; return; fi
+    done
+    echo "error: Python 3.11, 3.12 or 3.13 is needed, and none of them is there" >&2
+    exit 2
 }
