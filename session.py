@@ -93,7 +93,7 @@ def check_finite(step, finite):
     for name, is_finite in finite.items():
         if not is_finite:
             raise UserError(f"step {step}: {name} holds NaN or infinite values, so the training has diverged; try a "
-                            f"lower learning rate, or --resume from the last saved state")
+                            "lower learning rate, or --resume from the last state, if one was saved")
 
 
 def write_scalars(writer, step, scalars):

@@ -8,7 +8,7 @@ import numpy as np
 from gpq import losses, network, retrieval
 from gpq.data import SIDE, standardize
 from session import check_finite, finite_operations, open_session, tf
-from storage.safe_files import CHECKSUMS, check_checksums
+from storage.safe_files import CHECKSUMS, check_checksums, recover_folders
 from storage.states import step_of
 from util import UserError, note, one_line, progress
 
@@ -116,6 +116,8 @@ def find_checkpoint(path):
     Of several trainings in one folder, the last by name counts. Raises UserError.
     """
     if path.is_dir():
+        for folder in list(path.glob("**/")):
+            recover_folders(folder)
         found = [index.parent for index in path.glob(f"**/{MODEL}.index") if not index.parent.name.startswith(".")]
         if not found:
             raise UserError(f"{path}: expected a checkpoint of gpq.train in this folder, found none")

@@ -1,8 +1,8 @@
 """An index that is cut into shards by its rows, so that several processes or machines search it at once.
 
-Shard k of S has rows k·N/S to (k + 1)·N/S in a FAISS index of its own. Its file is mapped into memory to be searched.
-With inverted lists, a shard has the centres of all lists and, of every list, its own rows. So all shards together look
-at just what the whole index would look at, and their answers, merged, are its answers.
+The rows are cut into parts of equal length, and each shard is a FAISS index of one part. Its file is mapped into memory
+to be searched. With inverted lists, a shard has the centres of all lists and, of every list, its own rows. So all
+shards together look at just what the whole index would look at, and their answers, merged, are its answers.
 """
 import os
 import shutil

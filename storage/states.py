@@ -1,6 +1,6 @@
-"""States that a training can be resumed from, of either system: folders `step_N` with all that step N begins from.
+"""States that a training can be resumed from, of either system: folders `step_` and a number, such as `step_000120`.
 
-Letters: N is the number of steps a state follows, so that its training goes on with the 0-based step N.
+The number counts the steps that the state follows, so the training goes on with the 0-based step of that number.
 """
 import shutil
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ def saved_settings(record, free):
 
 
 def step_of(path):
-    """N of a folder `step_N`, or None for any other path."""
+    """The number of a state's folder, or None for any other path."""
     number = path.name.removeprefix("step_")
     return int(number) if number.isdecimal() and path.name != number and path.is_dir() else None
 
@@ -34,7 +34,7 @@ class States:
     Args:
         settings: of `saved_settings`, plain containers.
         variables: what the names of TensorFlow's files in a state begin with.
-        digits: of N in a state's name.
+        digits: of the number in a folder's name.
         defaults: settings that older states lack, as they were then.
     """
     folder: Path
@@ -57,7 +57,8 @@ class States:
         """How many steps the newest state follows. Raises UserError if there is no state."""
         steps = self.steps()
         if not steps:
-            raise UserError(f"{self.folder}: there is no saved state to resume")
+            raise UserError(f"{self.folder}: there is no saved state to resume; one is saved when a training is "
+                            "interrupted, and every N steps with --save-every (GPQ: N epochs with --save-period)")
         return steps[-1]
 
     def save(self, step, session, graph, tables=None):

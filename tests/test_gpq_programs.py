@@ -217,6 +217,13 @@ def test_the_newest_checkpoint_is_the_one_after_most_steps_and_not_the_last_by_n
     assert States(tmp_path, {}, "model.ckpt", 6).newest_step() == 1_000_000
 
 
+def test_a_checkpoint_that_a_kill_left_under_its_other_name_is_found(tmp_path):
+    for state in ("step_000001", ".step_000002.old"):  # as of replacing_folder
+        (tmp_path / "a" / state).mkdir(parents=True)
+        (tmp_path / "a" / state / "model.ckpt.index").write_bytes(b"")
+    assert graphs.find_checkpoint(tmp_path) == tmp_path / "a" / "step_000002" / "model.ckpt"
+
+
 def test_a_checkpoint_without_what_only_training_needs_is_encoded(tmp_path):
     """As a released one, which has other names for it."""
     small = config.Config(n_book=3, bn_word=2, len_code=4)
@@ -263,7 +270,7 @@ def damaged(root):
     (None, ("--batch-size", 201), "its 200 labelled images are fewer than one batch of 201"),
     (None, ("--batch-size-unlabelled", 155), "its 154 unlabelled images are fewer than one batch of 155"),
     (None, ("--pretrained", "none.mat"), "none.mat: no such file"),
-    (None, ("--resume",), "there is no saved state to resume"),
+    (None, ("--resume",), "there is no saved state to resume; one is saved when a training is interrupted"),
     (None, ("--n-book", 0), "expected a whole number of at least 1"),
     (None, ("--bn-word", 9), "expected a whole number from 1 to 8"),
 ])

@@ -314,7 +314,8 @@ def test_bad_training_input_is_one_sentence_and_exit_code_2(tiny, case, run_here
     (["tiny", 0.1, 1, 0, 1, "WDHT", "t", "cpu", "--negative-sampling"], "--negative-sampling is an option of WSDQH"),
     (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu"],
      r"alexnet\.npy: no such file.*--backbone-init lsuv, which learn with LR 1e-5 to 3e-5 and --dropout 0"),
-    (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu", "--resume", "--backbone-init", "lsuv"], "no saved state to resume"),
+    (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu", "--resume", "--backbone-init", "lsuv"],
+     r"no saved state to resume; one is saved when a training is interrupted, and every N steps with --save-every"),
 ])
 def test_bad_arguments_are_one_sentence_and_exit_code_2(tiny, arguments, sentence, run_here):
     code, output = run_here("train.py", *arguments, "--root", tiny)
