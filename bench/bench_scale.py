@@ -15,11 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from retrieval import faiss_engine, index
-from util import stream
+from storage.retrieval_file import read_content
+from util import run_program, stream
 
 NEIGHBOURS, REPLACED = 16, 0.25
 TOPK, QUERIES = 100, 100
@@ -46,9 +46,9 @@ def draw_codes(real, codebooks, count):
     codes = np.empty((count, len(codebooks)), np.uint8)
     for start in range(0, count, faiss_engine.BLOCK):
         block = real[rng.integers(len(real), size=min(faiss_engine.BLOCK, count - start))]
-        for m, words in enumerate(codebooks):
-            squares = np.square(words).sum(1)
-            near = (squares - 2 * words @ words.T).argsort(1)[:, 1:NEIGHBOURS + 1]  # (K, 16)
+        for m, codewords in enumerate(codebooks):
+            squares = np.square(codewords).sum(1)
+            near = (squares - 2 * codewords @ codewords.T).argsort(1)[:, 1:NEIGHBOURS + 1]  # (K, 16)
             replaced = np.flatnonzero(rng.random(len(block)) < REPLACED)
             block[replaced, m] = near[block[replaced, m], rng.integers(NEIGHBOURS, size=len(replaced))]
         codes[start:start + len(block)] = block
@@ -57,10 +57,9 @@ def draw_codes(real, codebooks, count):
 
 def build(retrieval, folder, count, lists):
     """Save the index of `count` codes; tell seconds, peak memory and bytes on disk."""
-    with h5py.File(retrieval) as file:
-        real, codebooks = file["db_codes"][()], file["codebooks"][()]
-    content = index.Content(draw_codes(real, codebooks, count), codebooks, Names(count), [["tag"]],
-                            codebooks[0, :1], None, [], {"seed": 0, "images": "."})
+    real = read_content(retrieval)
+    content = index.Content(draw_codes(real.db_codes, real.codebooks, count), real.codebooks, Names(count), [["tag"]],
+                            real.codebooks[0, :1], None, [], {"seed": 0, "images": "."})
     began = time.perf_counter()
     index.save(folder, content, lists)
     return {"build": time.perf_counter() - began, "build_memory": peak(),
@@ -74,8 +73,7 @@ def ask(retrieval, folder, exact):
 
     exact: file of the flat index's scores, which it writes and the other one reads.
     """
-    with h5py.File(retrieval) as file:
-        queries = file["qry_features"][:QUERIES]
+    queries = read_content(retrieval).qry_features[:QUERIES]
     began = time.perf_counter()
     made = index.load(folder)
     loaded = time.perf_counter() - began
@@ -116,6 +114,7 @@ def main():
     parser.add_argument("--images", type=int, nargs="+", default=[10**6, 10**7, 10**8],
                         help="codes (default 1, 10 and 100 million)")
     options = parser.parse_args()
+    read_content(options.retrieval)  # a file that cannot be used is refused here, in one sentence
     print(f"{'codes':>11}  {'index':24}{'build s':>8}{'peak GiB':>9}{'disk GB':>8}{'load s':>8}{'peak GiB':>9}"
           f"{'queries/s':>11}{'recall':>9}")
     for count in options.images:
@@ -134,4 +133,4 @@ if __name__ == "__main__":
     elif sys.argv[1] == "ask":
         print(json.dumps(ask(Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))))
     else:
-        main()
+        run_program(main)
