@@ -22,7 +22,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description="Make a searchable index of photos from a trained checkpoint, and ask it.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="build | query | tags")
-    build = commands.add_parser("build", help="make an index, or add the photos that are not in it yet")
+    build = commands.add_parser("build", help="make an index, or bring one up to date")
     build.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an .npy file that train.py wrote")
     build.add_argument("dataset", metavar="DATASET", help="a data set, of which the database is taken, any folder of "
                                                           "photos, or what encode.py wrote")
@@ -36,6 +36,7 @@ def parse_arguments():
                        help="sort the codes into N lists, of which a query looks into some (default: none up to a "
                             "million photos, then about 4·√photos)")
     build.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
+    build.add_argument("--prune", action="store_true", help="drop the photos that are gone from the index")
     build.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of codes and lists (default 0)")
     build.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
                        help="folder that holds data/, datasets/ and indexes/ (default: this program's folder)")
@@ -96,7 +97,8 @@ def main():
     if options.command == "build":
         from retrieval import building
         building.build(options.checkpoint, options.dataset, options.out, options.root, options.trained_on,
-                       options.crops, options.lists, options.skip_bad, options.seed, options.gpu, options.precision)
+                       options.crops, options.lists, options.skip_bad, options.seed, options.gpu, options.precision,
+                       options.prune)
     elif options.command == "tags":
         show_tags(options, open_index(options.index, options.checkpoint, options.gpu))
     else:

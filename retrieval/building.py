@@ -1,4 +1,4 @@
-"""Building an index of photos from a trained checkpoint, and adding photos to one. It loads TensorFlow."""
+"""Building an index of photos from a trained checkpoint, and bringing one up to date. It loads TensorFlow."""
 import os
 import sys
 from dataclasses import replace
@@ -10,7 +10,7 @@ import dataset
 import net_val
 import quantizer
 from image_files import image_faults, list_faults
-from retrieval import index
+from retrieval import index, photo_files
 from retrieval.checkpoints import check_checkpoint, training_dataset
 from retrieval.sources import photo_source
 from session import device_name
@@ -22,13 +22,16 @@ BLOCK = 4096  # images that are embedded before they are encoded, so that no mor
 
 
 def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, inverted_lists=None, skip_bad=False,
-          seed=0, gpu=None, precision=PRECISIONS[0]):
-    """Make the index of a data set's database or of a folder of photos; one that is there grows by the new photos.
+          seed=0, gpu=None, precision=PRECISIONS[0], prune=False):
+    """Make the index of a data set's database or of a folder of photos, or bring the one that is there up to date.
+
+    Photos that are new or whose content is changed are embedded; the others keep their codes.
 
     Args:
         images: name of a data set, a folder of photos, or what encode.py wrote.
         gpu: number of a GPU, a list of them, or None for the CPU.
         inverted_lists (int): how many, 0 for none, or None to choose by the number of photos.
+        prune: photos that are gone leave the index.
         others: as on the command line.
     Returns the `index.Index`.
     """
@@ -38,23 +41,58 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, in
     weights, codebooks = net_val.read_checkpoint(checkpoint)
     tagged = training_dataset(checkpoint, source, root, trained_on)
     with index.writing(out) as save:  # no other process may write the index after this one has read it
-        if index.has_index(out):
-            before = existing_content(out, checkpoint, source, crops, seed, precision)
+        old = index.load(out) if index.has_index(out) else None
+        if old:
+            before = old.content
+            check_settings(out, before, checkpoint, source, crops, seed, precision)
         else:
             before = new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision)
-        rows = new_rows(source, before, out, skip_bad)
-        codes = stored_codes(checkpoint, source, rows, before.facts)
-        if codes is None:
-            codes = encode_photos([source.folder / source.names[row] for row in rows], weights, before, gpu)
-        content = replace(before, codes=np.concatenate([before.codes, codes]),
-                          images=[*before.images, *(source.names[row] for row in rows)],
-                          labels=None if before.labels is None else np.concatenate([before.labels,
-                                                                                    source.labels[rows]]))
-        lists = index.default_inverted_lists(len(content.codes)) if inverted_lists is None else inverted_lists
-        made = save(content, lists)
-    print(f"{out}: {len(made):,} photos, {len(rows):,} of them new, {8 * len(codebooks)} bits each"
+        changes = photo_files.compare(source, before, out, prune)
+        rows = usable_rows(source, changes, skip_bad)
+        count = len(changes.kept) + len(rows)
+        lists = index.default_inverted_lists(count) if inverted_lists is None else inverted_lists
+        if old and is_up_to_date(before, changes, rows, lists):
+            made = old
+        else:
+            made = save(changed_content(before, source, changes, rows, checkpoint, weights, gpu), lists)
+    print(f"{out}: {len(made):,} photos{told_changes(source, before, changes, rows)}, {8 * len(codebooks)} bits each"
           + (f", in {lists} lists" if lists else ""))
     return made
+
+
+def is_up_to_date(before, changes, rows, lists):
+    """Whether an index need not be written again."""
+    return (len(changes.kept) == len(before.images) and not len(rows) and lists == before.facts["lists"]
+            and (not changes.fingerprints.any() if before.fingerprints is None
+                 else np.array_equal(changes.fingerprints, before.fingerprints)))
+
+
+def changed_content(before, source, changes, rows, checkpoint, weights, gpu):
+    """The content of an index without the photos that are changed or gone, and with the source's photos `rows`."""
+    kept, paths = changes.kept, [source.folder / source.names[row] for row in rows]
+    if source.encoded:  # opens no photo
+        fingerprints = np.zeros((len(rows), photo_files.NUMBERS), np.int64)
+    else:  # before they are embedded: what changes meanwhile is found the next time
+        fingerprints = photo_files.take_fingerprints(paths)
+    codes = stored_codes(checkpoint, source, rows, before)
+    if codes is None:
+        codes = encode_photos(paths, weights, before, gpu)
+    fingerprints = np.concatenate([changes.fingerprints, fingerprints])
+    return replace(before, codes=np.concatenate([before.codes[kept], codes]),
+                   images=[*(before.images[row] for row in kept), *(source.names[row] for row in rows)],
+                   labels=None if before.labels is None else np.concatenate([before.labels[kept],
+                                                                             source.labels[rows]]),
+                   fingerprints=fingerprints if fingerprints.any() else None)
+
+
+def told_changes(source, before, changes, rows):
+    """How many photos of an index are new, changed and dropped, in words."""
+    known = set(before.images)
+    new = sum(source.names[row] not in known for row in rows)
+    changed = len(rows) - new
+    dropped = len(before.images) - len(changes.kept) - changed
+    return (f", {new:,} of them new" + (f", {changed:,} changed" if changed else "")
+            + (f", {dropped:,} dropped" if dropped else ""))
 
 
 # ---------------------------------------------------------------- the content before
@@ -73,9 +111,8 @@ def new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precis
         labels=None if source.labels is None else source.labels[:0], label_names=list(source.label_names), facts=facts)
 
 
-def existing_content(out, checkpoint, source, crops, seed, precision):
-    """The content of the index in `out`, to which photos are added. Raises UserError if they do not belong there."""
-    content = index.load(out).content
+def check_settings(out, content, checkpoint, source, crops, seed, precision):
+    """Raise UserError if the source's photos, encoded in this way, do not belong into the index in `out`."""
     check_checkpoint(out, content.facts, checkpoint)
     for what, there, here in (("crops", content.facts["crops"], crops),
                               ("seed", content.facts["seed"], seed),
@@ -83,8 +120,7 @@ def existing_content(out, checkpoint, source, crops, seed, precision):
                               ("the photos of", content.facts["images"], os.path.realpath(source.folder)),
                               ("labels", _columns(content.labels), _columns(source.labels))):
         if there != here:
-            raise UserError(f"{out} is an index with {what} {there}, not {here}: choose another --out")
-    return content
+            raise UserError(f"{out} is an index with {what} {there}, not {here}: choose another --out or --name")
 
 
 def precision_of(facts):
@@ -96,15 +132,11 @@ def _columns(labels):
     return 0 if labels is None else labels.shape[1]
 
 
-# ---------------------------------------------------------------- the new photos
+# ---------------------------------------------------------------- photos that are new or changed
 
-def new_rows(source, before, out, skip_bad):
-    """Rows of the source's photos that are not in the index yet, int64; bad ones are refused, or left out and told."""
-    known = set(before.images)
-    if gone := known.difference(source.names):
-        note(f"{len(gone):,} photos of {out} are not in {source.folder} any more, such as {min(gone)}; they stay in "
-             "the index (to drop them, delete it and build it anew)")
-    rows = np.array([row for row, name in enumerate(source.names) if name not in known], np.int64)
+def usable_rows(source, changes, skip_bad):
+    """Rows of the source's photos that are to be encoded, int64; bad ones are refused, or left out and told."""
+    rows = changes.to_encode
     if source.encoded:  # without the bad ones
         return rows
     names = [source.names[row] for row in rows]
@@ -120,19 +152,20 @@ def new_rows(source, before, out, skip_bad):
     if not skip_bad:
         raise UserError(f"{told} (--skip-bad leaves them out): {listed}")
     print(f"left out: {told}: {listed}", file=sys.stderr)
-    if len(faults) == len(rows):
-        raise UserError(f"{source.folder}: none of the {len(rows)} new photos can be used")
+    if len(faults) == len(rows) and not len(changes.kept):
+        raise UserError(f"{source.folder}: none of the {len(rows)} photos can be used")
     return np.delete(rows, list(faults))
 
 
-def stored_codes(checkpoint, source, rows, facts):
-    """The codes of the source's photos `rows`, uint8 (n, M), if encode.py made them, or if `rows` are all of them and
-    validation.py left their codes beside the checkpoint; else None."""
+def stored_codes(checkpoint, source, rows, before):
+    """The codes of the source's photos `rows`, uint8 (n, M), if encode.py made them, or if they are the whole of a new
+    index and validation.py left their codes beside the checkpoint; else None."""
+    facts = before.facts
     if source.encoded:
         source.encoded.check(checkpoint, facts["crops"], precision_of(facts))
         return source.encoded.codes[rows]
     path = checkpoint.with_name(f"{checkpoint.stem}_retrieval.h5")
-    if source.dataset is None or len(rows) < len(source.names) or not path.is_file():
+    if source.dataset is None or len(before.images) or len(rows) < len(source.names) or not path.is_file():
         return None
     try:
         expected, _ = net_val.sources(source.dataset, checkpoint, facts["crops"], facts["seed"],

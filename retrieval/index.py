@@ -37,7 +37,8 @@ class Content:
 
     codes: uint8 (N, M); codebooks: float32 (M, K, D); images: N paths relative to the folder of images, any sequence;
     tag_names: T lists of words; tag_embeddings: W, float32 (T, D), of GPQ (0, M·D); labels: 0/1, uint8 (N, L), or None;
-    label_names: L names; facts: what else the manifest tells, plain containers.
+    label_names: L names; facts: what else the manifest tells, plain containers; fingerprints: of the images' files as
+    of photo_files.py, int64 (N, 7), or None.
     """
     codes: np.ndarray
     codebooks: np.ndarray
@@ -47,6 +48,7 @@ class Content:
     labels: np.ndarray | None
     label_names: list
     facts: dict
+    fingerprints: np.ndarray | None = None
 
     @property
     def query_length(self):
@@ -218,7 +220,7 @@ def _save(folder, content, inverted_lists=0):
              "tag_names": content.tag_names, "label_names": content.label_names}
     manifest.check_keys(folder / manifest.MANIFEST, facts)
     engine = faiss_engine.make(content.codes, content.codebooks, inverted_lists, facts["seed"])
-    absent = {role for role, part in (("labels", content.labels), ("engine", engine)) if part is None}
+    absent = {role for role in manifest.OPTIONAL if (engine if role == "engine" else getattr(content, role)) is None}
     paths = {role: folder / manifest.file_name(role, facts["generation"]) for role in manifest.SUFFIXES.keys() - absent}
     try:
         _write_files(paths, content, engine)
@@ -253,6 +255,7 @@ def load(folder):
         codes=read_npy(paths["codes"], mapped=True), codebooks=read_npy(paths["codebooks"]),
         images=Lines(paths["images"]), tag_names=facts["tag_names"], tag_embeddings=read_npy(paths["tag_embeddings"]),
         labels=read_npy(paths["labels"]) if "labels" in paths else None, label_names=facts["label_names"],
+        fingerprints=read_npy(paths["fingerprints"], mapped=True) if "fingerprints" in paths else None,
         facts={key: value for key, value in facts.items() if key not in ("files", "tag_names", "label_names")})
     names = {role: paths.get(role, folder / role) for role in manifest.SUFFIXES}
     manifest.check_loaded(content, folder / manifest.MANIFEST, names)

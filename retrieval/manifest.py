@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 
 import quantizer
+from retrieval.photo_files import NUMBERS
 from storage.safe_files import fingerprint, write_json
 from util import PRECISIONS, UserError, one_line
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 SUFFIXES = {"codes": "npy", "codebooks": "npy", "tag_embeddings": "npy", "images": "txt", "labels": "npy",
-            "engine": "faiss"}  # of the files, by their roles
-OPTIONAL = {"labels", "engine"}
+            "fingerprints": "npy", "engine": "faiss"}  # of the files, by their roles
+OPTIONAL = {"labels", "fingerprints", "engine"}
 
 
 # ---------------------------------------------------------------- keys
@@ -169,6 +170,10 @@ def check_content(content, names):
                         f"{lengths[1]}), found {embeddings.dtype} {embeddings.shape}")
     if not np.isfinite(embeddings).all():
         raise UserError(f"{names['tag_embeddings']}: expected finite numbers, found NaN or infinite ones")
+    prints = content.fingerprints
+    if prints is not None and (prints.dtype != np.int64 or prints.shape != (images, NUMBERS)):
+        raise UserError(f"{names['fingerprints']}: expected int64 of shape ({images}, {NUMBERS}), found {prints.dtype} "
+                        f"{prints.shape}")
     _check_labels(content, names)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import dataset
 from prepare import check, photos
-from retrieval import building, index, sources
+from retrieval import building, index, photo_files, sources
 from retrieval.manifest import MANIFEST, _digest
 from test_index import make_content
 from tiny import TRAINING, call, make_tiny
@@ -187,6 +187,11 @@ def test_photos_to_import_are_held_to_the_same(tiny, images, outside, tmp_path, 
 
 # ---------------------------------------------------------------- a person's own folder
 
+def all_new(source):
+    """The Changes of an index that has no photo yet."""
+    return photo_files.compare(source, index.Content(None, None, [], None, None, None, [], {}), "out", prune=False)
+
+
 def test_links_in_a_person_s_own_folder_are_that_person_s_and_loops_end(tiny, images, outside):
     (images / "x.jpg").symlink_to(outside / "secret.jpg")
     (images / "round").symlink_to(".")
@@ -194,17 +199,15 @@ def test_links_in_a_person_s_own_folder_are_that_person_s_and_loops_end(tiny, im
     (images / "sub" / "up").symlink_to(images)
     source = sources.folder_source(images, [])
     assert sorted(source.names) == sorted([*(f"{i}.jpg" for i in range(13)), "x.jpg"])
-    before = index.Content(None, None, [], None, None, None, [], {})
-    assert len(building.new_rows(source, before, "out", skip_bad=False)) == 14
+    assert len(building.usable_rows(source, all_new(source), skip_bad=False)) == 14
 
 
 def test_links_out_of_a_data_set_are_left_out_of_its_index_too(tiny, images, outside):
     rename(tiny, 4, file_link(images, outside))
     source = sources.photo_source("tiny", tiny)
-    before = index.Content(None, None, [], None, None, None, [], {})
     with pytest.raises(UserError, match=r"x\.jpg \(row 4\) is a link to"):
-        building.new_rows(source, before, "out", skip_bad=False)
-    assert building.new_rows(source, before, "out", skip_bad=True).tolist() == [0, 1, 2, *range(4, 10)]
+        building.usable_rows(source, all_new(source), skip_bad=False)
+    assert building.usable_rows(source, all_new(source), skip_bad=True).tolist() == [0, 1, 2, *range(4, 10)]
 
 
 def test_a_file_name_with_a_line_break_is_refused_before_any_photo_is_embedded(images):

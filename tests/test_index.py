@@ -28,7 +28,7 @@ def make_content(codebooks=2, images=N, seed=0):
         tag_names=[[f"tag{i}", f"tags{i}"] for i in range(T)],
         tag_embeddings=rng.normal(size=(T, D)).astype(np.float32),
         labels=rng.integers(0, 2, (images, 3), dtype=np.uint8), label_names=["a", "b", "c"],
-        facts={"seed": seed, "images": "/photos"})
+        facts={"seed": seed, "images": "/photos"}, fingerprints=rng.integers(0, 2**40, (images, 7)))
 
 
 def dense_scores(queries, content):
@@ -138,6 +138,12 @@ def test_an_index_survives_a_round_trip(tmp_path, engine):
     assert str(loaded.image_path(3)) == "/photos/some folder/3.jpg"
     assert loaded.content.tag_names == content.tag_names
     np.testing.assert_array_equal(loaded.content.labels, content.labels)
+
+
+def test_an_index_from_before_there_were_fingerprints_opens(tmp_path):
+    save_photos(tmp_path)
+    written_again(tmp_path, lambda content: content["files"].pop("fingerprints"))
+    assert index.load(tmp_path).content.fingerprints is None
 
 
 def test_an_index_made_without_faiss_is_searched_with_it(tmp_path, monkeypatch):
@@ -413,7 +419,9 @@ def test_a_manifest_that_does_not_fit_its_files_is_one_sentence(tmp_path, key, v
     ("codebooks-1.npy", np.full((2, 256, 300), np.inf, np.float32), "codebooks-1.npy: expected finite numbers"),
     ("tag_embeddings-1.npy", np.zeros((12, 5), np.float32), r"found float32 \(12, 5\)"),
     ("tag_embeddings-1.npy", np.full((12, 300), np.nan, np.float32), "tag_embeddings-1.npy: expected finite numbers"),
-    ("labels-1.npy", np.full((700, 3), 2, np.uint8), "labels-1.npy: expected 0 and 1, found 2")])
+    ("labels-1.npy", np.full((700, 3), 2, np.uint8), "labels-1.npy: expected 0 and 1, found 2"),
+    ("fingerprints-1.npy", np.zeros((700, 3), np.int64), r"expected int64 of shape \(700, 7\), found int64 \(700, 3\)"),
+    ("fingerprints-1.npy", np.zeros((700, 7)), r"fingerprints-1\.npy: expected int64 .* found float64")])
 def test_a_file_that_does_not_fit_the_others_is_named(tmp_path, engine, name, content, sentence):
     save_photos(tmp_path)
     if isinstance(content, bytes):

@@ -76,6 +76,41 @@ def test_photos_that_are_added_leave_the_others_as_they_are(root, checkpoint, tm
     assert "5 photos, 0 of them new" in capsys.readouterr().out
 
 
+def test_photos_that_changed_are_embedded_anew_and_photos_that_are_gone_are_dropped(root, checkpoint, tmp_path, capsys):
+    folder, out = tmp_path / "photos", tmp_path / "index"
+    folder.mkdir()
+    for number in range(5):
+        shutil.copy(photo(root, number), folder)
+    arguments = {"out": out, "root": root, "crops": 1}
+    first = building.build(checkpoint, folder, **arguments).content
+    shutil.copy(photo(root, 8), folder / "1.jpg")  # other content
+    shutil.copy(photo(root, 2), folder / "2.jpg")  # the same content, another time
+    (folder / "3.jpg").unlink()
+    shutil.copy(photo(root, 7), folder)
+    generation = json.loads((out / "manifest.json").read_bytes())["generation"]
+    made = building.build(checkpoint, folder, **arguments, prune=True)
+    printed = capsys.readouterr()
+    assert "5 photos, 1 of them new, 1 changed, 1 dropped" in printed.out
+    assert "1 photos of" in printed.err
+    assert "3.jpg; they leave the index" in printed.err
+    assert list(made.content.images) == ["0.jpg", "2.jpg", "4.jpg", "1.jpg", "7.jpg"]
+    np.testing.assert_array_equal(made.content.codes[:3], first.codes[[0, 2, 4]])
+    np.testing.assert_array_equal(made.content.fingerprints[[0, 2], 3:], first.fingerprints[[0, 4], 3:])
+    whole = building.build(checkpoint, "tiny", out=tmp_path / "whole", root=root, crops=1).content
+    np.testing.assert_array_equal(made.content.codes[3:], whole.codes[[8, 7]])
+
+    building.build(checkpoint, folder, **arguments, prune=True)
+    assert "5 photos, 0 of them new, 16 bits" in capsys.readouterr().out
+    assert json.loads((out / "manifest.json").read_bytes())["generation"] == generation + 1  # not written again
+    (folder / "4.jpg").write_bytes(b"no photo any more")
+    with pytest.raises(UserError, match=r"1 of 1 photos cannot be used .*4\.jpg"):
+        building.build(checkpoint, folder, **arguments)
+    assert list(building.build(checkpoint, folder, **arguments, skip_bad=True).content.images) == [
+        "0.jpg", "2.jpg", "1.jpg", "7.jpg"]
+    building.build(checkpoint, folder, **arguments, skip_bad=True)  # what cannot be read is no reason to fail twice
+    assert "4 photos, 0 of them new, 16 bits" in capsys.readouterr().out
+
+
 def test_codes_that_validation_left_are_not_computed_again(root, checkpoint, tmp_path, capsys):
     code, output = validate(root)
     assert code == 0, output
