@@ -83,17 +83,17 @@ def known_datasets(root):
 # ---------------------------------------------------------------- links to images
 
 def link_folder(link, folder, root):
-    """Let `link` name a folder: by a relative path where both lie below `root`, so that the project can be moved."""
+    """Make `link` point to a folder, by a relative path if both lie below `root`, so that the project can be moved."""
     place, folder, root = link.parent.resolve(), folder.resolve(), root.resolve()
     inside = place.is_relative_to(root) and folder.is_relative_to(root)
     link.symlink_to(os.path.relpath(folder, place) if inside else folder, target_is_directory=True)
 
 
 def check_links(dataset, names):
-    """See that the image folder, and the folders directly in it that `names` use, lead to images of this project.
+    """Check that the image folder, and the folders directly in it that `names` use, lead to images of this project.
 
-    A link to nothing raises UserError; one into another project that has this data set too, which a copied project
-    has where links are absolute, is noted.
+    A link to nothing raises UserError. A note warns of a link into another project that has this data set too: in a
+    copied project, absolute links lead there.
     """
     images = dataset.images
     project = dataset.splits.parent.parent.resolve()
@@ -144,7 +144,7 @@ def read_lines(path, errors="strict"):
 
 
 def shown(text):
-    """A text from outside as it stands in a message: in quotes, not longer than a line."""
+    """A text from outside, as messages show it: in quotes, not longer than a line."""
     return repr(text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…")
 
 
@@ -335,13 +335,13 @@ def read_tags(dataset, raw_tags):
 
 
 def merge_tags(raw, groups):
-    """Merged labels: the logical OR of each group's raw columns. CSR uint8 (N, columns) → CSR uint8 (N, T)."""
+    """Merged tags: the logical OR of each group's raw columns. CSR uint8 (N, columns) → CSR uint8 (N, T)."""
     columns = np.concatenate([np.asarray(group, np.int64) for group in groups])
     merged = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     belongs = scipy.sparse.csr_array((np.ones(len(columns), np.int32), (columns, merged)),
                                      shape=(raw.shape[1], len(groups)))
-    labels = raw.astype(np.int32) @ belongs
-    return (labels > 0).astype(np.uint8).sorted_indices()
+    tags = raw.astype(np.int32) @ belongs
+    return (tags > 0).astype(np.uint8).sorted_indices()
 
 
 # ---------------------------------------------------------------- splits

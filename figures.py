@@ -45,7 +45,7 @@ NAMED_LABELS = 10  # labels with a colour of their own
 # ---------------------------------------------------------------- all of them
 
 def write_all(folder, retrieval, results, names, paths, training_log, seed, log):
-    """Every figure and the curves as text, in `folder`; what cannot be drawn is said in the log.
+    """Every figure and the curves as text, in `folder`; the log names those that cannot be drawn.
 
     Args:
         retrieval: Retrieval of storage/retrieval_file.py.
@@ -136,7 +136,7 @@ def precision_figure(path, qualities):
 
 
 def _plot_rankings(axes, qualities, along):
-    """A line of precision for each ranking, from 0 to what leaves room, with its MAP in the legend."""
+    """A line of precision for each ranking, with its MAP in the legend."""
     highest = np.nan
     for name, (colour, line) in KINDS.items():
         quality = qualities[name]
@@ -204,7 +204,7 @@ def ranking_figure(path, rows, title=None):
 
 
 def _head(axes, title, rows, first, width, gap):
-    """The words above the tiles: what is where, and what the frames mean if there are any."""
+    """The headings above the tiles, and what the frames mean if there are any."""
     style = {"fontsize": 10, "va": "center", "parse_math": False}
     axes.text(gap, 0.35, "query", weight="bold", **style)
     axes.text(first, 0.35, title or "results, best first", weight="bold", **style)
@@ -214,7 +214,7 @@ def _head(axes, title, rows, first, width, gap):
 
 
 def _tile(axes, image, caption, hit, left, top):
-    """An image that fits into and stands on the square of side 1 at (left, top), its frame and its caption."""
+    """An image in the square of side 1 at (left, top), on its lower edge; with its frame and its caption."""
     words = "missing" if image is None else image if isinstance(image, str) else None
     h, w = np.array(image.shape[:2]) / max(image.shape[:2]) if words is None else (1, 1)
     x, y = left + (1 - w) / 2, top + 1 - h
@@ -230,7 +230,7 @@ def _tile(axes, image, caption, hit, left, top):
 
 
 def _shorten(caption, width=19, lines=3):
-    """A caption in so many lines of so many characters; … stands for the rest."""
+    """A caption cut to so many lines of so many characters; … stands for the rest."""
     parts = [part for line in caption.splitlines() for part in textwrap.wrap(line, width)]
     if len(parts) > lines:
         parts = [*parts[:lines - 1], parts[lines - 1][:width - 1].rstrip(" ,") + "…"]
@@ -300,22 +300,22 @@ def codeword_usage(codes):
 def codeword_figure(path, codes):
     """Images a codeword, most used first, for each codebook. codes: uint8 (N, M)."""
     counts, entropies = codeword_usage(codes)
-    words = counts.shape[1]
+    codewords = counts.shape[1]
     figure, axes = _panel(f"Codewords that {len(codes):,} database images use", "codewords, most used first",
                           "images that use it", (8, 5))
-    edges = np.arange(words + 1)
+    edges = np.arange(codewords + 1)
     for m, (used, entropy) in enumerate(zip(counts, entropies, strict=True)):
         unused = int((used == 0).sum())
         heights = np.sort(used)[::-1].astype(float)
         heights[heights == 0] = np.nan
         axes.stairs(heights, edges, color=PALETTE[m], linewidth=2, baseline=None,
-                    label=f"codebook {m + 1}: {unused} of {words} unused, entropy {entropy:.2f} bits")
-    axes.axhline(len(codes) / words, color="#888888", linewidth=1, linestyle=":",
-                 label=f"all used alike: 0 of {words} unused, entropy {np.log2(words):.2f} bits")
+                    label=f"codebook {m + 1}: {unused} of {codewords} unused, entropy {entropy:.2f} bits")
+    axes.axhline(len(codes) / codewords, color="#888888", linewidth=1, linestyle=":",
+                 label=f"all used alike: 0 of {codewords} unused, entropy {np.log2(codewords):.2f} bits")
     axes.set_yscale("log")
     axes.set_ylim(0.8, max(12, 1.5 * counts.max()))
-    axes.set_xlim(0, words)
-    axes.set_xticks(range(0, words + 1, words // 8))
+    axes.set_xlim(0, codewords)
+    axes.set_xticks(range(0, codewords + 1, codewords // 8))
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_formatter("")
     _legend(axes)
@@ -325,10 +325,10 @@ def codeword_figure(path, codes):
 # ---------------------------------------------------------------- training
 
 def read_training_log(path):
-    """The steps that a log tells of: float64 (steps, 4) of step, learning rate, L_emb and λ·L_q.
+    """The steps in a training log: float64 (steps, 4) of step, learning rate, L_emb and λ·L_q.
 
-    A log may hold several runs. Where the step goes back, a run began anew or went on from a saved state, and what
-    stood there from that step on is dropped. Without the file there are no steps.
+    A log may hold several runs. Where the step number goes back, a run started again or resumed, and its steps replace
+    the earlier ones. Without the file there are no steps.
     """
     if not path.is_file():
         return np.empty((0, 4))
@@ -363,7 +363,7 @@ def training_figure(path, history):
 
 
 def _plot_loss(axes, steps, losses, colour, name):
-    """The loss of each step, pale behind their running median where there are enough."""
+    """The loss of each step; where there are many, pale behind their running median."""
     width = len(steps) // 20
     axes.set_ylabel(name)
     if width < 3:

@@ -27,10 +27,10 @@ SHOWN_GROUPS = 20
 def process(options, train=None):
     """Make the files in `tags/`. `train`: `trained_vectors.train_vectors` where vectors are trained, not read."""
     dataset = find_dataset(options.dataset, options.root)
-    tags, labels = read_raw_tags(dataset)
+    tags, matrix = read_raw_tags(dataset)
 
     if train:
-        vectors, spelled = train(tags, labels, options.seed)
+        vectors, spelled = train(tags, matrix, options.seed)
     else:
         vectors, spelled = find_vectors(tags, options.word_vectors, options.limit)
     found = np.flatnonzero([spelling is not None for spelling in spelled])  # (V,) raw columns
@@ -63,10 +63,10 @@ def read_raw_tags(dataset):
     if repeated:
         raise UserError(f"{dataset.tag_list}: expected each tag once, found more than once: {', '.join(repeated)}")
     matrix_file = dataset.split_files("train")[1]
-    labels = read_binary_matrix(matrix_file)
-    if labels.shape[1] != len(tags):
-        raise UserError(f"{matrix_file} has {labels.shape[1]} columns, but {dataset.tag_list} lists {len(tags)} tags")
-    return tags, labels
+    matrix = read_binary_matrix(matrix_file)
+    if matrix.shape[1] != len(tags):
+        raise UserError(f"{matrix_file} has {matrix.shape[1]} columns, but {dataset.tag_list} lists {len(tags)} tags")
+    return tags, matrix
 
 
 def input_files(dataset, word_vectors):

@@ -1,6 +1,6 @@
 """Word vectors of tags, trained on the tag lists of the training images.
 
-What belongs here: the training by gensim. Vectors that others trained are read by word_vectors.py.
+What belongs here: the training by gensim. word_vectors.py reads vectors that others trained.
 """
 import math
 
@@ -15,12 +15,12 @@ MEDIAN_SIGHTINGS = 400
 MOST_SIGHTINGS = 3_000_000  # of all tags together, under a minute; where most tags are rare the above takes hours
 
 
-def train_vectors(tags, labels, seed):
+def train_vectors(tags, matrix, seed):
     """Vectors learned from which tags stand together: skip-gram Word2Vec over the images' tag lists, then centred.
 
     Args:
         tags: R tags, all different.
-        labels: CSR (N, R) that stores ones only, the tags of each training image.
+        matrix: 0/1 CSR (N, R) that stores ones only, the tags of each training image.
         seed (int): the same seed gives the same vectors.
 
     Returns:
@@ -29,13 +29,13 @@ def train_vectors(tags, labels, seed):
     Raises:
         UserError: no image has a tag.
     """
-    lists = [[tags[column] for column in columns] for columns in np.split(labels.indices, labels.indptr[1:-1])]
-    used, counts = np.unique(labels.indices, return_counts=True)  # columns that an image has, and how many do
+    lists = [[tags[column] for column in columns] for columns in np.split(matrix.indices, matrix.indptr[1:-1])]
+    used, counts = np.unique(matrix.indices, return_counts=True)  # columns that an image has, and how many do
     if not len(used):
         raise UserError("no training image has a tag, so there is nothing to train word vectors on")
     model = Word2Vec(
         lists, vector_size=DIMENSIONS, min_count=1, sg=1, seed=seed,
-        epochs=math.ceil(min(MEDIAN_SIGHTINGS / np.median(counts), MOST_SIGHTINGS / labels.nnz)),
+        epochs=math.ceil(min(MEDIAN_SIGHTINGS / np.median(counts), MOST_SIGHTINGS / matrix.nnz)),
         window=max(map(len, lists)), shrink_windows=False,  # tags have no order: each is every other one's context
         sample=0,  # frequent tags are subjects, not stop words
         workers=1,  # two threads would finish in another order each time

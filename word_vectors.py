@@ -1,7 +1,6 @@
 """Word vectors of tags from a word2vec or GloVe file.
 
-What belongs here: how tags are spelled in such files, and how the files are read. What is done with the vectors stands
-in tag_merging.py.
+What belongs here: how tags are spelled in such files, and how the files are read. tag_merging.py uses the vectors.
 """
 import gzip
 import itertools

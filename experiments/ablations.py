@@ -1,7 +1,7 @@
 """The paper's ablations on one data set, over several seeds: trains, validates and prints one table.
 
-A run that is done is not done again, so the program can be interrupted and goes on where it was. Tags without the
-graph make a data set of their own, NAME_no_graph, with the same split files.
+A finished run is not repeated, so the program can be interrupted and started again. Tags without the graph make a
+data set of their own, NAME_no_graph, with the same split files.
 """
 import argparse
 import json
@@ -19,7 +19,6 @@ from storage.safe_files import write_json
 from util import MOST_CODEBOOKS, ROOT, UserError, number, run_program
 
 LAMBDA = 0.0001
-
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def run_variant(options, variant, seed):
 
 
 def program(*arguments):
-    """Run a program of the project. Raises UserError if it ends with an error, which it has told by then."""
+    """Run a program of the project. Raises UserError if it fails; it has printed its error by then."""
     print("running", *arguments, flush=True)
     if subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
         raise UserError(f"{arguments[0]} failed")

@@ -1,4 +1,4 @@
-"""What one would use at the same number of bits: a retrieval file's codes beside those of FAISS's quantizers.
+"""Other quantizers at the same number of bits: a retrieval file's codes beside those of FAISS's quantizers.
 
 What belongs here: building FAISS's indexes over the embeddings of a retrieval file, and measuring MAP, search speed and
 training time of each, as baselines.py asks. Without FAISS, which is optional, this module cannot be imported.
@@ -191,9 +191,9 @@ def additive_score(index, codes, queries):
     Each code is decoded and compared once, so images of equal code tie exactly, as AQD's do.
     """
     different, rows = np.unique(codes, axis=0, return_inverse=True)
-    words = index.sa_decode(different)  # (codes in use, D)
+    decoded = index.sa_decode(different)  # (codes in use, D)
     rows = rows.ravel()
-    return lambda q: (queries[q] @ words.T)[:, rows]
+    return lambda q: (queries[q] @ decoded.T)[:, rows]
 
 
 def exact_method(c):
@@ -249,10 +249,10 @@ def median_seconds(run):
     return float(np.median(seconds))
 
 
-# ---------------------------------------------------------------- for people
+# ---------------------------------------------------------------- printing and saving
 
 def print_setting(content, topk, training, options):
-    """What the table is about, and what in it may surprise."""
+    """Print the sizes behind the table, and what may surprise in it."""
     m, images = len(content.codebooks), len(content.db_label)
     print(f"{len(content.qry_label):,} queries, {images:,} database images, {BITS * m} bits an image")
     print(f"FAISS's quantizers learn from {training:,} of the images; seed {options.seed}; threads: {options.threads}")

@@ -111,7 +111,7 @@ class TrainingGraph:
 # ---------------------------------------------------------------- checkpoints
 
 def find_checkpoint(path):
-    """What the names of a checkpoint's files begin with: `path`, or the one with most steps in the folder `path`.
+    """The prefix of a checkpoint's files: `path`, or in a folder `path` that of the checkpoint after most steps.
 
     Of several trainings in one folder, the last by name counts. Raises UserError.
     """
@@ -151,7 +151,7 @@ def check_checkpoint(path, config, needed):
 # ---------------------------------------------------------------- the encoder
 
 class Encoder:
-    """A trained network that stands ready to compute features.
+    """A trained network, ready to compute features.
 
     Attributes:
         codebooks: Z, raw, float32 (K, M·D).
@@ -181,11 +181,11 @@ class Encoder:
             [variables[network.CODEBOOKS], variables[network.PROTOTYPES]])
 
     def features(self, images, what):
-        """F(x), raw, float32 (N, M·D) of RGB uint8 (N, 32, 32, 3); `what` is told where it takes long."""
+        """F(x), raw, float32 (N, M·D) of RGB uint8 (N, 32, 32, 3); `what`: the name on the progress bar."""
         return self._run(self._features, images, what)
 
     def pooled(self, images, what):
-        """What F's last layer sees of the same, float32 (N, 768)."""
+        """The input of F's last layer for the same images, float32 (N, 768)."""
         return self._run(self._pooled, images, what)
 
     def _run(self, output, images, what):

@@ -42,7 +42,7 @@ def run(options, config, figures):
 
 
 def shown_query(options, queries):
-    """The row of the query to draw. Raises UserError if there is none such."""
+    """The row of the query to draw. Raises UserError if there is no such row."""
     if options.query is None:
         return int(stream(options.seed, "shown query").integers(queries))
     if options.query >= queries:

@@ -75,7 +75,7 @@ def read_pretrained(path, shapes):
 
 
 def _read_arrays(path, sizes):
-    """`{name: array}` of those named in `sizes`, `{name: numbers in it}`; what is packed may be no larger."""
+    """`{name: array}` of those named in `sizes`, `{name: numbers in it}`; packed ones of more numbers are refused."""
     if path.suffix != ".npz":
         return matlab.read_arrays(path.read_bytes(), sizes)
     with np.load(path, allow_pickle=False) as file:
@@ -97,7 +97,8 @@ class MovingAverages:
     """Mean and variance that batch normalisation uses after training, of each of its layers.
 
     The mean is zero-debiased: m̃ ← 0.9·m̃ + 0.1·mean from 0, t ← t + 1, mean ← m̃ / (1 − 0.9^t). The variance is not:
-    it goes from 1 to 0.9·variance + 0.1·variance of the batch (with Bessel's correction, as the fused operation gives).
+    it starts at 1 and becomes 0.9·variance + 0.1·variance of the batch, which the fused operation gives with Bessel's
+    correction.
 
     Attributes:
         variables: `{name: variable}`, four for each layer while training, else two.
@@ -122,7 +123,7 @@ class MovingAverages:
         return [self.variables[f"{SCOPE}/{norm}/{part}"] for part in ("moving_mean", "moving_variance")]
 
     def update(self, statistics):
-        """An operation that takes in the statistics of one batch, `{norm: (mean, variance)}`."""
+        """An operation that adds the statistics of one batch to the averages, `{norm: (mean, variance)}`."""
         updates = []
         for norm, (mean, variance) in statistics.items():
             moving_mean, moving_variance = self.layer(norm)
@@ -137,13 +138,13 @@ class MovingAverages:
 # ---------------------------------------------------------------- features
 
 def extract_features(images, variables, averages, training, convolutions=CONVOLUTIONS):
-    """F(x), float32 (B, M·D), and each normalisation's (mean, variance), as `pool_maps`, whose arguments these are."""
+    """F(x), float32 (B, M·D), and the statistics of each normalisation. Arguments as of `pool_maps`."""
     pooled, statistics = pool_maps(images, variables, averages, training, convolutions)
     return project(pooled, variables), statistics
 
 
 def pool_maps(images, variables, averages, training, convolutions=CONVOLUTIONS):
-    """What F's last layer sees, float32 (B, 768), and the statistics of each normalisation.
+    """The input of F's last layer, float32 (B, 768), and the statistics of each normalisation.
 
     These are `{norm: (mean, variance)}`, float32 (channels,).
 

@@ -74,7 +74,8 @@ def train(options, config):
 def load_batches(split, config, options, steps):
     """An iterator over the steps' batches, each made during the step before: images, labels and unlabelled images.
 
-    Images are float32 (B, 32, 32, 3) and labels int64 (B,); of the classification loss there are no unlabelled ones.
+    Images are float32 (B, 32, 32, 3) and labels int64 (B,); with the classification loss there are no
+    unlabelled images (None).
     """
     def load(step):
         images, labels = data.draw(split.labelled, config.batch_size, "labelled", options.seed, step)
@@ -99,7 +100,7 @@ def check_batches(config, split, loss):
 
 
 def first_step(states, resume, steps):
-    """The 0-based step that the training begins or goes on with. Raises UserError if the folder does not allow it."""
+    """The 0-based step that the training starts or resumes with. Raises UserError if the folder does not allow it."""
     if resume:
         start = states.newest_step()
         if start > steps:

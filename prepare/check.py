@@ -1,8 +1,8 @@
 """Tell whether a data set is sound: `python prepare/check.py NAME`.
 
-What belongs here: reading whatever there is of a data set and holding it against each other. Findings are what spoils
-a result: files that do not fit together, images that cannot be read, queries that are in the database. Notes are
-what one may want to know. Nothing is changed.
+What belongs here: reading the files of a data set and comparing them. A finding is something that spoils results: files
+that do not fit together, images that cannot be read, queries that are in the database. A note is something that is good
+to know. Nothing is changed.
 """
 import argparse
 import sys
@@ -100,7 +100,7 @@ def read_splits(dataset, check):
 
 
 def check_columns(dataset, check):
-    """Hold the columns of the matrices against the lists that name them."""
+    """Compare the columns of the matrices with the lists that name them."""
     try:
         if "train" in check.matrices:
             compare_columns(check, "train", read_tag_names(dataset.tag_list), dataset.tag_list)
@@ -133,7 +133,7 @@ def check_labels(check):
 
 
 def check_tags(dataset, check):
-    """Note images without a tag that training can use, and hold `tags/` against the split files."""
+    """Note images without a tag that training can use, and compare `tags/` with the split files."""
     if "train" not in check.matrices:
         return
     raw = check.matrices["train"]
@@ -156,7 +156,7 @@ def check_tags(dataset, check):
 
 
 def made_from_other_tags(dataset):
-    """Whether `tags/` is known to be made from another tag list than the one there is."""
+    """Whether the report in `tags/` names another tag list than the present one."""
     try:
         return tags_made_from(dataset.splits) not in (None, fingerprint(dataset.tag_list))
     except UserError:  # no tag list: check_columns tells of it
@@ -181,7 +181,7 @@ def check_images(dataset, check):
 
 
 def check_overlap(dataset, check, unreadable):
-    """Find queries that are database or training images too, by name, or else by the content of the file."""
+    """Find queries that are database or training images too, by name or by the content of the file."""
     test = list(dict.fromkeys(check.names.get("test", ())))
     others = {split: dict.fromkeys(check.names[split]) for split in ("database", "train") if split in check.names}
     hashes = content_hashes(dataset.images, [name for name in test if name not in unreadable],

@@ -5,7 +5,7 @@
 writes `OUT_DIR/images/*.jpg` (256×256) and `OUT_DIR/photos.csv` for `prepare/photos.py`. Every image comes
 from a random stream of its own, so image 7 is the same however many there are.
 
-In this file: how to draw, one painter a concept, the scenes that combine them, the camera, and the tagging.
+What belongs here: how to draw, one painter for each concept, the scenes that combine them, the camera, and the tagging.
 """
 import argparse
 import json

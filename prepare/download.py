@@ -1,6 +1,6 @@
-"""Downloads that go on where they were interrupted, and get their name only once they have been checked.
+"""Downloads that continue after an interruption. A file gets its name only when it has been checked.
 
-In this file: fetching one file over HTTP, and MD5 sums. Which files, and what makes them sound, stands elsewhere.
+What belongs here: fetching one file over HTTP, and MD5 sums. The programs choose the files, and how to check them.
 """
 import argparse
 import hashlib
@@ -84,12 +84,12 @@ def _save(response, part, start, total):
 
 
 def _refusal(url, error, part, have):
-    """As of _transfer, for an answer that is no file. Raises UserError for one that will not get better."""
+    """What `_transfer` returns after an HTTP error. Raises UserError if trying again cannot help."""
     if error.code == 416:  # nothing after the bytes we have
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return None
         part.unlink()  # longer than the file on the server, so it is part of another file
-        return "the server's file is another one than that of the earlier download", False
+        return "the file on the server is not the one of the earlier download", False
     if error.code < 500:
         raise UserError(f"{url}: the server answered {error.code} {error.reason}") from error
     return f"the server answered {error.code} {error.reason}", False

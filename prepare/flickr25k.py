@@ -1,7 +1,7 @@
 """MIRFLICKR-25K's archives become the data set `flickr`: images at datasets/flickr25k, split files in data/flickr25k.
 
-What belongs here: the collection's formats, unpacking its archive, and its two usual splits. Nothing is in its place
-before it is whole: images are unpacked and split files written under other names.
+What belongs here: the collection's formats, unpacking its archive, and its two usual splits. Images are unpacked, and
+split files written, under temporary names. They get their own names when they are complete.
 """
 import argparse
 import contextlib
@@ -78,8 +78,8 @@ def parse_options():
     parser.add_argument("--url-base", default=URL_BASE, metavar="URL", type=web_address,
                         help=f"folder to download from (default {URL_BASE})")
     parser.add_argument("--md5", type=md5_digits, metavar="HEX",
-                        help="refuse an archive of images with another MD5 (default: of a download, "
-                             f"{IMAGES_MD5}; of your own file, only tell)")
+                        help="refuse an archive of images with another MD5 (default: for a download "
+                             f"{IMAGES_MD5}; for your own file, print a note)")
     parser.add_argument("--protocol", choices=("tagged", "sampled"), default="tagged",
                         help="training images: all of the database with a common tag, or --training of them "
                              "(default tagged)")
@@ -124,7 +124,7 @@ def sources(options, place):
 
 @contextlib.contextmanager
 def open_archive(path):
-    """A zip archive whose members all stay inside of it and are there once. Raises UserError."""
+    """An open zip archive. Raises UserError if a member's path leads out of it, or if two members have one name."""
     try:
         archive = zipfile.ZipFile(path)
     except (*ZIP_ERRORS, ValueError) as error:
@@ -135,7 +135,7 @@ def open_archive(path):
             if leads_out(plain := name.replace("\\", "/")) or re.match(r"\w:/", plain):
                 raise UserError(f"{path}: the member {name!r} leads out of the archive, so nothing was unpacked")
         if len(set(names)) != len(names):
-            raise UserError(f"{path}: expected each member once, found some of one name")
+            raise UserError(f"{path}: expected each member once, found several with the same name")
         yield archive
 
 
@@ -197,7 +197,7 @@ def parts_of_archive(archive):
 
 
 def check_parts(where, parts):
-    """How many images there are. Raises UserError if one is missing, or its tags, or the list of common tags."""
+    """How many images there are. Raises UserError if an image, its tags or the list of common tags is missing."""
     numbers = {kind: {int(re.search(r"\d+", part)[0]) for part in parts if part.startswith(kind.partition("{")[0])}
                for kind in ("im{}.jpg", "meta/tags/tags{}.txt")}
     count = max(set().union(*numbers.values()), default=0)
@@ -213,7 +213,7 @@ def check_parts(where, parts):
 
 
 def unpacked(path, folder, expected_md5):
-    """Unpack an archive of images to `folder`, or see that it is there already. Returns `folder`."""
+    """Unpack an archive of images to `folder`, unless it was unpacked before. Returns `folder`."""
     with open_archive(path) as archive:
         parts = parts_of_archive(archive)
         check_parts(path, parts)
@@ -239,7 +239,7 @@ def same_sizes(parts, folder):
 
 
 def unpack(archive, parts, folder):
-    """Write `parts` of an archive below `folder` and have them on the disk. Raises UserError."""
+    """Write `parts` of an archive below `folder`, synced to the disk. Raises UserError."""
     needed = sum(info.file_size for info in parts.values())
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
@@ -275,7 +275,7 @@ def read_collection(folder, annotations, labels_file):
 
 
 def label_matrix(annotations, count, where):
-    """Which of `count` images have which label: CSR uint8 (N, L)."""
+    """The 0/1 labels of `count` images, CSR uint8 (N, L)."""
     for label, images in annotations.items():
         if len(images) and images.max() > count:
             raise UserError(f"{where}: {label}.txt: expected images 1 to {count}, found {images.max()}")
@@ -284,13 +284,13 @@ def label_matrix(annotations, count, where):
 
 
 def ones_at(rows, columns, shape):
-    """CSR uint8 with ones there, however often a place is named."""
+    """A CSR matrix, uint8, with ones at these rows and columns; the same place may be named more than once."""
     matrix = scipy.sparse.csr_array((np.ones(len(rows), np.int32), (rows, columns)), shape=shape)
     return (matrix > 0).astype(np.uint8)
 
 
 def common_tags(path):
-    """The lines `tag count` of the list of common tags, a space between."""
+    """The lines of the list of common tags: a tag, a space, and its count."""
     rows = tag_rows(path, [line for line in decoded(path.read_bytes()).split("\n") if line.strip()])
     if not rows or len({words[0] for words in rows}) != len(rows):
         raise UserError(f"{path}: expected each tag once, found {'some twice' if rows else 'none'}")
@@ -298,7 +298,7 @@ def common_tags(path):
 
 
 def tag_matrix(folder, count, tags):
-    """Which of `count` images have which of the common tags: CSR uint8 (N, R)."""
+    """The 0/1 matrix of `count` images and the common tags, CSR uint8 (N, R)."""
     column = {tag: place for place, tag in enumerate(tags)}
     rows, columns = [], []
     for row in progress(range(count), desc="reading tags", leave=False):

@@ -1,6 +1,6 @@
 """NUS-WIDE's folders become the data set `nuswide`: a link to the images, and split files in data/nus-wide.
 
-What belongs here: NUS-WIDE's formats and its usual splits. Nothing is in its place before it is whole.
+What belongs here: NUS-WIDE's formats and its usual splits. Files get their names when they are complete.
 Letters: N images, R raw tags, L labels.
 """
 import argparse

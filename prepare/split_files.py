@@ -116,7 +116,7 @@ def only_preparation(folder):
 
 @contextlib.contextmanager
 def temporary_folder(path):
-    """The name of a folder to be made, free of what an interrupted run left there; removed at the end."""
+    """A path for a temporary folder. What an interrupted run left there is removed first, and the folder at the end."""
     shutil.rmtree(path, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -126,7 +126,7 @@ def temporary_folder(path):
 
 
 def install(new, splits, force):
-    """Move the folder `new` to `splits`, or its files into it beside whatever else is there; says what was done.
+    """Move the folder `new` to `splits`, or its files into it beside the other files. Returns what was done, in words.
 
     Raises UserError if there are other split files and not `force`.
     """
@@ -149,10 +149,10 @@ def install(new, splits, force):
 
 
 def finish_moving(splits):
-    """Move what `install` has staged, also where an earlier run was interrupted.
+    """Move the files that `install` staged, or the rest of them after an interruption.
 
-    The report moves first. So as long as it is still there, the old files are; they go before the first new one
-    comes, for old and new files must never stand side by side.
+    Old and new files are never mixed: the old ones are deleted first, then the report is moved, then the new files. So
+    as long as the report is staged, old files may be left.
     """
     staged = splits / MOVING
     if not staged.is_dir():
@@ -169,7 +169,7 @@ def finish_moving(splits):
 
 
 def tags_made_from(splits):
-    """The fingerprint of the tag list that `tags/` was made from; None where no report tells, as with the release's."""
+    """The fingerprint of the tag list that `tags/` was made from; None without a report, which the release lacks."""
     try:
         return json.loads((splits / "tags" / REPORT).read_text(encoding="utf-8"))["fingerprints"]["tag_list"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -188,7 +188,7 @@ def tags_are_stale(splits, tag_list):
 
 
 def link_images(link, images, root):
-    """Let `link` name the folder `images`, as of `link_folder`. Raises UserError if it names something else."""
+    """Make `link` point to the folder `images` (see `link_folder`). Raises UserError if it points to something else."""
     images = images.resolve()
     if not os.path.lexists(link):
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -200,9 +200,9 @@ def link_images(link, images, root):
 # ---------------------------------------------------------------- the two programs' last step
 
 def finish(collection, rows, splits, options, details):
-    """Write the split files and their report, move them into place, and tell of it.
+    """Write the split files and their report, move them into place, and print a summary.
 
-    `options`: namespace with root, seed and force; `details`: more to stand in the report, as JSON.
+    `options`: namespace with root, seed and force; `details`: a dict that is added to the report.
     """
     with temporary_folder(splits.with_name(f".{splits.name}.tmp")) as new:
         write_splits(collection, rows, new)
@@ -218,7 +218,7 @@ def finish(collection, rows, splits, options, details):
 
 
 def summary(collection, rows):
-    """The counts a person wants to see, as a dict."""
+    """The counts for the report, as a dict."""
     labelled = counts(collection.labels) > 0
     database_labels = np.asarray(collection.labels[rows.database].sum(0, dtype=np.int64)).ravel()
     return {

@@ -64,14 +64,14 @@ def read_npy(path, mapped=False):
 
 
 def _read_npy_header(file, path):
-    """Shape and dtype of an `.npy` file whose values are plain and of just as many bytes as follow, or objects."""
+    """Shape and dtype in the header of an `.npy` file. Raises UserError if its plain values do not fit them."""
     try:
         version = np.lib.format.read_magic(file)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0,
                        (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, _, dtype = read_header(file)
         if not (dtype.itemsize and all(0 <= length < 2**63 for length in shape)):
-            raise ValueError("its header says that there is an impossible array")
+            raise ValueError("its header describes an impossible array")
     except (*plain_pickle.ERRORS, RecursionError, SyntaxError, tokenize.TokenError) as error:
         raise UserError(f"{path}: expected a NumPy .npy file, found something else ({one_line(error)})") from error
     size = plain_pickle.bytes_left(file)
@@ -89,7 +89,7 @@ def read_weights(path):
     weights = read_npy(path)
     if not (isinstance(weights, dict) and all(isinstance(name, str) for name in weights)):
         raise UserError(f"{path}: expected a dict of layers, found {type(weights).__name__}")
-    clean, floats = {}, {}  # floats: {id of an array: the same in float32}, for one may stand under many names
+    clean, floats = {}, {}  # floats: {id of an array: the same in float32}, because one array may have many names
     for name, value in weights.items():
         arrays = [value] if name == "C" else value
         if not (isinstance(arrays, list | tuple) and len(arrays) == (1 if name == "C" else 2)):

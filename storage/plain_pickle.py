@@ -1,8 +1,8 @@
 """Reads pickles of NumPy arrays and plain containers, whoever made them: nothing that they name is imported or called.
 
 The standard library's unpickler in Python does the parsing, with the instructions below and no others. A name stays a
-str, and what a pickle may call are the methods in `makers`. NumPy's `__setstate__` looks at none of its arguments, so
-these do: an array is made only of as many bytes as its shape and type take. Memory is bounded by the file's size.
+str, and what a pickle may call are the methods in `makers`. NumPy's `__setstate__` checks none of its arguments, so
+these methods do: an array gets exactly as many bytes as its shape and type take. Memory is bounded by the file's size.
 
 Protocols 0 to 5, Python 2 and 3, NumPy 1 and 2. A `defaultdict` or `OrderedDict` becomes a dict, a `bytearray` bytes.
 A format that holds several pickles, or admits other names, derives its own Unpickler (weights/torch_file.py does).
@@ -91,8 +91,8 @@ class Source:
 class Unpickler(pickle._Unpickler):
     """Reads one pickle from a Source.
 
-    arguments: the names that may only be handed over; makers: {name that may be called: method}; admitted: both in
-    words.
+    arguments: names that may be arguments and are never called; makers: {name that may be called: method}; admitted:
+    both in words.
     """
     arguments = ARGUMENTS
     admitted = "NumPy arrays and plain containers"

@@ -61,8 +61,14 @@ def _rows_kept(split):
 # ---------------------------------------------------------------- reading and writing
 
 def read_retrieval(path, expected, labels):
-    """The content if it is whole and its attributes are the `expected` ones, else None; whether its labels are those
-    of `labels` too; and why not. `expected`, `labels`: as of `sources`."""
+    """The content of a retrieval file, if it can be used.
+
+    Args:
+        expected, labels: its attributes as they should be, as of `sources`.
+    Returns:
+        The Retrieval, or None if the file is damaged or was made from other files; whether its labels are the present
+        ones; and why it cannot be used as it is.
+    """
     if not path.is_file():
         return None, False, f"{path} is not there yet"
 

@@ -24,7 +24,7 @@ def experiment_name(dataset, loss, codebooks, fixed_margin, margin, gamma, lambd
 def open_log(path):
     """The program's logger: lines with a time stamp, appended to `path` and shown above any progress bar.
 
-    Raises UserError while another run has the log, which is of the same experiment then.
+    Raises UserError while another run of the same experiment has the log open.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     log = logging.getLogger("wsdhq")
@@ -40,7 +40,7 @@ def open_log(path):
 
 
 class _LogFile(logging.FileHandler):
-    """The log's file, which stays this process's own until the handler is closed."""
+    """The log file, which is locked for this process until the handler is closed."""
 
     def __init__(self, path, **options):
         self._lock_file = contextlib.ExitStack()
@@ -66,7 +66,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 def log_progress(log, bar, line):
-    """Log a line that tells how far a training is; on a terminal the bar, of `util.progress`, stands in its place."""
+    """Log the progress of a training. On a terminal the line goes to the file only, because `bar` shows the same."""
     log.info(line, extra={"bar_shows_it": not bar.disable})
 
 

@@ -105,7 +105,7 @@ def replacing_folder(path):
 def recover_folders(parent):
     """Finish what a kill cut off in `replacing_folder`: then each folder of `parent` is the old one or the new one.
 
-    Who reads such folders calls it first, while no other process writes them.
+    Call it before such folders are read, while no other process writes them.
     """
     for old in Path(parent).glob(f".*{OLD}"):
         _recover(old)
@@ -121,7 +121,7 @@ def _recover(old):
 
 @contextlib.contextmanager
 def naming(path):
-    """Raise UserError, naming the file `path`, for an OSError of the block that names no file, as of a full disk."""
+    """Turn an OSError that names no file, such as that of a full disk, into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -143,9 +143,9 @@ def sync(path):
 
 @contextlib.contextmanager
 def reserved_space(path, size):
-    """Hold room for `size` bytes beside `path` during the block, so that `path` can be written after it.
+    """Reserve `size` bytes beside `path` during the block, so that `path` can be written after it.
 
-    Raises UserError where there is not so much.
+    Raises UserError if the disk has less room.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     check_space(path.parent, size)
@@ -227,9 +227,9 @@ def read_json(path):
 
 
 def check_settings(path, settings, defaults=None):
-    """Raise UserError unless the JSON file `path`, among what a run saved, holds the `settings` of the resuming run.
+    """Raise UserError unless the JSON file `path`, which a run saved, holds the `settings` of the run that resumes.
 
-    `defaults`: of settings that older files lack.
+    `defaults`: values of settings that older files lack.
     """
     stored = read_json(path)
     saved = {key: stored.get(key, (defaults or {}).get(key)) for key in stored.keys() | settings.keys()}

@@ -5,11 +5,11 @@ Layouts. Caffe and ONNX keep kernels as (O, I, H, W) and (O, I) and flatten a ma
 cut inputs and outputs into halves in the same order. `bvlc_alexnet.npy` has TensorFlow's layouts already.
 
 Channels. The public weights, in all three formats, learned from Caffe's images: B, G, R, less ImageNet's mean of each.
-The release turns its images, which are BGR as OpenCV reads them, round to RGB and then takes off (103.939, 116.779,
+The release turns its images, which are BGR as OpenCV reads them, around to RGB and then subtracts (103.939, 116.779,
 123.68), which is the mean in the order B, G, R. Whoever wrote that meant to feed BGR: the file it was written for has
 Caffe's BGR kernels, and in the release the blue kernels look at red. `--channels keep` leaves that as it is: the
 conditions of the release's figures, and for an `.npy` the same as using it unconverted. `--channels reverse`, the
-default, turns conv1's input channels round and moves the difference of the means into its bias. conv1 pads nothing, so
+default, reverses conv1's input channels and moves the difference of the means into its bias. conv1 pads nothing, so
 that is exact: the network then computes from this project's input what the source computes from B, G, R less
 ImageNet's mean.
 
@@ -56,7 +56,7 @@ def write_converted(args, reader):
 # ---------------------------------------------------------------- conversion
 
 def chosen_channels(path, source, channels):
-    """`--channels` or its default, which must not turn round what was turned round before."""
+    """`--channels`, or its default, which must not reverse channels that were reversed before."""
     if channels is None and not source.has_fc8:
         raise UserError(f"{path}: expected bvlc_alexnet.npy with its fc8, found a file without, which may have been "
                         "converted already; --channels keep or --channels reverse says what to do")
@@ -70,7 +70,7 @@ def convert(source, channels):
     if channels == "reverse":
         kernel, bias = weights["conv1"]
         kernel = kernel[:, :, ::-1]  # now R, G, B
-        shift = np.array(alexnet.MEAN) - np.array(CAFFE_MEAN[::-1])  # what the network takes off too much
+        shift = np.array(alexnet.MEAN) - np.array(CAFFE_MEAN[::-1])  # what the network subtracts too much
         weights["conv1"] = [kernel, bias + np.einsum("hwio,i->o", kernel.astype(np.float64), shift)]
     weights = {name: [np.ascontiguousarray(array, np.float32) for array in pair] for name, pair in weights.items()}
     return layers.check_weights(weights, alexnet.LAYERS, "the conversion")
@@ -118,7 +118,7 @@ def check(path, source, weights, channels, reader):
 
 
 def order_of(source):
-    """What to tell of a source that normalises before it pools, or that may."""
+    """A warning for a source that normalises, or may normalise, before it pools."""
     if source.normalises_first:
         return "the source normalises before it pools, this network afterwards"
     return ("an .npy file does not tell the order of its layers; bvlc_alexnet normalises before it pools, this network "

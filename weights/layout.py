@@ -62,7 +62,7 @@ def network(normalises_first):
 
 
 def match(path, layers):
-    """Hold the layers of a file against the network's.
+    """Match the layers of a file with the network's.
 
     Args:
         layers: Layers in the order of the file.
@@ -120,5 +120,5 @@ def drop_leading_ones(shape):
 
 
 def same(values):
-    """The number that all of a list's values are, or what there is in its place: the list, or no list at all."""
+    """The number that all values of a list are equal to; anything else is returned as it is."""
     return values[0] if isinstance(values, list) and len(set(values)) == 1 else values

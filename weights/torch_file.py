@@ -124,7 +124,7 @@ class _Unpickler(plain_pickle.Unpickler):
         return _Tensor(key, first, shape, strides)
 
     def load_build(self):
-        """PyTorch gives its dict of tensors an attribute with versions of the layers; it is read and forgotten."""
+        """PyTorch gives its dict of tensors an attribute with versions of the layers; it is ignored."""
         self.stack.pop()
         if type(self.stack[-1]) is not dict:
             raise pickle.UnpicklingError(f"it changes a {type(self.stack[-1]).__name__}")
