@@ -13,6 +13,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from retrieval.access_token import add_token
 from retrieval.client import Remote
 from retrieval.result import DEFAULT_TOPK
 from util import ROOT, add_precision, gpu_number, gpu_numbers, note, number, run_program
@@ -56,6 +57,7 @@ def parse_arguments():
     query.add_argument("--images", type=Path, metavar="DIR", help="folder of the indexed photos, if it was moved")
     query.add_argument("--server", metavar="ADDRESS",
                        help="in place of INDEX: host:port of a serve.py, which has the index and the network")
+    add_token(query, "with --server: what the server asks for")
     build.add_argument("--gpu", type=gpu_numbers, metavar="GPU",
                        help="number of the GPU, several as 0,1 (default: the CPU)")
     for asking in (query, tags):
@@ -88,8 +90,8 @@ def open_index(folder, checkpoint=None, gpu=None, images=None):
         gpu: number of the GPU that embeds queries, None for the CPU.
         images: where the indexed photos are now, if they were moved.
     """
-    from retrieval import photo_searcher  # and TensorFlow, which takes seconds
-    return photo_searcher.open_index(folder, checkpoint, gpu, images)
+    from retrieval import query_network  # and TensorFlow, which takes seconds
+    return query_network.open_index(folder, checkpoint, gpu, images)
 
 
 def main():
@@ -103,7 +105,7 @@ def main():
         show_tags(options, open_index(options.index, options.checkpoint, options.gpu))
     else:
         if options.server is not None:
-            searcher = Remote(options.server)
+            searcher = Remote(options.server, options.token)
         elif options.photo is not None:
             searcher = open_index(options.index, options.checkpoint, options.gpu, options.images)
         else:

@@ -40,20 +40,18 @@ class Service:
         photos: has `index`, a retrieval.index.Index; `embed(path, name)` → float32 (D,); and, for lists of results,
             `by_words(words, topk, probes=)` and `by_photo(path, topk, name=, probes=)`.
         probes (int): lists to look into, unless a query says so itself.
+        source: SHA-256 of the index's manifest, taken before the index was read.
     """
 
-    def __init__(self, photos, probes):
+    def __init__(self, photos, probes, source):
         self.photos = photos
         self.index = photos.index
         self._probes = probes
-        self._source = self._manifest()
+        self._source = source
 
     def is_outdated(self):
         """Whether the index was written again since it was opened."""
-        return self._manifest() != self._source
-
-    def _manifest(self):
-        return fingerprint(self.index.folder / manifest.MANIFEST)
+        return fingerprint(self.index.folder / manifest.MANIFEST) != self._source
 
     # ------------------------------------------------------------ for programs
 
@@ -66,7 +64,7 @@ class Service:
 
     def search(self, body):
         """Scores, rows and paths for each of many vectors."""
-        length = self.index.content.codebooks.shape[2]
+        length = self.index.content.query_length
         check_json_size(body, length)
         settings = read_object(body)
         vectors = read_vectors(settings.get("vectors"), length, MOST_VECTORS)
@@ -203,7 +201,7 @@ class Service:
         return 8 * len(self.index.content.codebooks)
 
     def _read_settings(self, body):
-        check_json_size(body, self.index.content.codebooks.shape[2])
+        check_json_size(body, self.index.content.query_length)
         return read_object(body)
 
     def _options(self, settings, most):

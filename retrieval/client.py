@@ -16,8 +16,9 @@ ANSWER_SECONDS = 120  # that a server may take: the first photo loads its networ
 class Remote:
     """The photos of an index that a `serve.py` has, asked as Photos is. Paths in its answers are the server's."""
 
-    def __init__(self, address):
+    def __init__(self, address, token=None):
         self._url = address if address.startswith(("http://", "https://")) else f"http://{address}"
+        self._authorization = {"Authorization": f"Bearer {token}"} if token else {}
 
     def by_photo(self, photo, topk=DEFAULT_TOPK, probes=None):
         """The photos most like the photo at a path, best first: a list of Result."""
@@ -26,17 +27,21 @@ class Remote:
         photo = Path(photo)
         settings = {"topk": topk, "nprobe": probes, "name": os.fsencode(photo.name)}
         return self._ask("photo?" + urllib.parse.urlencode({key: value for key, value in settings.items()
-                                                            if value is not None}), photo.read_bytes())
+                                                            if value is not None}), photo.read_bytes(),
+                         "application/octet-stream")
 
     def by_words(self, words, topk=DEFAULT_TOPK, probes=None):
         """The photos that one or more words describe best, best first: a list of Result."""
-        return self._ask("words", json.dumps({"words": words, "topk": topk, "nprobe": probes}).encode())
+        return self._ask("words", json.dumps({"words": words, "topk": topk, "nprobe": probes}).encode(),
+                         "application/json")
 
-    def _ask(self, path, body):
+    def _ask(self, path, body, kind):
         """A list of Result. Raises UserError for what the server refuses, and if none answers."""
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with direct.open(f"{self._url.rstrip('/')}/{path}", body, ANSWER_SECONDS) as answer:
+            request = urllib.request.Request(f"{self._url.rstrip('/')}/{path}", body,
+                                             {"Content-Type": kind, **self._authorization})
+            with direct.open(request, timeout=ANSWER_SECONDS) as answer:
                 return [Result(int(found["rank"]), int(found["row"]), float(found["score"]), float(found["cosine"]),
                                str(found["path"]), None if found["hit"] is None else bool(found["hit"]))
                         for found in json.load(answer)["results"]]

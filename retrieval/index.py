@@ -246,11 +246,18 @@ def _write_files(paths, content, engine):
 
 # ---------------------------------------------------------------- reading
 
-def load(folder):
-    """The index in `folder`, all of it checked. Raises UserError for what is missing, altered or does not fit."""
+def load(folder, private=False):
+    """The index in `folder`, all of it checked. Raises UserError for what is missing, altered or does not fit.
+
+    `private`: of copies of its files, so that it stays as it is, whatever happens to the files.
+    """
     folder = Path(folder)
     facts = manifest.read(folder)
-    paths = manifest.read_files(folder, facts)
+    with manifest.open_files(folder, facts, private) as paths:
+        return _read(folder, facts, paths)
+
+
+def _read(folder, facts, paths):
     content = Content(
         codes=read_npy(paths["codes"], mapped=True), codebooks=read_npy(paths["codebooks"]),
         images=Lines(paths["images"]), tag_names=facts["tag_names"], tag_embeddings=read_npy(paths["tag_embeddings"]),

@@ -3,6 +3,7 @@
 The manifest holds a checksum of itself and of each file. These tell damage, but have no key: anyone can write a
 manifest whose checksums agree. So nothing in it is trusted before it is checked.
 """
+import contextlib
 import hashlib
 import json
 import re
@@ -12,7 +13,7 @@ import numpy as np
 
 import quantizer
 from retrieval.photo_files import NUMBERS
-from storage.safe_files import fingerprint, write_json
+from storage.safe_files import fingerprint, private_copy, write_json
 from util import PRECISIONS, UserError, one_line
 
 FORMAT = 1
@@ -125,15 +126,22 @@ def read(folder):
     return manifest
 
 
-def read_files(folder, manifest):
-    """{role: path} of an index's files, each checked. Raises UserError for one that is missing or altered."""
-    paths = {role: Path(folder) / file["name"] for role, file in manifest["files"].items()}
-    for role, path in paths.items():
-        if not path.is_file():
-            raise UserError(f"{path}: no such file, but {MANIFEST} names it")
-        if fingerprint(path) != manifest["files"][role].get("sha256"):
-            raise UserError(f"{path} was altered since it was written: its checksum differs")
-    return paths
+@contextlib.contextmanager
+def open_files(folder, manifest, private=False):
+    """Give {role: path} of an index's files, each checked. Raises UserError for one that is missing or altered.
+
+    `private`: of copies, as of `safe_files.private_copy`.
+    """
+    with contextlib.ExitStack() as stack:
+        paths = {}
+        for role, file in manifest["files"].items():
+            path = Path(folder) / file["name"]
+            if not path.is_file():
+                raise UserError(f"{path}: no such file, but {MANIFEST} names it")
+            paths[role] = stack.enter_context(private_copy(path)) if private else path
+            if fingerprint(paths[role]) != file.get("sha256"):
+                raise UserError(f"{path} was altered since it was written: its checksum differs")
+        yield paths
 
 
 def write(folder, manifest, roles):

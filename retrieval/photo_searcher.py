@@ -1,4 +1,4 @@
-"""An index that is asked by photos, by words, and for a photo's tags. It loads TensorFlow."""
+"""An index that is asked by photos, by words, and for a photo's tags. TensorFlow is not loaded in this file."""
 import filecmp
 import os
 import threading
@@ -8,36 +8,26 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-import net_val
-from image_files import image_fault
-from retrieval.checkpoints import check_checkpoint
+from image_files import image_fault, try_image
 from retrieval.result import DEFAULT_TOPK
-from retrieval.searcher import Searcher, load_index
-from session import device_name
-from util import DIMENSIONS, UserError, note
+from retrieval.searcher import Searcher
+from util import UserError
 
-
-def open_index(folder, checkpoint=None, gpu=None, images=None):
-    """The photos of an index, ready to be searched: see `search.open_index`."""
-    loaded = load_index(folder, images)
-    return Photos(loaded, Path(checkpoint or loaded.content.facts["checkpoint"]), gpu)
+DECODED_AT_ONCE = 2  # photos: decoded, a photo may be large
 
 
 class Photos(Searcher):
-    """An index and the network that embeds queries, which is read when the first photo is asked for."""
+    """An index and the network that embeds queries.
 
-    def __init__(self, index, checkpoint, gpu):
+    Args:
+        network: shared_network.SharedNetwork.
+    """
+
+    def __init__(self, index, network):
         super().__init__(index)
+        self._network = network
         self._facts = index.content.facts
-        self._checkpoint = checkpoint
-        self._gpu = gpu
-        self._one_query = threading.Lock()
-
-    @cached_property
-    def _encoder(self):
-        check_checkpoint(self.index.folder, self._facts, self._checkpoint)
-        weights, _ = net_val.read_checkpoint(self._checkpoint)
-        return net_val.Encoder(weights, self._facts["crops"], device_name(self._gpu, note))
+        self._decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
 
     def embed(self, photo, name=None):
         """The embedding of a photo, float32 (D,), or those of a list of B photos, float32 (B, D).
@@ -47,15 +37,18 @@ class Photos(Searcher):
             name: what a photo is called in messages, if not as its file is.
         Raises UserError for a file that is no sound image, and for anything else.
         """
-        photos = photo if isinstance(photo, list) else [photo]
-        for each in photos:
+        for each in photo if isinstance(photo, list) else [photo]:
             check_photo(each)
-        with self._one_query:  # at a time: decoded, a photo may be large
-            for path in photos:
+        if isinstance(photo, list):
+            for path in photo:
                 if not isinstance(path, np.ndarray) and (fault := image_fault(path)):
-                    raise UserError(f"{name or path} {fault}")
-            embeddings = self._encoder.embed(photos) if photos else np.empty((0, DIMENSIONS), np.float32)
-        return embeddings if isinstance(photo, list) else embeddings[0]
+                    raise UserError(f"{path} {fault}")
+            return self._network.embed(photo)
+        with self._decoding:
+            image, fault = try_image(photo)
+        if fault:
+            raise UserError(f"{name or photo} {fault}")
+        return self._network.embed_one(image)
 
     def by_photo(self, photo, topk=DEFAULT_TOPK, name=None, **options):
         """The photos most like a photo, best first: a list of Result; of a list of photos, a list of such lists.

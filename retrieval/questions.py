@@ -10,7 +10,7 @@ import numpy as np
 
 from util import UserError, one_line
 
-MOST_RESULTS = 10**6  # of a request's queries together
+MOST_RESULTS = 10**5  # of a request's queries together
 MOST_LETTERS = 1000  # of a query in words
 LARGEST = 1e9  # absolute value in a query, so that no score overflows
 NAMES = {str: "text", bool: "true or false", type(None): "null", list: "lists", dict: "objects"}  # of JSON
@@ -52,10 +52,10 @@ def read_object(body):
     return content
 
 
-def read_vectors(given, length, most=None):
-    """Queries, float32 (Q, length), from lists of numbers or from base64 of their bytes. Raises UserError.
+def read_vectors(given, length, most):
+    """At most so many queries, float32 (Q, length), from lists of numbers or from base64 of their bytes.
 
-    `most`: how many there may be, None for any number.
+    Raises UserError.
     """
     if isinstance(given, list):
         kinds = {kind for row in given if isinstance(row, list) for kind in set(map(type, row))}
@@ -72,7 +72,7 @@ def read_vectors(given, length, most=None):
         raise UserError(f"vectors: expected rows of {length} numbers ({one_line(error)})") from None
     if vectors.ndim != 2 or vectors.shape[1] != length or not len(vectors):
         raise UserError(f"vectors: expected rows of {length} numbers, found an array of shape {vectors.shape}")
-    if most is not None and len(vectors) > most:
+    if len(vectors) > most:
         raise UserError(f"vectors: expected 1 to {most:,} rows of {length} numbers, found an array of shape "
                         f"{vectors.shape}")
     if not (np.abs(vectors) <= LARGEST).all():

@@ -6,12 +6,12 @@ from retrieval.result import DEFAULT_TOPK, Result
 from util import UserError, note, one_line
 
 
-def load_index(folder, images=None):
+def load_index(folder, images=None, private=False):
     """The index that `search.py build` wrote into `folder`. Raises UserError.
 
-    `images`: where the indexed photos are now, if they were moved.
+    `images`: where the indexed photos are now, if they were moved; private: as of `index.load`.
     """
-    loaded = index.load(folder)
+    loaded = index.load(folder, private)
     if faiss_engine.faiss is None:
         note("FAISS is not installed, so NumPy searches, slower (pip install -r requirements-search.txt)")
     if "crops" not in loaded.content.facts:

@@ -1,8 +1,9 @@
 """An index that is cut into shards by its rows, so that several processes or machines search it at once.
 
-The rows are cut into parts of equal length, and each shard is a FAISS index of one part. Its file is mapped into memory
-to be searched. With inverted lists, a shard has the centres of all lists and, of every list, its own rows. So all
-shards together look at just what the whole index would look at, and their answers, merged, are its answers.
+The rows are cut into parts of equal length, and each shard is a FAISS index of one part. A private copy of its file is
+mapped into memory to be searched, so that nobody can alter it meanwhile. With inverted lists, a shard has the centres
+of all lists and, of every list, its own rows. So all shards together look at just what the whole index would look at,
+and their answers, merged, are its answers.
 """
 import os
 import shutil
@@ -17,7 +18,9 @@ from storage.safe_files import (
     CHECKSUMS,
     check_checksums,
     exclusive_lock,
+    fingerprint,
     naming,
+    private_copy,
     read_json,
     replacing_folder,
     write_json,
@@ -95,10 +98,14 @@ class Shard:
     """A shard's file, opened by the process that searches it with so many threads."""
 
     def __init__(self, part, threads):
-        if read_json(Path(part.path).with_name(RECORD)).get("source") != part.source:
-            raise UserError(f"{part.path} was cut from another index since the server started")
+        path = Path(part.path)
+        if read_json(path.with_name(RECORD)).get("source") != part.source:
+            raise UserError(f"{path} was cut from another index since the server started")
         faiss_engine.faiss.omp_set_num_threads(threads)
-        self._engine = faiss_engine.open_mapped(part.path)
+        with private_copy(path) as copy:
+            if fingerprint(copy) != read_json(path.with_name(CHECKSUMS))["sha256"].get(path.name):
+                raise UserError(f"{path} was altered since it was written: its checksum differs")
+            self._engine = faiss_engine.open_mapped(copy)
         self._first = part.first
 
     def search(self, queries, topk, probes):
@@ -108,16 +115,21 @@ class Shard:
 
 
 class Threads:
-    """Shards in this process: `ask` gives what `Shard.search` gives of each."""
+    """Shards in this process: `ask` gives what `Shard.search` gives of each.
+
+    The first shard is searched by the thread that asks, so that one shard needs no other thread.
+    """
 
     def __init__(self, parts):
-        threads = max(1, cores() // len(parts))
-        self._shards = [Shard(part, threads) for part in parts]
+        self._threads = max(1, cores() // len(parts))
+        self._first, *self._others = [Shard(part, self._threads) for part in parts]
         self._pool = ThreadPoolExecutor(max(cores(), len(parts)), initializer=faiss_engine.faiss.omp_set_num_threads,
-                                        initargs=(threads,))
+                                        initargs=(self._threads,))
 
     def ask(self, *question):
-        return list(self._pool.map(lambda shard: shard.search(*question), self._shards))
+        others = [self._pool.submit(shard.search, *question) for shard in self._others]
+        faiss_engine.faiss.omp_set_num_threads(self._threads)  # of the thread that asks
+        return [self._first.search(*question), *(answer.result() for answer in others)]
 
 
 class Sharded(index.Index):

@@ -15,6 +15,8 @@ the index, and the files of page/. What is answered is another room's, answers.p
 """
 import asyncio
 import hmac
+import os
+import sys
 import tempfile
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,7 @@ from starlette.routing import Route
 
 from retrieval import uploads
 from retrieval.limits import MOST_JSON_BYTES, MOST_PHOTO_BYTES, Bodies, Refusal
+from retrieval.shared_network import MOST_TOGETHER
 from retrieval.thumbnails import SIDES, Thumbnails
 from util import UserError, note, one_line
 
@@ -66,8 +69,9 @@ class WebApp:
         self._bodies = Bodies()
         self._thumbnails = Thumbnails()
         self._searching = ThreadPoolExecutor(4, "searching")
-        self._embedding = ThreadPoolExecutor(2, "embedding")  # one decodes while the other one embeds
-        self._large_photos = ThreadPoolExecutor(1, "large photos")  # apart, so that no other photo waits for them
+        self._vectors = ThreadPoolExecutor(2, "vectors", give_way)  # apart, as many at once take long
+        self._embedding = ThreadPoolExecutor(MOST_TOGETHER, "embedding", give_way)
+        self._large_photos = ThreadPoolExecutor(1, "large photos", give_way)  # apart, so that no other photo waits
         self._drawing = ThreadPoolExecutor(2, "thumbnails")
         self._page = {address: ((PAGE / name).read_bytes(), kind) for address, (name, kind) in PAGE_FILES.items()}
         starlette = Starlette(routes=self._routes(), exception_handlers={HTTPException: _http_error})
@@ -79,7 +83,7 @@ class WebApp:
     def _routes(self):
         get = {"/health": self.health, "/photos/{row:int}": self.large, "/photos/{row:int}/thumbnail": self.thumbnail,
                "/photos/{row:int}/tags": self.row, **dict.fromkeys(PAGE_FILES, self.page)}
-        post = {"/search": self._from_json("search", self._searching), "/photo": self._from_photo("photo"),
+        post = {"/search": self._from_json("search", self._vectors), "/photo": self._from_photo("photo"),
                 "/tags": self._from_photo("tags"), "/embedding": self._from_photo("embedding"),
                 "/query": self._from_json("query", self._searching)}
         words = self._from_json("words", self._searching)
@@ -102,6 +106,11 @@ class WebApp:
                     told = str(error)
                     note(f"the server goes on with the index as it was: {told}")
 
+    def close(self):
+        """Begin nothing more of what still waits."""
+        for pool in (self._searching, self._vectors, self._embedding, self._large_photos, self._drawing):
+            pool.shutdown(wait=False, cancel_futures=True)
+
     # ------------------------------------------------------------ answers
 
     async def page(self, request):
@@ -116,7 +125,7 @@ class WebApp:
         return JSONResponse(self.service.words_with(prefix))
 
     async def row(self, request):
-        return JSONResponse(await self._run(self._searching, self._known(self.service.row, request)))
+        return await self._run(self._searching, _as_json, self._known(self.service.row, request))
 
     async def thumbnail(self, request):
         return await self._picture(request, SIDES["thumbnail"])
@@ -153,7 +162,7 @@ class WebApp:
             try:
                 if kind != "application/json":
                     raise Refusal(415, f"expected Content-Type application/json, found {one_line(kind)}")
-                return JSONResponse(await self._run(pool, getattr(self.service, method), body))
+                return await self._run(pool, _as_json, getattr(self.service, method), body)
             finally:
                 self._bodies.release(body)
         return answer
@@ -173,13 +182,27 @@ class WebApp:
                     if not uploads.is_ordinary(content):
                         name = one_line(settings.get("name") or "the photo")
                         await self._run(self._large_photos, uploads.make_ordinary, path, name)
-                    return JSONResponse(await self._run(self._embedding, getattr(self.service, method), path, settings))
+                    return await self._run(self._embedding, _as_json, getattr(self.service, method), path, settings)
             finally:
                 self._bodies.release(body)
         return answer
 
     async def _run(self, pool, function, *arguments):
         return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+
+
+def give_way():
+    """Let a thread, and those that it starts, run only while others have nothing to do: words do not wait for photos.
+
+    On Linux a thread has a priority of its own; elsewhere this would be the whole process's.
+    """
+    if sys.platform == "linux":
+        os.nice(10)
+
+
+def _as_json(answer, *arguments):
+    """What a method of the service answers. Made in the thread that calls it, since many results take long."""
+    return JSONResponse(answer(*arguments))
 
 
 async def read_form(headers, body):
@@ -208,6 +231,8 @@ def answering(handler):
             return await handler(request)
         except ClientDisconnect:
             return Response()  # to nobody
+        except asyncio.CancelledError:
+            return refused(503, "the server has come to its end")
         except UserError as error:
             return refused(getattr(error, "status", 400), str(error))
         except Exception as error:  # of the server, which goes on for the others

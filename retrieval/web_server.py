@@ -4,8 +4,10 @@ What is asked and answered is another room's, web_app.py.
 """
 import asyncio
 import contextlib
+import ipaddress
 import json
 import logging
+import re
 import socket
 
 import h11
@@ -29,7 +31,10 @@ HEAD_BYTES = 32 * 2**10
 
 def is_local(host):
     """Whether only this machine can reach an address to listen at."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def listen(host, port):
@@ -65,8 +70,10 @@ class WebServer(uvicorn.Server):
             timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=HEAD_BYTES))
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what clients do wrong is told to them
         if access_log:
+            handler = logging.StreamHandler()
+            handler.setFormatter(AccessLine("%(asctime)s %(message)s"))
             logger = logging.getLogger("uvicorn.access")
-            logger.addHandler(logging.StreamHandler())
+            logger.addHandler(handler)
             logger.setLevel(logging.INFO)
         self._app = app
         self._listener = listener
@@ -79,6 +86,7 @@ class WebServer(uvicorn.Server):
         renewing = asyncio.create_task(self._app.renew())
         await self.serve([self._listener])
         renewing.cancel()
+        self._app.close()
 
     @contextlib.contextmanager
     def capture_signals(self):
@@ -87,6 +95,13 @@ class WebServer(uvicorn.Server):
 
     async def on_tick(self, counter):
         return await super().on_tick(counter) or self._stop.signal is not None
+
+
+class AccessLine(logging.Formatter):
+    """A line for each request, without the token that an address may hold."""
+
+    def format(self, record):
+        return re.sub(r"([?&]token=)[^ &]*", r"\1…", super().format(record))
 
 
 class Connection(H11Protocol):

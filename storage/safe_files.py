@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import filelock
@@ -172,6 +173,24 @@ def check_space(folder, size):
     if shutil.disk_usage(existing).free < size:
         raise UserError(f"{folder}: what is to be written there takes {size / 1e6:,.0f} MB, and the disk has "
                         f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB free")
+
+
+# ---------------------------------------------------------------- private copies
+
+@contextlib.contextmanager
+def private_copy(path):
+    """Give the path of a copy, in TMPDIR, that nobody else writes to. It is deleted after the block.
+
+    What was mapped into memory in the block stays readable, and as it was, until it is let go. Raises UserError where
+    there is no room.
+    """
+    with tempfile.TemporaryDirectory(prefix="private-") as folder:
+        try:
+            shutil.copyfile(path, copy := Path(folder) / Path(path).name)
+        except OSError as error:
+            raise UserError(f"{path}: it could not be copied to {tempfile.gettempdir()}, where a server keeps private "
+                            f"copies of what it reads: {error.strerror}") from error
+        yield copy
 
 
 # ---------------------------------------------------------------- locks

@@ -7,6 +7,7 @@ vector is the mean of its photos.
 """
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,10 +15,11 @@ import numpy as np
 
 from image_files import image_fault, read_image
 from prepare import demo
-from retrieval import index, limits, web_server
+from retrieval import index, limits, manifest, web_server
 from retrieval.answers import Service
 from retrieval.searcher import Searcher
 from retrieval.web_app import WebApp
+from storage.safe_files import fingerprint
 from util import UserError, run_program, stream
 
 CELLS = 6  # of a photo's colours, across and down
@@ -50,6 +52,12 @@ class Photos(Searcher):
 
     def by_photo(self, path, topk, name, probes):
         return self._results(self.embed(path, name), None, topk, {"probes": probes})
+
+
+def open_service(folder):
+    """The Service of an index, as it is now."""
+    source = fingerprint(folder / manifest.MANIFEST)
+    return Service(Photos(folder), 32, source)
 
 
 def make_index(folder, photos=60, seed=0):
@@ -93,7 +101,7 @@ def main():
     listener = web_server.listen("127.0.0.1", options.port)
     if not index.has_index(options.folder):
         make_index(options.folder, options.photos)
-    app = WebApp(lambda: Service(Photos(options.folder), 32), token=options.token)
+    app = WebApp(partial(open_service, options.folder), token=options.token)
     print(f"serving at http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     web_server.WebServer(app, listener, options.access_log).run()
 

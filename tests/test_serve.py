@@ -16,12 +16,12 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from retrieval import index, manifest, shards
+from retrieval import index, manifest, shards, web_server
 from retrieval.client import Remote
-from retrieval.server import Server
 from storage.safe_files import exclusive_lock, fingerprint
 from test_faults import killed_at
 from test_index import make_content
@@ -29,6 +29,8 @@ from tiny import PROJECT, run
 from util import UserError, stream
 
 pytest.importorskip("faiss")
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
 
 N, TOPK = 3000, 40
 
@@ -48,10 +50,11 @@ def folders(tmp_path_factory):
     return made
 
 
-def start(folder, *options):
+def start(folder, *options, **environment):
     """A server of an index."""
     return subprocess.Popen([sys.executable, "serve.py", str(folder), "--port", "0", *map(str, options)],
-                            cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                            cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env={**os.environ, **environment})
 
 
 def address_of(process):
@@ -62,14 +65,14 @@ def address_of(process):
         if line.startswith("serving "):
             break
     assert printed, "nothing was printed"
-    assert "http://127.0.0.1:" in printed[-1], "".join(printed)
+    assert " at http://" in printed[-1], "".join(printed)
     return printed[-1].rpartition("http://")[2].strip()
 
 
 @contextlib.contextmanager
-def served(folder, *options):
+def served(folder, *options, **environment):
     """The address of a server of an index, which ends with the block, well."""
-    process = start(folder, *options)
+    process = start(folder, *options, **environment)
     try:
         yield address_of(process)
     finally:
@@ -83,8 +86,9 @@ def post(address, path, body):
     """Status and answer."""
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(f"http://{address}/{path}", body, {"Content-Type": "application/json"})
     try:
-        with direct.open(f"http://{address}/{path}", body, timeout=60) as answer:
+        with direct.open(request, timeout=60) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -156,10 +160,12 @@ def test_words_give_the_same_json_with_a_server_and_without(folders):
 
 # ---------------------------------------------------------------- hostile requests
 
+DOT = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
 BAD = {
     "no JSON": ("search", b"{", "expected JSON"),
     "no object": ("search", b"[1]", "expected a JSON object, found list"),
-    "deep JSON": ("search", b"[" * 100_000, "expected JSON"),
+    "deep JSON": ("search", b"[" * 4000, "expected JSON"),
+    "many lists": ("search", b"[" * 100_000, "expected at most 4,096 vectors"),
     "bytes": ("words", b"\xff\xfe\x00", "expected JSON"),
     "no vectors": ("search", {}, "expected rows of 300 numbers"),
     "empty vectors": ("search", {"vectors": []}, "expected rows of 300 numbers"),
@@ -183,10 +189,9 @@ BAD = {
     "unknown words": ("words", {"words": "tga3"}, "spelt most like it: tag3"),
     "no words": ("words", {"words": 7}, "words: expected a text"),
     "endless words": ("words", {"words": "a" * 10**6}, "words: expected a text of at most 1000 letters"),
-    "topk of a photo": ("photo?topk=many", b"x", "topk: expected a whole number"),
+    "topk of a photo": ("photo?topk=many", DOT, "topk: expected a whole number"),
     "no photo": ("photo?name=../../etc/passwd", b"", "passwd is empty"),
     "noise for a photo": ("photo", b"noise", "the photo is not an image"),
-    "no question": ("etc/passwd", b"", "no such question"),
 }
 
 
@@ -206,20 +211,6 @@ def test_a_bad_request_is_told_in_one_sentence_and_the_server_goes_on(address, p
     assert health(address)["photos"] == N
 
 
-@pytest.mark.parametrize("length", ["65 MB", "1" * 30, "-1", "many", None])
-def test_a_body_without_a_sound_length_is_refused(address, length):
-    size = 65 * 2**20 if length == "65 MB" else 10
-    connection = http.client.HTTPConnection(address, timeout=60)
-    connection.putrequest("POST", "/photo")
-    if length is not None:
-        connection.putheader("Content-Length", size if length == "65 MB" else length)
-    connection.endheaders(bytes(size))
-    answer = connection.getresponse()
-    assert answer.status == 400
-    assert "expected a body whose Content-Length" in json.load(answer)["error"]
-    assert health(address)["photos"] == N
-
-
 def test_a_connection_that_breaks_off_or_speaks_no_http_harms_no_other(address):
     host, port = address.split(":")
     for sent in (b"\x00\xff\r\n\r\n", b"POST /search HTTP/1.1\r\nContent-Length: 100\r\n\r\n{", b"GET"):
@@ -231,15 +222,9 @@ def test_a_connection_that_breaks_off_or_speaks_no_http_harms_no_other(address):
 # ---------------------------------------------------------------- the start and the end
 
 def test_of_two_servers_that_start_on_one_port_at_once_one_is_refused_in_a_sentence():
-    first = Server("127.0.0.1", 0)
-    second = Server("127.0.0.1", first.server_port)  # neither listens yet
-    first.server_activate()
-    try:
-        with pytest.raises(UserError, match=r"^127\.0\.0\.1:\d+: cannot listen there: Address already in use$"):
-            second.run(None)
-    finally:
-        first.server_close()
-        second.server_close()
+    with (contextlib.closing(web_server.listen("127.0.0.1", 0)) as first,
+          pytest.raises(UserError, match=r"^127\.0\.0\.1:\d+: cannot listen there: Address already in use$")):
+        web_server.listen("127.0.0.1", first.getsockname()[1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -250,13 +235,13 @@ def test_requests_that_came_before_the_stop_are_answered_and_later_ones_refused(
     idle = http.client.HTTPConnection(address)  # stays open, and is not waited for
     idle.request("GET", "/health")
     idle.getresponse().read()
-    with ThreadPoolExecutor(16) as pool:
-        pending = [pool.submit(post, address, "search", asked) for _ in range(16)]
-        time.sleep(0.3)
+    with ThreadPoolExecutor(8) as pool:
+        pending = [pool.submit(post, address, "search", asked) for _ in range(8)]
+        time.sleep(0.2)
         process.send_signal(number)
         assert not all(request.done() for request in pending)
         answers = [request.result() for request in pending]
-    assert [status for status, _ in answers] == [200] * 16
+    assert [status for status, _ in answers] == [200] * 8
     assert all(answer == answers[0][1] for _, answer in answers)
     with pytest.raises(OSError, match="refused"):
         post(address, "search", asked)
@@ -264,7 +249,77 @@ def test_requests_that_came_before_the_stop_are_answered_and_later_ones_refused(
     assert process.returncode == 128 + number
 
 
+# ---------------------------------------------------------------- options
+
+def test_the_server_answers_by_page_and_words_before_tensorflow_is_loaded(address, folders):
+    with urllib.request.urlopen(f"http://{address}/") as page:
+        assert b"<title>Photos</title>" in page.read()
+    assert post(address, "words", {"words": "tag7"})[0] == 200
+    process = health(address)["processes"][0]
+    assert "tensorflow" not in Path(f"/proc/{process}/maps").read_text()
+
+
+def test_a_token_from_the_environment_lets_programs_in(folders):
+    with served(folders["flat"], "--host", "0.0.0.0", WSDHQ_TOKEN="a~secret") as printed:
+        assert printed.startswith("0.0.0.0:")
+        assert printed.endswith("/?token=a~secret")
+        address = printed.partition("/")[0].replace("0.0.0.0", "127.0.0.1")
+        assert post(address, "words", {"words": "tag7"})[0] == 401
+        with pytest.raises(UserError, match="expected the server's token"):
+            Remote(address, "wrong").by_words("tag7")
+        assert Remote(address, "a~secret").by_words("tag7", topk=3)
+        arguments = ["query", "--server", address, "--words", "tag7", "--topk", "3", "--json"]
+        code, there = run("search.py", *arguments, "--token", "a~secret")
+        assert code == 0, there
+        assert len(json.loads(there)["results"]) == 3
+
+
+def test_names_and_a_log_without_the_token(folders):
+    process = start(folders["flat"], "--name", "photos.example", "--access-log", "--token", "secret")
+    printed = address_of(process)
+    assert printed.startswith("photos.example:")
+    port = int(printed.partition("/")[0].rpartition(":")[2])
+    for host, status in (("photos.example", 303), ("other.example", 421)):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/?token=secret", headers={"Host": host})
+        assert connection.getresponse().status == status
+        connection.close()
+    process.terminate()
+    log = process.communicate(timeout=60)[0]
+    assert '"GET /?token=… HTTP/1.1" 303' in log
+    assert "secret" not in log
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "faiss"])
+def test_a_package_that_is_missing_is_one_sentence(folders, package):
+    code, output = run("-c", f"import sys, util, serve; sys.modules[{package!r}] = None; "
+                             f"sys.argv[1:] = [{str(folders['flat'])!r}, '--port', '0']; util.run_program(serve.main)")
+    assert code == 2
+    assert len(output.splitlines()) == 1
+    assert ("requirements-search.txt" if package == "faiss" else "requirements-serve.txt") in output
+
+
 # ---------------------------------------------------------------- files and addresses
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("kind", ["flat", "lists"])
+def test_files_that_are_cut_or_altered_while_they_are_served_change_no_answer(folders, tmp_path, kind, count):
+    copy_uncut(folders[kind], tmp_path / "index")
+    asked = {"vectors": queries(3).tolist(), "topk": N, "nprobe": 16}
+    with served(tmp_path / "index", "--shards", count) as address:
+        for path in sorted((tmp_path / "index").glob("**/*.*")):
+            if path.name != manifest.MANIFEST and path.is_file() and path.stat().st_size:
+                with open(path, "r+b") as file:
+                    file.write(bytes(byte ^ 255 for byte in file.read()[:500_000]))
+        found, words = post(address, "search", asked), post(address, "words", {"words": "tag7", "topk": N})
+        for path in (tmp_path / "index").glob("**/*.*"):
+            if path.name != manifest.MANIFEST and path.is_file():
+                os.truncate(path, 0)
+        assert post(address, "search", asked) == found
+        assert post(address, "words", {"words": "tag7", "topk": N}) == words
+    assert_answered(found[1], index.load(folders[kind]).search(queries(3), N, 16))
+    assert words[0] == 200
+
 
 def cut(folder):
     """The paths of the two shards of an index."""
@@ -308,16 +363,26 @@ def copy_uncut(folder, copy):
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("shards-*", ".shards*"))
 
 
+CUT_ON_A_SMALL_DISK = """
+import resource, sys
+from pathlib import Path
+from retrieval import index, shards
+from util import run_program
+def main():
+    whole = index.load(Path(sys.argv[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
+    shards.cut(whole, 2, "a manifest")
+run_program(main)
+"""
+
+
 @pytest.mark.parametrize("kind", ["flat", "lists"])
 def test_a_disk_that_is_full_while_shards_are_cut_is_one_sentence_and_leaves_nothing(folders, tmp_path, kind):
     folder = tmp_path / "index"
     copy_uncut(folders[kind], folder)
     before = sorted(path.name for path in folder.iterdir())
     for size in (50, 300_000):
-        code = "from retrieval import service; " \
-               f"import resource, serve, util; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, -1)); " \
-               "util.run_program(serve.main)"
-        done = subprocess.run([sys.executable, "-c", code, folder, "--shards", "2", "--port", "0"], cwd=PROJECT,
+        done = subprocess.run([sys.executable, "-c", CUT_ON_A_SMALL_DISK, folder, str(size)], cwd=PROJECT,
                               capture_output=True, text=True, timeout=120)
         assert done.returncode == 2, done.stderr
         assert done.stderr == f"error: {folder}/shards-2/shard-1.faiss: it could not be written: File too large\n"
@@ -349,7 +414,9 @@ def test_a_kill_at_any_moment_of_cutting_leaves_shards_that_can_be_used_or_cut_a
 
 @pytest.mark.parametrize(("options", "sentence"), [
     (["--shards", N + 1], f"{N + 1} shards and {N} photos"),
-    (["--host", "256.0.0.1"], "256.0.0.1:0: cannot listen there"),
+    (["--host", "256.0.0.1", "--token", "t"], "256.0.0.1:0: cannot listen there"),
+    (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in, so give a --token"),
+    (["--token", "t é"], "argument --token: expected letters, digits, and - . _ ~ only"),
 ])
 def test_what_cannot_be_served_is_one_sentence_and_exit_code_2(folders, options, sentence):
     code, output = run("serve.py", folders["flat"], "--port", 0, *options)

@@ -166,7 +166,7 @@ def test_a_photo_in_a_form_is_answered_as_a_raw_one_is(server, folder):
 
 
 def test_a_query_mixes_words_and_a_photo_by_share(folder):
-    service = answers.Service(page_service.Photos(folder), 32)
+    service = page_service.open_service(folder)
     seen = service.embedding(index.load(folder).image_path(3), {})["photo"]
 
     def rows(**settings):
@@ -178,7 +178,7 @@ def test_a_query_mixes_words_and_a_photo_by_share(folder):
 
 
 def test_results_carry_cosines_and_go_on_where_they_ended(folder):
-    service = answers.Service(page_service.Photos(folder), 32)
+    service = page_service.open_service(folder)
     first, rest = (service.query(json.dumps({"like": 4, "skip": skip, "topk": 10}).encode())["results"]
                    for skip in (0, 10))
     both = service.query(json.dumps({"like": 4, "topk": 20}).encode())["results"]
@@ -191,7 +191,7 @@ def test_marks_move_the_query_by_rocchios_rule(folder):
     query, right = np.array([2, 0, 0], np.float32), np.array([[0, 1, 0], [0, 0, 1]], np.float32)
     np.testing.assert_allclose(answers.rocchio(query, right, right[:1]), [1, 0.375 - 0.15, 0.375])
     np.testing.assert_allclose(answers.rocchio(None, right[:1], right[:0]), [0, 0.75, 0])
-    service = answers.Service(page_service.Photos(folder), 32)
+    service = page_service.open_service(folder)
     best = service.query(b'{"words": "sky", "right": [5], "topk": 24}')["results"]
     before = service.query(b'{"words": "sky", "topk": 24}')["results"]
     place = [[found["row"] for found in results].index(5) for results in (before, best)]
@@ -199,7 +199,7 @@ def test_marks_move_the_query_by_rocchios_rule(folder):
 
 
 def test_words_are_completed_whatever_their_case_and_accents(folder):
-    service = answers.Service(page_service.Photos(folder), 32)
+    service = page_service.open_service(folder)
     service.index.content.tag_names = [["Café", "cafes"], ["sea"]]
     assert service.words_with("CAFÉ") == {"words": ["Café", "cafes"]}
     assert service.words_with("cafe", 1) == {"words": ["Café"]}
@@ -207,7 +207,7 @@ def test_words_are_completed_whatever_their_case_and_accents(folder):
 
 
 def test_an_index_without_tags_says_why_words_are_off(folder):
-    service = answers.Service(page_service.Photos(folder), 32)
+    service = page_service.open_service(folder)
     service.index.content.tag_names = []
     assert "too few tags" in service.health()["no_words"]
     with pytest.raises(UserError, match="too few tags"):
@@ -391,6 +391,7 @@ def test_a_token_is_asked_of_everybody(folder):
     (b"Content-Length: 16777217\r\n\r\n", 413),
     (b"Content-Length: -1\r\n\r\n", 400),
     (b"Content-Length: many\r\n\r\n", 400),
+    (b"Content-Length: " + b"1" * 30 + b"\r\n\r\n", 400),
     (b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400),
     (b"X: " + b"a" * 100_000, 400),
     (b"no header\r\n\r\n", 400),

@@ -1,0 +1,31 @@
+"""The network that embeds the photos of queries. It loads TensorFlow, which takes seconds."""
+from functools import partial
+from pathlib import Path
+
+import net_val
+from retrieval.checkpoints import check_checkpoint
+from retrieval.photo_searcher import Photos
+from retrieval.searcher import load_index
+from retrieval.shared_network import SharedNetwork
+from session import device_name
+from util import note
+
+
+def load(folder, facts, checkpoint, gpu):
+    """The network that embedded the photos of the index in `folder`: a net_val.Encoder. Raises UserError.
+
+    Args:
+        facts: of the index.
+        checkpoint (Path): where the checkpoint is now.
+        gpu: number of the GPU that embeds photos, None for the CPU.
+    """
+    check_checkpoint(folder, facts, checkpoint)
+    weights, _ = net_val.read_checkpoint(checkpoint)
+    return net_val.Encoder(weights, facts["crops"], device_name(gpu, note))
+
+
+def open_index(folder, checkpoint=None, gpu=None, images=None):
+    """The photos of an index, ready to be searched: see `search.open_index`."""
+    loaded = load_index(folder, images)
+    facts = loaded.content.facts
+    return Photos(loaded, SharedNetwork(partial(load, folder, facts, Path(checkpoint or facts["checkpoint"]), gpu)))
