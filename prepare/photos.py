@@ -1,7 +1,8 @@
 """People's own photos: a CSV file with a photo a row becomes a data set that every program here can use.
 
-What belongs here: reading and checking the CSV file, and writing `data/NAME/` with a link at `datasets/NAME`.
-The formats are those that dataset.py reads. Nothing is written before everything has been checked.
+What belongs here: the options, reading and checking the CSV file, and writing `data/NAME/` with a link at
+`datasets/NAME`. The formats are those that dataset.py reads. Nothing is written before everything has been checked.
+A folder of photos that carry their own tags is imported by photo_folder.py.
 """
 import argparse
 import csv
@@ -31,9 +32,13 @@ RESERVED = {*RELEASE_FOLDERS, *RELEASE_FOLDERS.values()}
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 DESCRIPTION = """\
-Turn a CSV file of photos into a data set: split files in data/NAME, a link to DIR at datasets/NAME.
+Turn photos into a data set: split files in data/NAME, a link to DIR at datasets/NAME. Nothing is written into DIR.
 
-The file is UTF-8 and starts with a header row. Its columns, in any order:
+With --from-photos DIR the tags are those that the photos carry: keywords of IPTC, XMP (in the photo, in photo.jpg.xmp
+or in photo.xmp) and EXIF, and the tags of Flickr's data export (photo_*.json). Photos with a tag are trained on. Run it
+again after photos were added, changed or deleted: only these are read.
+
+Without it a CSV file tells the tags. It is UTF-8 and starts with a header row. Its columns, in any order:
   image   path of the photo inside DIR
   tags    separated by spaces, as people typed them; upper and lower case are alike
   labels  separated by spaces, the ground truth for validation; may be missing if you only train
@@ -41,6 +46,7 @@ The file is UTF-8 and starts with a header row. Its columns, in any order:
 
 Which photos are trained on: if any row says train, the rows that say so and only those, and they are not
 searched. If none does, the database photos serve both training and retrieval."""
+MIN_TAG_COUNT, MIN_OWN_TAG_COUNT = 1, 3  # defaults: of a CSV file, and of tags that nobody has gone through
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,19 @@ class Plan:
 
 def main():
     args = parse_args()
-    images = image_folder(args.images)
+    if args.from_photos:
+        from prepare import photo_folder
+        ready = photo_folder.import_photos(args, image_folder(args.from_photos))
+    else:
+        ready = import_csv(args, image_folder(args.images))
+    if ready:
+        root = [] if args.root == ROOT else ["--root", str(args.root)]
+        print("next: " + shlex.join(["python", "tag_processing.py", args.name, "train", "0", *root]))
+        print("      (or, better, a file of word vectors such as GoogleNews or GloVe in place of train)")
+
+
+def import_csv(args, images):
+    """Make the data set of a CSV file. Returns True, for then there is something to learn from. Raises UserError."""
     splits, link = args.root / "data" / args.name, args.root / "datasets" / args.name
     check_link(link, images)
     photos = read_photos(args.photos)
@@ -77,25 +95,37 @@ def main():
     plan = make_plan(args.photos, photos, training_split, args.min_tag_count)
     install(plan, splits, link, images, args.root)
     report(plan, training_split, splits, link)
-    root = [] if args.root == ROOT else ["--root", str(args.root)]
-    print("next: " + shlex.join(["python", "tag_processing.py", args.name, "train", "0", *root]))
-    print("      (or, better, a file of word vectors such as GoogleNews or GloVe in place of train)")
+    return True
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=DESCRIPTION,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="NAME", type=dataset_name, help="what to call the data set")
-    parser.add_argument("photos", metavar="photos.csv", type=Path, help="the CSV file")
-    parser.add_argument("--images", metavar="DIR", type=Path, required=True, help="folder of the photos")
-    parser.add_argument("--min-tag-count", metavar="n", type=number(int, 1), default=1,
-                        help="keep the tags that at least n training photos have (default 1: all); each is a "
-                             "column of the tag matrix, so with many photos a higher n keeps that file small")
+    parser.add_argument("photos", metavar="photos.csv", type=Path, nargs="?", help="the CSV file")
+    parser.add_argument("--images", metavar="DIR", type=Path, help="folder of the photos that the CSV file names")
+    parser.add_argument("--from-photos", metavar="DIR", type=Path,
+                        help="folder of photos that carry their own tags, in place of a CSV file")
+    parser.add_argument("--folder-tags", action="store_true",
+                        help="with --from-photos: the names of the folders around a photo count as its tags too")
+    parser.add_argument("--min-tag-count", metavar="n", type=number(int, 1),
+                        help="keep the tags that at least n training photos have; each is a column of the tag matrix, "
+                             "so with many photos a higher n keeps that file small (default: "
+                             f"{MIN_TAG_COUNT}, which is all; with --from-photos {MIN_OWN_TAG_COUNT})")
     parser.add_argument("--skip-bad", action="store_true",
                         help="leave out and count photos that are missing, empty, truncated or unreadable")
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
                         help="folder that holds data/ and datasets/ (default: the folder of train.py)")
-    return parser.parse_args()
+    args = parser.parse_intermixed_args()
+    if args.from_photos and (args.photos or args.images):
+        parser.error("--from-photos takes the place of photos.csv and --images; give one or the other")
+    if not args.from_photos and not (args.photos and args.images):
+        parser.error("expected photos.csv and --images DIR, or --from-photos DIR")
+    if args.folder_tags and not args.from_photos:
+        parser.error("--folder-tags is an option of --from-photos")
+    if args.min_tag_count is None:
+        args.min_tag_count = MIN_OWN_TAG_COUNT if args.from_photos else MIN_TAG_COUNT
+    return args
 
 
 def dataset_name(text):

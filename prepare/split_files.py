@@ -1,4 +1,4 @@
-"""What the programs that prepare MIRFLICKR-25K and NUS-WIDE share: from one big table to split files in their place.
+"""What the programs that prepare data sets share: from one big table to split files in their place.
 
 What belongs here: writing the files that dataset.py reads, moving them into place all together, and the report.
 Letters: N images, R raw tags, L labels.
@@ -20,7 +20,8 @@ from util import UserError
 LISTS_AND_MATRICES = tuple(f"{split}_{kind}.txt" for split, matrix in
                            (("train", "tag"), ("database", "label"), ("test", "label")) for kind in ("img", matrix))
 LEFT_OUT = "left_out.txt"
-SPLIT_FILES = (*LISTS_AND_MATRICES, *TAG_LISTS, "labels.txt", LEFT_OUT)
+DROPPED_TAGS = "dropped_tags.txt"
+SPLIT_FILES = (*LISTS_AND_MATRICES, *TAG_LISTS, "labels.txt", LEFT_OUT, DROPPED_TAGS)
 REPORT = "report.json"
 MOVING = ".prepared"  # in data/<name>/: whole and synced, on their way to the folder around them
 BLOCK_ROWS = 4096  # of a matrix that are text at a time

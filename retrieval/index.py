@@ -21,6 +21,7 @@ from retrieval import faiss_engine, manifest
 from retrieval.lines import Lines, write_lines
 from storage.arrays import read_npy
 from storage.safe_files import exclusive_lock, naming, replacing
+from tag_spelling import tags_in
 from util import UserError, leads_out
 
 FLAT_IMAGES = 1_000_000  # more images than that are sorted into inverted lists, unless told otherwise
@@ -113,19 +114,19 @@ class Index:
     def words(self, text):
         """The query of one or more words: the normalised mean of their tags' normalised vectors, float32 (D,).
 
-        Raises UserError for a word without a vector, with the known words that are spelt most like it.
+        Words that stand together and are one tag, such as `new york`, are that tag. Raises UserError for a word without
+        a vector, with the known words that are spelt most like it.
         """
         rows = {word: row for row, names in enumerate(self.content.tag_names) for word in names}
-        words = text.split()
+        words = tags_in(text, rows)
         if not words:
             raise UserError("expected one or more words to search for, found none")
-        known = [word if word in rows else word.lower() for word in words]
-        for word in known:
+        for word in words:
             if word not in rows:
                 near = difflib.get_close_matches(word, rows, n=5, cutoff=0.6)
                 raise UserError(f"the word {word!r} is none of the {len(rows)} tags that have a vector in "
                                 f"{self.folder}; spelt most like it: {', '.join(near) or 'none'}")
-        return normalise(normalise(self.content.tag_embeddings[[rows[word] for word in known]]).mean(0))
+        return normalise(normalise(self.content.tag_embeddings[[rows[word] for word in words]]).mean(0))
 
     def tags(self, embedding):
         """All T merged tags of an image by the cosine of its embedding (D,): rows, best first, and cosines."""

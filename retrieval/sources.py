@@ -11,6 +11,7 @@ from retrieval import encoded
 from util import UserError, first_few, note
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # a file so named is meant to be a photo
+DESCRIPTIONS = (".xmp", ".json")  # a file so named may describe a photo beside it
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,26 @@ def photo_names(folder):
     A photo is a file that is named as one, or that begins as an image that OpenCV reads. What is hidden does not count;
     what else is left out is told on stderr.
     """
+    return photos_and_descriptions(folder)[0]
+
+
+def photos_and_descriptions(folder):
+    """The same photos, and the files that may describe them, such as `photo.jpg.xmp`; of these nothing is told."""
     try:
         os.path.realpath(folder).encode()
     except UnicodeEncodeError:
         raise UserError(f"{folder}: expected a folder whose name is UTF-8, found another") from None
     files, closed = visible_files(folder)
-    names, others = [], []
+    names, descriptions, others = [], [], []
     for name in files:
         photo = name.lower().endswith(SUFFIXES) or is_image(f"{folder}/{name}")
-        (names if photo else others).append(name)
+        (names if photo else descriptions if name.lower().endswith(DESCRIPTIONS) else others).append(name)
     if not names:
-        raise UserError(f"{folder}: expected photos that OpenCV reads, found {_left_out(others, closed) or 'none'}")
+        found = _left_out(descriptions + others, closed)
+        raise UserError(f"{folder}: expected photos that OpenCV reads, found {found or 'none'}")
     if told := _left_out(others, closed):
         note(f"{folder}: left out {told}")
-    return names
+    return names, descriptions
 
 
 def visible_files(folder):

@@ -1,0 +1,264 @@
+"""A data set from a folder of photos that carry their own tags: what `prepare/photos.py NAME --from-photos DIR` does.
+
+What belongs here: what is new since the last run, the choice of tags, the split files and the report. How tags are read
+stands in photo_tags.py. Letters: N training photos, R tags.
+"""
+import json
+import os
+import stat
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import scipy.sparse
+
+from dataset import TAG_LISTS, links_out
+from image_files import image_fault, list_faults
+from prepare.photo_tags import descriptions_of, read_tags
+from prepare.split_files import (
+    DROPPED_TAGS,
+    LEFT_OUT,
+    REPORT,
+    SPLIT_FILES,
+    finish_moving,
+    install,
+    link_images,
+    only_preparation,
+    tags_are_stale,
+    temporary_folder,
+    write_lines,
+    write_matrix,
+)
+from retrieval.sources import photos_and_descriptions
+from storage.safe_files import read_json, write_json, write_text
+from tag_spelling import fold
+from util import UserError, cores, first_few, note, progress
+
+LEAST_PHOTOS = 50  # with a tag that is kept; from fewer nothing is learned
+LEAST_TAGS = 2  # a single tag tells no photo from another
+MOST_TAGS = 4000  # the paper's sets have 1,000 and 1,386; each is a column of a matrix that is dense in its file
+NEARLY_ALL = 0.8  # a tag that a larger share of the tagged photos has is dropped: it says little about any
+SHOWN_TAGS = 5  # of the dropped ones of each kind
+MEMORY = "photo_tags.json"  # in data/NAME: what was read from each photo, so that it is not read again
+VERSION = 1  # of that file
+MADE_BY = "prepare/photos.py --from-photos"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What was read of a photo.
+
+    stamps: {file: [size, time of the last change in ns]} of the photo and of the files that describe it.
+    tags: as people typed them; fault: why the photo cannot be used, or None; unread: tags that could not be read.
+    """
+    stamps: dict
+    tags: list
+    fault: str | None
+    unread: list
+
+
+def import_photos(options, folder):
+    """Make or renew the data set. Returns whether there are enough tags to learn from. Raises UserError."""
+    splits, link = options.root / "data" / options.name, options.root / "datasets" / options.name
+    with only_preparation(splits):
+        finish_moving(splits)
+        check_origin(splits, folder)
+        before = read_memory(splits)
+        photos = read_photos(folder, splits, before)
+        usable, left_out = usable_photos(folder, photos, options.skip_bad)
+        tags_of = {name: spelled_tags(name, photos[name].tags, options.folder_tags) for name in usable}
+        kept, dropped = choose_tags(tags_of.values(), options.min_tag_count)
+        training = [name for name in usable if not kept.keys().isdisjoint(tags_of[name])]
+        ready = len(training) >= LEAST_PHOTOS and len(kept) >= LEAST_TAGS
+        link_images(link, folder, options.root)
+        report = {"made_by": MADE_BY, "folder": str(folder), "photos": len(usable), "left_out": len(left_out),
+                  "photos_with_a_tag": len(training), "tags": len(kept), "enough_tags": ready,
+                  "changes": changes(photos, before),
+                  "dropped_tags": {why: len(found) for why, found in dropped.items()},
+                  "min_tag_count": options.min_tag_count, "folder_tags": options.folder_tags}
+        with temporary_folder(splits.with_name(f".{splits.name}.tmp")) as new:
+            new.mkdir()
+            if ready:
+                write_training(new, training, tags_of, kept)
+            write_notes(new, report, dropped, left_out)
+            stale = ready and tags_are_stale(splits, new / TAG_LISTS[0])
+            done = install(new, splits, force=True)
+    print_report(report, dropped, {name: photo.unread for name, photo in photos.items() if photo.unread}, splits)
+    print(f"{done}, linked {link}")
+    if stale:
+        print(f"note: {splits / 'tags'} was made from another tag list: run tag_processing.py again")
+    return ready
+
+
+def check_origin(splits, folder):
+    """Refuse a `data/NAME` with split files that were made otherwise, or of another folder."""
+    report = splits / REPORT
+    content = read_json(report) if report.is_file() else {}
+    others = [name for name in SPLIT_FILES if (splits / name).is_file()]
+    if (others or content) and (content.get("made_by"), content.get("folder")) != (MADE_BY, str(folder)):
+        raise UserError(f"{splits} is already there and holds something else than the photos of {folder}; remove this "
+                        "folder, or choose another name")
+
+
+# ---------------------------------------------------------------- what the photos say
+
+def read_photos(folder, splits, before):
+    """{name: Photo} of a folder, remembered in `splits`. What is as it was `before`, in the last run, is not read."""
+    names, descriptions = photos_and_descriptions(folder)
+    described = descriptions_of(names, descriptions)
+    outside = links_out(folder, names)
+
+    def read(row, name):
+        if fault := outside.get(row) or unlistable(name):
+            return Photo({}, [], fault, [])
+        files = [name, *described.get(name, [])]
+        stamps = {file: found for file in files if (found := stamp(folder / file))}
+        if name in before and before[name].stamps == stamps:
+            return before[name]
+        fault = image_fault(folder / name)
+        if fault:
+            return Photo(stamps, [], fault, [])
+        tags, unread = read_tags(folder / name, [folder / file for file in stamps if file != name])
+        return Photo(stamps, tags, None, unread)
+
+    photos, pool = {}, ThreadPoolExecutor(cores())
+    try:
+        found = pool.map(read, *zip(*enumerate(names), strict=True))
+        for photo in progress(found, total=len(names), desc="reading tags", unit="photo", leave=False):
+            photos[names[len(photos)]] = photo
+    finally:
+        pool.shutdown(cancel_futures=True)
+        write_memory(splits, photos if len(photos) == len(names) else {**before, **photos})
+    return photos
+
+
+def unlistable(name):
+    """Why a file's name cannot stand in a list of one name a line, or None."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "has a name that is not UTF-8"
+    if name != name.strip() or any(sign in name for sign in "\n\r\0"):
+        return "has a name with a line end in it, or a space at its ends"
+    return None
+
+
+def stamp(path):
+    """Size and time of the last change, in ns, of a regular file; None of anything else."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns] if stat.S_ISREG(status.st_mode) else None
+
+
+def usable_photos(folder, photos, skip_bad):
+    """The names of the photos that can be used, and {name: fault} of the others. Raises UserError unless `skip_bad`."""
+    faults = {name: photo.fault for name, photo in photos.items() if photo.fault}
+    if faults:
+        names = list(faults)
+        shown = list_faults(dict(enumerate(faults.values())), lambda i: repr(names[i]))
+        bad = f"{len(faults):,} of {len(photos):,} photos cannot be used"
+        if not skip_bad:
+            raise UserError(f"{folder}: {bad} (--skip-bad leaves them out): {shown}")
+        print(f"left out: {bad}: {shown}")
+    return [name for name in photos if name not in faults], faults
+
+
+# ---------------------------------------------------------------- what was read the last time
+
+def read_memory(splits):
+    """{name: Photo} of the last run; empty if there was none, or if its file cannot be used."""
+    try:
+        content = read_json(splits / MEMORY)
+        photos = content["photos"] if content["version"] == VERSION else {}
+        return {name: Photo(**photo) for name, photo in photos.items()}
+    except (OSError, UserError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def write_memory(splits, photos):
+    kept = {name: asdict(photo) for name, photo in photos.items() if photo.stamps}
+    write_text(splits / MEMORY, json.dumps({"version": VERSION, "photos": kept}) + "\n")
+
+
+def changes(photos, before):
+    """How many photos are new, changed and deleted since the last run; None if there was none."""
+    if not before:
+        return None
+    there = {name for name, photo in photos.items() if photo.stamps}
+    return {"new": len(there - before.keys()), "deleted": len(before.keys() - there),
+            "changed": sum(photos[name].stamps != before[name].stamps for name in there & before.keys())}
+
+
+# ---------------------------------------------------------------- which tags are kept
+
+def spelled_tags(name, tags, folder_tags):
+    """The tags of a photo in their one spelling, a set; with `folder_tags` the names of its folders too."""
+    folders = name.split("/")[:-1] if folder_tags else []
+    return {spelled for tag in (*tags, *folders) if (spelled := fold(tag))}
+
+
+def choose_tags(sets, least):
+    """{tag: photos that have it}, most frequent first, of the tags that are kept; and {why: the same} of the others.
+
+    Args:
+        sets: the tags of each photo.
+        least (int): how many photos must have a tag.
+    """
+    counts = Counter(tag for tags in sets for tag in tags)
+    most = NEARLY_ALL * sum(bool(tags) for tags in sets)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    common = dict(item for item in ranked if item[1] > most)
+    rare = dict(item for item in ranked if item[1] < least and item[0] not in common)
+    others = [item for item in ranked if item[0] not in common and item[0] not in rare]
+    reasons = {f"more than {100 * NEARLY_ALL:g} % of the tagged photos have": common,
+               f"fewer than {least} photos have": rare,
+               f"come after the {MOST_TAGS:,} most frequent": dict(others[MOST_TAGS:])}
+    return dict(others[:MOST_TAGS]), {why: found for why, found in reasons.items() if found}
+
+
+# ---------------------------------------------------------------- files and report
+
+def write_training(new, training, tags_of, kept):
+    """The list of the training photos, their tags, a 0/1 matrix (N, R), and the list of the tags."""
+    columns = {tag: column for column, tag in enumerate(kept)}
+    rows = [sorted(columns[tag] for tag in tags_of[name] if tag in columns) for name in training]
+    starts = np.cumsum([0, *map(len, rows)])
+    ones = scipy.sparse.csr_array((np.ones(starts[-1], np.uint8), np.concatenate(rows), starts),
+                                  shape=(len(training), len(kept)))
+    write_lines(new / "train_img.txt", training)
+    write_matrix(new / "train_tag.txt", ones)
+    write_lines(new / TAG_LISTS[0], (f"{tag} {count}" for tag, count in kept.items()))
+
+
+def write_notes(new, report, dropped, left_out):
+    """The report, and lists of what it counts only."""
+    write_json(new / REPORT, report)
+    if dropped:
+        write_lines(new / DROPPED_TAGS, (f"{tag}\t{count}\t{why}" for why, found in dropped.items()
+                                         for tag, count in found.items()))
+    if left_out:
+        write_text(new / LEFT_OUT, "".join(f"{name} {fault}\n" for name, fault in left_out.items()))
+
+
+def print_report(report, dropped, unread, splits):
+    """Tell what was found, and why tags were dropped."""
+    known = report["changes"]
+    since = "" if known is None else (f"; since the last run {known['new']:,} new, {known['changed']:,} changed, "
+                                      f"{known['deleted']:,} deleted")
+    print(f"photos: {report['photos']:,}{since}")
+    if unread:
+        note(f"of {len(unread):,} photos some tags could not be read: "
+             + first_few([fault for faults in unread.values() for fault in faults]))
+    print(f"tags: {report['tags']:,} kept" + (f"; dropped, and listed in {splits / DROPPED_TAGS}:" if dropped else ""))
+    for why, found in dropped.items():
+        print(f"{len(found):10,} that {why}: {', '.join([*found][:SHOWN_TAGS])}{', …' * (len(found) > SHOWN_TAGS)}")
+    tagged = report["photos_with_a_tag"]
+    if report["enough_tags"]:
+        print(f"training photos: {tagged:,}, those with a tag that was kept")
+    else:
+        print(f"too few tags to learn from: {tagged:,} photos have one of the {report['tags']:,} tags that were kept, "
+              f"expected at least {LEAST_PHOTOS} photos and {LEAST_TAGS} tags; the photos can be searched by photo, "
+              "not by words")
