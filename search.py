@@ -3,7 +3,7 @@
 In a notebook:
 
     import search
-    photos = search.open_index("indexes/mine")
+    photos = search.open_index("mine")  # indexes/mine…
     photos.by_photo("beach.jpg", topk=10)
     photos.by_words("beach sunset")
     photos.tags("beach.jpg")
@@ -15,8 +15,9 @@ from pathlib import Path
 
 from retrieval.access_token import add_token
 from retrieval.client import Remote
+from retrieval.index_names import find_index, named_folder
 from retrieval.result import DEFAULT_TOPK
-from util import ROOT, add_precision, gpu_number, gpu_numbers, note, number, run_program
+from util import ROOT, UserError, add_precision, gpu_number, gpu_numbers, note, number, run_program
 
 
 def parse_arguments():
@@ -27,7 +28,10 @@ def parse_arguments():
     build.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an .npy file that train.py wrote")
     build.add_argument("dataset", metavar="DATASET", help="a data set, of which the database is taken, any folder of "
                                                           "photos, or what encode.py wrote")
-    build.add_argument("--out", type=Path, metavar="DIR", help="the index (default indexes/<experiment> in --root)")
+    place = build.add_mutually_exclusive_group()
+    place.add_argument("--name", help="what the index is called, a folder of indexes/ in --root (default: as the "
+                                      "checkpoint)")
+    place.add_argument("--out", type=Path, metavar="DIR", help="the folder of the index, if it is to lie elsewhere")
     build.add_argument("--trained-on", metavar="NAME",
                        help="data set whose tags the checkpoint learned (default: as its .json file says)")
     build.add_argument("--crops", type=int, choices=(10, 5, 1), default=10,
@@ -39,19 +43,20 @@ def parse_arguments():
     build.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
     build.add_argument("--prune", action="store_true", help="drop the photos that are gone from the index")
     build.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of codes and lists (default 0)")
-    build.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
-                       help="folder that holds data/, datasets/ and indexes/ (default: this program's folder)")
     query = commands.add_parser("query", help="the photos that are most like a photo or some words")
     tags = commands.add_parser("tags", help="the model's own tags for a photo")
     for asking, default in ((query, DEFAULT_TOPK), (tags, 10)):
-        asking.add_argument("index", metavar="INDEX", type=Path, help="a folder that build wrote",
-                            nargs="?" if asking is query else None)
-        asking.add_argument("photo", metavar="PHOTO", type=Path, nargs="?" if asking is query else None)
+        asking.add_argument("index", metavar="INDEX", nargs="?" if asking is query else None,
+                            help="how the name of an index begins, if one alone begins so, or its folder")
+        asking.add_argument("photo", metavar="PHOTO", type=Path, nargs="?")
         asking.add_argument("--topk", type=number(int, 1), default=default, metavar="K",
                             help=f"results to show (default {default})")
         asking.add_argument("--json", action="store_true", help="print JSON, for programs")
         asking.add_argument("--checkpoint", type=Path, metavar="FILE", help="the checkpoint, if it was moved")
     query.add_argument("--words", help="search for one or more words instead of a photo")
+    query.add_argument("--list", type=Path, metavar="FILE",
+                       help="search for each of many photos, of which FILE has the paths, one a line")
+    tags.add_argument("--list-words", action="store_true", help="the words that were learned, not a photo's tags")
     query.add_argument("--figure", type=Path, metavar="FILE", help="draw the query and its results, PNG")
     query.add_argument("--nprobe", type=number(int, 1), metavar="N", help="lists to look into (default 32)")
     query.add_argument("--images", type=Path, metavar="DIR", help="folder of the indexed photos, if it was moved")
@@ -62,9 +67,14 @@ def parse_arguments():
                        help="number of the GPU, several as 0,1 (default: the CPU)")
     for asking in (query, tags):
         asking.add_argument("--gpu", type=gpu_number, metavar="GPU", help="number of the GPU (default: the CPU)")
+    for command in (build, query, tags):
+        command.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
+                             help="folder that holds data/, datasets/ and indexes/ (default: this program's folder)")
     options = parser.parse_args()
     if options.command == "query":
         check_query(options, parser.error)
+    elif options.command == "tags" and (options.photo is None) != options.list_words:
+        parser.error("tags: expected either a PHOTO or --list-words")
     return options
 
 
@@ -75,58 +85,106 @@ def check_query(options, refuse):
             refuse("query: with --server expected no INDEX")
         if any(value is not None for value in (options.checkpoint, options.images, options.gpu)):
             refuse("query: --checkpoint, --images and --gpu are options of the server")
-        options.index, options.photo = None, options.index
+        options.index, options.photo = None, options.index and Path(options.index)
     elif options.index is None:
         refuse("query: expected an INDEX or --server")
-    if (options.photo is None) == (options.words is None):
-        refuse("query: expected either a PHOTO or --words")
+    if sum(asked is not None for asked in (options.photo, options.words, options.list)) != 1:
+        refuse("query: expected one of PHOTO, --words and --list")
+    if options.list is not None and options.figure is not None:
+        refuse("query: --figure draws one query, not those of --list")
 
 
-def open_index(folder, checkpoint=None, gpu=None, images=None):
+def open_index(name, checkpoint=None, gpu=None, images=None, root=ROOT):
     """The photos of an index that `build` wrote, ready to be searched: a `photo_searcher.Photos`. Raises UserError.
 
     Args:
+        name: its folder, or how its name in `root`/indexes begins.
         checkpoint: where the checkpoint is now, if it was moved.
         gpu: number of the GPU that embeds queries, None for the CPU.
         images: where the indexed photos are now, if they were moved.
     """
     from retrieval import query_network  # and TensorFlow, which takes seconds
-    return query_network.open_index(folder, checkpoint, gpu, images)
+    return query_network.open_index(find_index(name, root), checkpoint, gpu, images)
 
 
 def main():
     options = parse_arguments()
     if options.command == "build":
+        out = options.out if options.name is None else named_folder(options.name, options.root)
         from retrieval import building
-        building.build(options.checkpoint, options.dataset, options.out, options.root, options.trained_on,
+        building.build(options.checkpoint, options.dataset, out, options.root, options.trained_on,
                        options.crops, options.lists, options.skip_bad, options.seed, options.gpu, options.precision,
                        options.prune)
+    elif options.command == "tags" and options.list_words:
+        from retrieval.searcher import load_index
+        show_words(options, load_index(find_index(options.index, options.root)))
     elif options.command == "tags":
-        show_tags(options, open_index(options.index, options.checkpoint, options.gpu))
+        show_tags(options, open_index(options.index, options.checkpoint, options.gpu, root=options.root))
     else:
         if options.server is not None:
             searcher = Remote(options.server, options.token)
-        elif options.photo is not None:
-            searcher = open_index(options.index, options.checkpoint, options.gpu, options.images)
+        elif options.words is None:
+            searcher = open_index(options.index, options.checkpoint, options.gpu, options.images, options.root)
         else:
             from retrieval.searcher import Searcher, load_index
-            searcher = Searcher(load_index(options.index, options.images))
+            searcher = Searcher(load_index(find_index(options.index, options.root), options.images))
+        if options.list is not None:
+            answer_list(options, searcher)
+            return
         results = ask(options, searcher)
         if options.figure:
             from retrieval import result_figure
             result_figure.draw(options.figure, options.photo, options.words, results)
-        show_results(options, results)
+        show_results(options, str(options.photo or options.words), results)
 
 
 def ask(options, searcher):
     """What the query finds: a list of Result."""
-    probes = {} if options.nprobe is None else {"probes": options.nprobe}
     if options.words is None:
-        return searcher.by_photo(options.photo, options.topk, **probes)
-    return searcher.by_words(options.words, options.topk, **probes)
+        return searcher.by_photo(options.photo, options.topk, **probes(options))
+    return searcher.by_words(options.words, options.topk, **probes(options))
+
+
+def answer_list(options, searcher):
+    """Print what each photo of a list finds, as soon as it is found, or why it cannot be searched for.
+
+    Raises UserError in the end if any cannot.
+    """
+    paths = read_list(options.list)
+    refused = 0
+    for path, found in searcher.by_photos(paths, options.topk, **probes(options)):
+        if isinstance(found, UserError):
+            refused += 1
+            print(json.dumps({"query": path, "error": str(found)}, ensure_ascii=False) if options.json
+                  else f"\n{path}\n{found}", flush=True)
+        else:
+            show_results(options, path, found)
+    if refused:
+        raise UserError(f"{options.list}: {refused:,} of {len(paths):,} photos could not be searched for; the line of "
+                        "each says why")
+
+
+def read_list(path):
+    """The paths in a text file, one a line. Raises UserError if there are none."""
+    text = path.read_bytes().decode(errors="surrogateescape")
+    paths = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+    if not paths or "\0" in text:
+        raise UserError(f"{path}: expected the path of a photo in each line, found {'a NUL byte' if paths else 'none'}")
+    return paths
+
+
+def probes(options):
+    """The option of `Index.search` that --nprobe is."""
+    return {} if options.nprobe is None else {"probes": options.nprobe}
 
 
 # ---------------------------------------------------------------- show
+
+def show_words(options, index):
+    """Print the words that were learned, in the order of the alphabet."""
+    words = sorted(word for names in index.content.tag_names for word in names)
+    print(json.dumps({"words": words}, ensure_ascii=False) if options.json else "\n".join(words))
+
 
 def show_tags(options, photos):
     """Print the tags of a photo."""
@@ -139,12 +197,14 @@ def show_tags(options, photos):
         print(f"{cosine:8.4f}  {'/'.join(names)}")
 
 
-def show_results(options, results):
-    """Print what was found."""
+def show_results(options, query, results):
+    """Print what was found for a query, a text."""
     if options.json:
-        query = str(options.photo or options.words)
-        print(json.dumps({"query": query, "results": [asdict(result) for result in results]}, ensure_ascii=False))
+        print(json.dumps({"query": query, "results": [asdict(result) for result in results]}, ensure_ascii=False),
+              flush=True)
         return
+    if options.list is not None:
+        print(f"\n{query}")
     marks = {True: "hit ", False: "miss", None: "    "}
     print(f"rank    score   cosine  {'label' if results and results[0].hit is not None else '    '} photo")
     for result in results:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from retrieval.access_token import add_token
 from retrieval.cluster_address import check_reachable, ray_address
+from retrieval.index_names import find_index
 from util import gpu_number, number, run_program
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description="Serve a page that searches an index of photos, and answer programs "
                                                  "over HTTP.")
-    parser.add_argument("index", metavar="INDEX", type=Path, help="a folder that search.py build wrote")
+    parser.add_argument("index", metavar="INDEX", help="how the name of an index in indexes/ begins, or its folder")
     parser.add_argument("--host", default="127.0.0.1",
                         help="address to listen at (default 127.0.0.1, this machine; others need a --token)")
     parser.add_argument("--port", type=number(int, 0, 65535), default=8750,
@@ -39,6 +40,7 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
+    options.index = find_index(options.index)
     connect = None
     if options.ray is not None:
         check_reachable(options.ray)

@@ -13,6 +13,10 @@ from util import UserError, one_line
 ANSWER_SECONDS = 120  # that a server may take: the first photo loads its network
 
 
+class Refused(UserError):
+    """What a server says of a query that it cannot answer."""
+
+
 class Remote:
     """The photos of an index that a `serve.py` has, asked as Photos is. Paths in its answers are the server's."""
 
@@ -30,6 +34,17 @@ class Remote:
                                                             if value is not None}), photo.read_bytes(),
                          "application/octet-stream")
 
+    def by_photos(self, paths, topk=DEFAULT_TOPK, probes=None):
+        """Give for each of many paths in turn: the path, and what `by_photo` gives of it, or the UserError that says
+        why it cannot be searched for. Raises UserError where no server answers."""
+        for path in paths:
+            try:
+                yield path, self.by_photo(path, topk, probes)
+            except Refused as error:
+                yield path, error
+            except OSError as error:
+                yield path, UserError(f"{path} cannot be read ({error.strerror})")
+
     def by_words(self, words, topk=DEFAULT_TOPK, probes=None):
         """The photos that one or more words describe best, best first: a list of Result."""
         return self._ask("words", json.dumps({"words": words, "topk": topk, "nprobe": probes}).encode(),
@@ -46,7 +61,7 @@ class Remote:
                                str(found["path"]), None if found["hit"] is None else bool(found["hit"]))
                         for found in json.load(answer)["results"]]
         except urllib.error.HTTPError as error:
-            raise UserError(_refusal(error)) from None
+            raise (Refused if error.code in (400, 413) else UserError)(_refusal(error)) from None
         except (OSError, http.client.HTTPException) as error:
             raise UserError(f"{self._url}: no server answered: {one_line(getattr(error, 'reason', error))}") from None
         except (ValueError, KeyError, TypeError) as error:

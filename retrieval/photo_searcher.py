@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-from image_files import image_fault, try_image
+from image_files import decodable_images, image_fault, try_image
 from retrieval.result import DEFAULT_TOPK
 from retrieval.searcher import Searcher
 from util import UserError
 
 DECODED_AT_ONCE = 2  # photos: decoded, a photo may be large
+LISTED_AT_ONCE = 64  # photos of a long list that are embedded before their results are given
 
 
 class Photos(Searcher):
@@ -61,6 +62,19 @@ class Photos(Searcher):
             return [self._results(embedding, self._labels_of(each), topk, options)
                     for each, embedding in zip(photo, self.embed(photo), strict=True)]
         return self._results(self.embed(photo, name), self._labels_of(photo, name), topk, options)
+
+    def by_photos(self, paths, topk=DEFAULT_TOPK, **options):
+        """Give for each of many paths, texts, in turn: the path, and what `by_photo` gives of it, or the UserError that
+        says why it cannot be searched for."""
+        for start in range(0, len(paths), LISTED_AT_ONCE):
+            block = paths[start:start + LISTED_AT_ONCE]
+            images, faults = decodable_images(block)
+            rows = iter(self._network.embed(list(images)))
+            for row, path in enumerate(block):
+                if row in faults:
+                    yield path, UserError(f"{path} {faults[row]}")
+                else:
+                    yield path, self._results(next(rows), self._labels_of(path), topk, options)
 
     def tags(self, photo):
         """The model's tags for a photo, best first: a list of (cosine, names of the merged tag); of a list of photos,

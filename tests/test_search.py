@@ -10,6 +10,7 @@ import pytest
 import quantizer
 import search
 from retrieval import building, faiss_engine, index
+from retrieval.client import Remote
 from test_serve import served
 from tiny import EXPERIMENT, TRAINING, make_tiny, run, train, validate
 from util import UserError
@@ -245,6 +246,36 @@ def test_the_program_prints_tables_json_and_a_figure(root, photos, tmp_path):
     assert len(printed_json(output)["tags"]) == 2
 
 
+def test_many_photos_are_searched_for_at_once_and_bad_ones_have_a_line_of_their_own(run_here, root, photos, tmp_path):
+    (tmp_path / "bad.jpg").write_text("no photo")
+    asked = [photo(root, 11), tmp_path / "bad.jpg", photo(root, 3)]
+    (tmp_path / "list.txt").write_text("\r\n".join(map(str, asked)) + "\n\n")
+    arguments = ("search.py", "query", "tiny", "--root", root, "--list", tmp_path / "list.txt", "--topk", 3)
+    code, output = run_here(*arguments, "--json")
+    assert code == 2, output
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert [line["query"] for line in lines] == [str(path) for path in asked]
+    assert lines[1]["error"] == f"{tmp_path / 'bad.jpg'} is not an image that OpenCV reads"
+    for line in (lines[0], lines[2]):
+        alone = [vars(found) for found in photos.by_photo(line["query"], topk=3)]
+        assert [(found["path"], found["hit"]) for found in line["results"]] == [
+            (found["path"], found["hit"]) for found in alone]
+        np.testing.assert_allclose([found["score"] for found in line["results"]], [found["score"] for found in alone],
+                                   rtol=1e-4)
+    assert "list.txt: 1 of 3 photos could not be searched for; the line of each says why" in output
+    (tmp_path / "list.txt").write_text(f"{asked[0]}\n")
+    code, output = run_here(*arguments)
+    assert code == 0, output
+    assert f"{asked[0]}\nrank    score   cosine" in output
+
+
+def test_the_learned_words_are_listed(run_here, root, photos):
+    code, output = run_here("search.py", "tags", "tiny", "--list-words", "--root", root)
+    assert (code, output.split()[-5:]) == (0, ["a", "b", "c", "d", "e"])
+    code, output = run_here("search.py", "tags", "tiny", "--list-words", "--json", "--root", root)
+    assert printed_json(output) == {"words": ["a", "b", "c", "d", "e"]}
+
+
 def test_a_photo_gives_the_same_json_with_a_server_and_without(root, photos, tmp_path):
     pytest.importorskip("faiss")
     shutil.copy(photo(root, 3), tmp_path / "a stranger.jpg")
@@ -254,6 +285,11 @@ def test_a_photo_gives_the_same_json_with_a_server_and_without(root, photos, tmp
             assert code == 0, there
             here = {"query": str(asked), "results": [vars(found) for found in photos.by_photo(asked)]}
             assert printed_json(there) == here
+        (tmp_path / "bad.jpg").write_text("no photo")
+        bad, gone, good = Remote(address).by_photos([tmp_path / "bad.jpg", "gone.jpg", photo(root, 3)])
+        assert "bad.jpg is not an image that OpenCV reads" in str(bad[1])
+        assert str(gone[1]) == "gone.jpg cannot be read (No such file or directory)"
+        assert good[1] == photos.by_photo(photo(root, 3))
         code, output = run("search.py", "query", "--server", address, photo(root, 11), "--figure", tmp_path / "f.png")
         assert code == 0, output
         assert "label photo" in output
@@ -306,7 +342,11 @@ def _empty_folder(root, tmp_path):
     (lambda root, _: ["query", root / "indexes" / EXPERIMENT, "--words", "aa"], "'aa' is none of the 5 tags"),
     (lambda root, _: ["query", root / "indexes" / EXPERIMENT, photo(root, 1), "--checkpoint", root / "x.npy"],
      "x.npy: no such file"),
-    (lambda root, _: ["query", root / "indexes" / EXPERIMENT], "expected either a PHOTO or --words"),
+    (lambda root, _: ["query", root / "indexes" / EXPERIMENT], "expected one of PHOTO, --words and --list"),
+    (lambda root, tmp_path: ["query", root / "indexes" / EXPERIMENT, "--list", tmp_path / "none.txt"], "none.txt"),
+    (lambda root, _: ["tags", root / "indexes" / EXPERIMENT], "expected either a PHOTO or --list-words"),
+    (lambda root, _: ["query", "other", "--words", "a", "--root", root],
+     "other: expected an index, or how the name of one begins, found neither"),
     (lambda root, _: ["query", root / "nothing", "--words", "a"], "expected an index"),
     (lambda root, _: ["build", root / "checkpoints" / f"{EXPERIMENT}.npy", "nowhere", "--root", root],
      "neither a data set nor a folder; data sets: tiny"),
@@ -316,6 +356,15 @@ def test_bad_input_is_one_sentence_and_exit_code_2(root, photos, tmp_path, prepa
     assert code == 2, output
     assert "Traceback" not in output
     assert sentence in output
+
+
+def test_an_index_has_the_name_that_it_is_given(run_here, root, checkpoint, photos):
+    code, output = run_here("search.py", "build", checkpoint, "tiny", "--crops", 1, "--root", root, "--name", "t")
+    assert code == 0, output
+    assert len(search.open_index("t", root=root).index) == TRAINING
+    shutil.rmtree(root / "indexes/t")
+    code, output = run_here("search.py", "build", checkpoint, "tiny", "--root", root, "--name", "a/b")
+    assert (code, "--name: expected a name without slashes" in output) == (2, True)
 
 
 def test_an_index_grows_only_by_its_own_kind(root, checkpoint, photos):
