@@ -50,7 +50,7 @@ def served(folder, *options):
 
 def ask(address, method, path, body=None):
     connection = http.client.HTTPConnection(address)
-    connection.request(method, path, body)
+    connection.request(method, path, body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
     content = json.load(answer)
     assert answer.status == 200, content

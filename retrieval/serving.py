@@ -2,6 +2,7 @@
 
 TensorFlow is not loaded here: words and vectors need no network, and the first photo loads it.
 """
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,9 @@ except ModuleNotFoundError as error:
     raise UserError(f"serving needs the package {error.name}: pip install -r requirements-serve.txt") from None
 
 
+SWITCH_SECONDS = 0.001  # after which a thread lets others run Python: with many clients words come twice as soon
+
+
 def serve(options, load_network, connect=None):
     """Answer until SIGTERM or Ctrl-C. Raises UserError.
 
@@ -32,6 +36,7 @@ def serve(options, load_network, connect=None):
                         "show")
     if faiss_engine.faiss is None:
         raise UserError("serving needs FAISS: pip install -r requirements-search.txt")
+    sys.setswitchinterval(SWITCH_SECONDS)
     listener = web_server.listen(options.host, options.port)
     manifest.read(options.index)  # a folder that is no index is told before Ray is started
     opener = Opener(options, load_network, shards.Threads if connect is None else connect(options.shards))

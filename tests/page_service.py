@@ -15,10 +15,9 @@ import numpy as np
 
 from image_files import image_fault, read_image
 from prepare import demo
-from retrieval import index, limits, manifest, web_server
+from retrieval import index, limits, manifest, web_app, web_server
 from retrieval.answers import Service
 from retrieval.searcher import Searcher
-from retrieval.web_app import WebApp
 from storage.safe_files import fingerprint
 from util import UserError, run_program, stream
 
@@ -47,7 +46,7 @@ class Photos(Searcher):
         if fault := image_fault(path):
             raise UserError(f"{name} {fault}")
         if name == "slow":
-            time.sleep(1)
+            time.sleep(0.5)
         return embed(read_image(path))
 
     def by_photo(self, path, topk, name, probes):
@@ -93,15 +92,18 @@ def main():
     parser.add_argument("--photos", type=int, default=60)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--token")
-    parser.add_argument("--seconds", type=float, help="in which the head and the body of a request have to arrive")
+    parser.add_argument("--seconds", type=float, help="in which head and body of a request have to arrive, for which "
+                                                      "requests are answered at the end, and in which a new index is "
+                                                      "taken up")
     parser.add_argument("--access-log", action="store_true")
     options = parser.parse_args()
     if options.seconds:
-        limits.BODY_SECONDS = web_server.HEAD_SECONDS = options.seconds
+        limits.BODY_SECONDS = web_server.HEAD_SECONDS = web_server.STOP_SECONDS = options.seconds
+        web_app.RENEW_SECONDS = options.seconds / 2
     listener = web_server.listen("127.0.0.1", options.port)
     if not index.has_index(options.folder):
         make_index(options.folder, options.photos)
-    app = WebApp(partial(open_service, options.folder), token=options.token)
+    app = web_app.WebApp(partial(open_service, options.folder), token=options.token)
     print(f"serving at http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     web_server.WebServer(app, listener, options.access_log).run()
 

@@ -1,6 +1,7 @@
 """Serving an index: shards, answers over HTTP, hostile requests, a shard that is killed."""
 import base64
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -82,6 +83,18 @@ def served(folder, *options, **environment):
         assert process.returncode == 128 + signal.SIGTERM, rest
 
 
+@pytest.fixture(scope="module")
+def address_of_index(folders):
+    """address_of_index(kind, shards): the address of a server that these tests share."""
+    with contextlib.ExitStack() as servers:
+        yield functools.cache(lambda kind, count: servers.enter_context(served(folders[kind], "--shards", count)))
+
+
+@pytest.fixture(scope="module")
+def address(address_of_index):
+    return address_of_index("flat", 1)
+
+
 def post(address, path, body):
     """Status and answer."""
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -116,18 +129,17 @@ def assert_answered(answer, expected):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["flat", "lists"])
-def test_answers_are_those_of_the_whole_index_ties_included(folders, kind, count):
-    whole = index.load(folders[kind])
-    with served(folders[kind], "--shards", count) as address:
-        assert health(address)["photos"] == N
-        assert health(address)["shards"] == count
-        for size, topk, probes in ((1, TOPK, 2), (70, TOPK, 2), (3, N, 16), (2, N, 1), (5, 1, 3)):
-            asked = queries(size)
-            status, answer = post(address, "search", {"vectors": asked.tolist(), "topk": topk, "nprobe": probes})
-            assert status == 200, answer
-            assert_answered(answer, whole.search(asked, topk, probes))
-        encoded = base64.b64encode(queries(9).tobytes()).decode()
-        assert_answered(post(address, "search", {"vectors": encoded})[1], whole.search(queries(9), 20))
+def test_answers_are_those_of_the_whole_index_ties_included(folders, address_of_index, kind, count):
+    whole, address = index.load(folders[kind]), address_of_index(kind, count)
+    assert health(address)["photos"] == N
+    assert health(address)["shards"] == count
+    for size, topk, probes in ((1, TOPK, 2), (70, TOPK, 2), (3, N, 16), (2, N, 1), (5, 1, 3)):
+        asked = queries(size)
+        status, answer = post(address, "search", {"vectors": asked.tolist(), "topk": topk, "nprobe": probes})
+        assert status == 200, answer
+        assert_answered(answer, whole.search(asked, topk, probes))
+    encoded = base64.b64encode(queries(9).tobytes()).decode()
+    assert_answered(post(address, "search", {"vectors": encoded})[1], whole.search(queries(9), 20))
 
 
 def test_of_scores_that_tie_at_the_last_place_the_lowest_rows_are_found(folders):
@@ -139,23 +151,23 @@ def test_of_scores_that_tie_at_the_last_place_the_lowest_rows_are_found(folders)
             np.testing.assert_array_equal(rows, expected, err_msg=kind)
 
 
-def test_concurrent_queries_do_not_mix(folders):
-    whole = index.load(folders["lists"])
-    with served(folders["lists"], "--shards", 2) as address, ThreadPoolExecutor(8) as pool:
+def test_concurrent_queries_do_not_mix(folders, address_of_index):
+    whole, address = index.load(folders["lists"]), address_of_index("lists", 2)
+    with ThreadPoolExecutor(8) as pool:
         answers = pool.map(lambda seed: post(address, "search", {"vectors": queries(3, seed).tolist()}), range(40))
         for seed, (status, answer) in enumerate(answers):
             assert status == 200, answer
             assert_answered(answer, whole.search(queries(3, seed), 20))
 
 
-def test_words_give_the_same_json_with_a_server_and_without(folders):
-    with served(folders["lists"], "--shards", 2) as address:
-        there = run("search.py", "query", "--server", address, "--words", "TAG7", "--json", "--nprobe", 3)
-        assert there == run("search.py", "query", folders["lists"], "--words", "TAG7", "--json", "--nprobe", 3)
-        assert json.loads(there[1])["results"]
-        code, output = run("search.py", "query", "--server", f"http://{address}/", "--words", "tga3")
-        assert code == 2
-        assert "'tga3' is none of the 24 tags" in output
+def test_words_give_the_same_json_with_a_server_and_without(folders, address_of_index):
+    address = address_of_index("lists", 2)
+    there = run("search.py", "query", "--server", address, "--words", "TAG7", "--json", "--nprobe", 3)
+    assert there == run("search.py", "query", folders["lists"], "--words", "TAG7", "--json", "--nprobe", 3)
+    assert json.loads(there[1])["results"]
+    code, output = run("search.py", "query", "--server", f"http://{address}/", "--words", "tga3")
+    assert code == 2
+    assert "'tga3' is none of the 24 tags" in output
 
 
 # ---------------------------------------------------------------- hostile requests
@@ -193,12 +205,6 @@ BAD = {
     "no photo": ("photo?name=../../etc/passwd", b"", "passwd is empty"),
     "noise for a photo": ("photo", b"noise", "the photo is not an image"),
 }
-
-
-@pytest.fixture(scope="module")
-def address(folders):
-    with served(folders["flat"]) as address:
-        yield address
 
 
 @pytest.mark.parametrize(("path", "body", "sentence"), BAD.values(), ids=BAD)
@@ -301,8 +307,7 @@ def test_a_package_that_is_missing_is_one_sentence(folders, package):
 
 # ---------------------------------------------------------------- files and addresses
 
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("kind", ["flat", "lists"])
+@pytest.mark.parametrize(("kind", "count"), [("flat", 1), ("lists", 2)])
 def test_files_that_are_cut_or_altered_while_they_are_served_change_no_answer(folders, tmp_path, kind, count):
     copy_uncut(folders[kind], tmp_path / "index")
     asked = {"vectors": queries(3).tolist(), "topk": N, "nprobe": 16}
@@ -350,9 +355,13 @@ def test_shards_are_made_once_and_anew_when_the_index_is_written_again(folders, 
     opened = shards.Part(str(cut(tmp_path / "index")[0]), fingerprint(tmp_path / "index" / manifest.MANIFEST), 0)
     content = index.load(tmp_path / "index").content
     content.codes = content.codes[::-1].copy()
-    whole = index.save(tmp_path / "index", content)
     with served(tmp_path / "index", "--shards", 2) as address:
-        answer = post(address, "search", {"vectors": queries(2).tolist()})[1]
+        asked = {"vectors": queries(2).tolist()}
+        before, deadline = post(address, "search", asked)[1], time.monotonic() + 60
+        whole = index.save(tmp_path / "index", content)
+        while (answer := post(address, "search", asked)[1]) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
     assert_answered(answer, whole.search(queries(2), 20))
     with pytest.raises(UserError, match="was cut from another index"):
         shards.Shard(opened, threads=1)
@@ -401,12 +410,15 @@ def test_two_processes_do_not_cut_one_index_at_once(folders, tmp_path):
 def test_a_kill_at_any_moment_of_cutting_leaves_shards_that_can_be_used_or_cut_again(folders, tmp_path):
     copy_uncut(folders["flat"], tmp_path / "index")
     (tmp_path / "index/.shards-2.77.tmp").mkdir()  # half-written by a process that was killed
-    expected = [path.read_bytes() for path in cut(tmp_path / "index")]
-    call, killed = 1, True
+    whole, source = index.load(tmp_path / "index"), fingerprint(tmp_path / "index" / manifest.MANIFEST)
+
+    def cut_content():
+        return [Path(part.path).read_bytes() for part in shards.cut(whole, 2, source)]
+    expected, call, killed = cut_content(), 1, True
     while killed:
         (tmp_path / "index/shards-2/shards.json").write_text("{}")  # so that they are cut again
-        killed = killed_at(call, lambda folder, _: cut(folder), tmp_path / "index")
-        assert [path.read_bytes() for path in cut(tmp_path / "index")] == expected
+        killed = killed_at(call, lambda *_: cut_content(), tmp_path / "index")
+        assert cut_content() == expected
         call += 1
     assert call > 4
     assert not [*(tmp_path / "index").glob(".*.old"), *(tmp_path / "index").glob(".*.tmp")]
@@ -450,11 +462,13 @@ def test_a_server_that_does_not_answer_is_one_sentence():
             connection.close()
         threading.Thread(target=answer).start()
         for address, sentence in ((f"127.0.0.1:{other.getsockname()[1]}", "expected an answer of serve.py"),
-                                  ("127.0.0.1:1", "no server answered"), ("127.0.0.1:port", "no server answered")):
-            code, output = run("search.py", "query", "--server", address, "--words", "a")
-            assert code == 2, output
-            assert sentence in output
-            assert len(output.splitlines()) == 1
+                                  ("127.0.0.1:port", "no server answered")):
+            with pytest.raises(UserError, match=sentence):
+                Remote(address).by_words("a")
+    code, output = run("search.py", "query", "--server", "127.0.0.1:1", "--words", "a")
+    assert code == 2, output
+    assert "no server answered" in output
+    assert len(output.splitlines()) == 1
 
 
 def test_an_index_and_a_server_at_once_are_refused():
