@@ -41,6 +41,9 @@ def parse_arguments():
                        help="sort the codes into N lists, of which a query looks into some (default: none up to a "
                             "million photos, then about 4·√photos)")
     build.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
+    build.add_argument("--keep-embeddings", action="store_true",
+                       help="keep the photos' embeddings too, 600 bytes a photo, which put results of equal scores in "
+                            "order (default: they come in the order of the index)")
     build.add_argument("--prune", action="store_true", help="drop the photos that are gone from the index")
     build.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of codes and lists (default 0)")
     query = commands.add_parser("query", help="the photos that are most like a photo or some words")
@@ -114,7 +117,7 @@ def main():
         from retrieval import building
         building.build(options.checkpoint, options.dataset, out, options.root, options.trained_on,
                        options.crops, options.lists, options.skip_bad, options.seed, options.gpu, options.precision,
-                       options.prune)
+                       options.prune, options.keep_embeddings)
     elif options.command == "tags" and options.list_words:
         from retrieval.searcher import load_index
         show_words(options, load_index(find_index(options.index, options.root)))

@@ -22,7 +22,8 @@ BLOCK = 4096  # images that are embedded before they are encoded, so that no mor
 
 
 def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, inverted_lists=None, skip_bad=False,
-          seed=0, gpu=None, precision=PRECISIONS[0], prune=False):
+          seed=0, gpu=None, precision=PRECISIONS[0], prune=False,
+          keep_embeddings=False):
     """Make the index of a data set's database or of a folder of photos, or bring the one that is there up to date.
 
     Photos that are new or whose content is changed are embedded; the others keep their codes.
@@ -32,6 +33,7 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, in
         gpu: number of a GPU, a list of them, or None for the CPU.
         inverted_lists (int): how many, 0 for none, or None to choose by the number of photos.
         prune: photos that are gone leave the index.
+        keep_embeddings: a new index keeps the photos' embeddings; one that is there goes on as it began.
         others: as on the command line.
     Returns the `index.Index`.
     """
@@ -47,6 +49,9 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, in
             check_settings(out, before, checkpoint, source, crops, seed, precision)
         else:
             before = new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision)
+            if keep_embeddings:
+                before.embeddings = np.empty((0, codebooks.shape[2]), np.float16)
+        check_embeddings(out, before, source, keep_embeddings)
         changes = photo_files.compare(source, before, out, prune)
         rows = usable_rows(source, changes, skip_bad)
         count = len(changes.kept) + len(rows)
@@ -74,15 +79,16 @@ def changed_content(before, source, changes, rows, checkpoint, weights, gpu):
         fingerprints = np.zeros((len(rows), photo_files.NUMBERS), np.int64)
     else:  # before they are embedded: what changes meanwhile is found the next time
         fingerprints = photo_files.take_fingerprints(paths)
-    codes = stored_codes(checkpoint, source, rows, before)
-    if codes is None:
-        codes = encode_photos(paths, weights, before, gpu)
+    codes, embeddings = (stored_codes(checkpoint, source, rows, before)
+                         or encode_photos(paths, weights, before, gpu))
     fingerprints = np.concatenate([changes.fingerprints, fingerprints])
     return replace(before, codes=np.concatenate([before.codes[kept], codes]),
                    images=[*(before.images[row] for row in kept), *(source.names[row] for row in rows)],
                    labels=None if before.labels is None else np.concatenate([before.labels[kept],
                                                                              source.labels[rows]]),
-                   fingerprints=fingerprints if fingerprints.any() else None)
+                   fingerprints=fingerprints if fingerprints.any() else None,
+                   embeddings=None if before.embeddings is None else np.concatenate([before.embeddings[kept],
+                                                                                     embeddings]))
 
 
 def told_changes(source, before, changes, rows):
@@ -123,6 +129,15 @@ def check_settings(out, content, checkpoint, source, crops, seed, precision):
             raise UserError(f"{out} is an index with {what} {there}, not {here}: choose another --out or --name")
 
 
+def check_embeddings(out, content, source, keep_embeddings):
+    """Raise UserError if the embeddings that an index is to keep cannot be had."""
+    if keep_embeddings and content.embeddings is None:
+        raise UserError(f"{out} is an index without embeddings: for --keep-embeddings choose another --out or --name")
+    if content.embeddings is not None and source.encoded:
+        raise UserError(f"{source.encoded.folder} holds codes alone, and {out} is to keep embeddings: give the folder "
+                        f"of the photos, {source.folder}")
+
+
 def precision_of(facts):
     """The precision of an index's embeddings by its facts."""
     return facts.get("precision", PRECISIONS[0])
@@ -158,12 +173,15 @@ def usable_rows(source, changes, skip_bad):
 
 
 def stored_codes(checkpoint, source, rows, before):
-    """The codes of the source's photos `rows`, uint8 (n, M), if encode.py made them, or if they are the whole of a new
-    index and validation.py left their codes beside the checkpoint; else None."""
+    """The codes of the source's photos `rows`, uint8 (n, M), and their embeddings to keep, float16 (n, D), or None.
+
+    They are those of encode.py, which keeps no embeddings; or, if the photos are the whole of a new index, those that
+    validation.py left beside the checkpoint. None where there are neither.
+    """
     facts = before.facts
     if source.encoded:
         source.encoded.check(checkpoint, facts["crops"], precision_of(facts))
-        return source.encoded.codes[rows]
+        return source.encoded.codes[rows], None
     path = checkpoint.with_name(f"{checkpoint.stem}_retrieval.h5")
     if source.dataset is None or len(before.images) or len(rows) < len(source.names) or not path.is_file():
         return None
@@ -176,12 +194,12 @@ def stored_codes(checkpoint, source, rows, before):
     if retrieval is None:
         return None
     print(f"the codes are those of {path}")
-    return retrieval.db_codes
+    return retrieval.db_codes, index.normalise(retrieval.db_features).astype(np.float16)
 
 
 def encode_photos(paths, weights, content, gpu):
-    """Codes of N photos, uint8 (N, M), embedded and encoded in blocks."""
-    codes = [content.codes[:0]]
+    """Codes of N photos, uint8 (N, M), embedded and encoded in blocks, and the embeddings to keep, float16 (N, D)."""
+    codes, kept = [content.codes[:0]], [np.empty((0, content.codebooks.shape[2]), np.float16)]
     if paths:
         precision = precision_of(content.facts)
         encoder = net_val.Encoder(weights, content.facts["crops"], device_name(gpu, note, precision), precision)
@@ -191,4 +209,6 @@ def encode_photos(paths, weights, content, gpu):
         embeddings = encoder.embed(block, f"embedding photos {start + 1} to {start + len(block)} of {len(paths)}")
         rng = stream(content.facts["seed"], "index", len(content.codes) + start)
         codes.append(quantizer.encode(embeddings, content.codebooks, factor, rng, net_val.CHUNK))
-    return np.concatenate(codes)
+        if content.embeddings is not None:
+            kept.append(index.normalise(embeddings).astype(np.float16))
+    return np.concatenate(codes), np.concatenate(kept)

@@ -39,7 +39,8 @@ class Content:
     codes: uint8 (N, M); codebooks: float32 (M, K, D); images: N paths relative to the folder of images, any sequence;
     tag_names: T lists of words; tag_embeddings: W, float32 (T, D), of GPQ (0, M·D); labels: 0/1, uint8 (N, L), or None;
     label_names: L names; facts: what else the manifest tells, plain containers; fingerprints: of the images' files as
-    of photo_files.py, int64 (N, 7), or None.
+    of photo_files.py, int64 (N, 7), or None; embeddings: of length 1, float16 (N, D), which put images of equal
+    scores in order, or None.
     """
     codes: np.ndarray
     codebooks: np.ndarray
@@ -50,6 +51,7 @@ class Content:
     label_names: list
     facts: dict
     fingerprints: np.ndarray | None = None
+    embeddings: np.ndarray | None = None
 
     @property
     def query_length(self):
@@ -82,7 +84,11 @@ class Index:
         return Path(folder) / name
 
     def search(self, queries, topk, probes=DEFAULT_PROBES):
-        """The best images of each query, best first; of equal scores the lower row comes first.
+        """The best images of each query, best first.
+
+        Of equal scores, the image comes first whose embedding has the higher cosine with the query, where embeddings
+        are kept, and else the one of the lower row. If over MOST_TIED·topk images tie for the last place, any of them
+        may have it.
 
         Args:
             queries: float32 (Q, D), of GPQ (Q, M·D).
@@ -98,6 +104,16 @@ class Index:
             raise UserError(f"{self.folder}: expected queries of {self.content.query_length} numbers, found an array "
                             f"of shape {queries.shape}")
         topk = min(topk, len(self))
+        if self.content.embeddings is None:
+            return self._scan(queries, topk, probes)
+        scores, rows = self._scan(queries, min(topk + 1, len(self)), probes)
+        cut = topk < len(self) and (scores[:, topk] == scores[:, topk - 1]) & (rows[:, topk] >= 0)
+        if np.any(cut):  # the last place cuts a tie
+            scores, rows = self._scan(queries, min(faiss_engine.MOST_TIED * topk, len(self)), probes)
+        return second_look(queries, scores, rows, topk, self.content.embeddings)
+
+    def _scan(self, queries, topk, probes):
+        """As `search`, of equal scores the lower row first."""
         if self.engine is None:
             return search_numpy(queries, self.content.codes, self.content.codebooks, topk)
         return faiss_engine.search(self.engine, queries, topk, probes)
@@ -156,6 +172,19 @@ def search_numpy(queries, codes, codebooks, topk):
         best = metrics.rank(scores, min(topk, scores.shape[1]))  # earlier blocks stand first, so ties stay in order
         scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
     return scores, rows
+
+
+def second_look(queries, scores, rows, topk, embeddings):
+    """The `topk` best of each query's scores and rows (Q, n), best first, n >= topk; those of equal scores by the
+    cosines of their embeddings, float16 (N, D), with the query, and then by rows."""
+    best = np.empty((len(queries), topk), np.int64)
+    for i, query in enumerate(normalise(queries)):
+        same = np.append(scores[i, 1:] == scores[i, :-1], False)
+        tied = np.flatnonzero((same | np.roll(same, 1)) & (rows[i] >= 0))
+        cosines = np.zeros(len(rows[i]), np.float32)
+        cosines[tied] = embeddings[rows[i, tied]].astype(np.float32) @ query
+        best[i] = np.lexsort((rows[i], -cosines, -scores[i]))[:topk]
+    return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
 
 
 # ---------------------------------------------------------------- writing
@@ -253,9 +282,14 @@ def load(folder, private=False):
     `private`: of copies of its files, so that it stays as it is, whatever happens to the files.
     """
     folder = Path(folder)
-    facts = manifest.read(folder)
-    with manifest.open_files(folder, facts, private) as paths:
-        return _read(folder, facts, paths)
+    while True:
+        facts = manifest.read(folder)
+        try:
+            with manifest.open_files(folder, facts, private) as paths:
+                return _read(folder, facts, paths)
+        except (UserError, OSError):
+            if manifest.read(folder)["generation"] == facts["generation"]:
+                raise  # else the index was written again meanwhile, and the files of the old one are deleted
 
 
 def _read(folder, facts, paths):
@@ -264,6 +298,7 @@ def _read(folder, facts, paths):
         images=Lines(paths["images"]), tag_names=facts["tag_names"], tag_embeddings=read_npy(paths["tag_embeddings"]),
         labels=read_npy(paths["labels"]) if "labels" in paths else None, label_names=facts["label_names"],
         fingerprints=read_npy(paths["fingerprints"], mapped=True) if "fingerprints" in paths else None,
+        embeddings=read_npy(paths["embeddings"], mapped=True) if "embeddings" in paths else None,
         facts={key: value for key, value in facts.items() if key not in ("files", "tag_names", "label_names")})
     names = {role: paths.get(role, folder / role) for role in manifest.SUFFIXES}
     manifest.check_loaded(content, folder / manifest.MANIFEST, names)

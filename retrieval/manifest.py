@@ -19,8 +19,9 @@ from util import PRECISIONS, UserError, one_line
 FORMAT = 1
 MANIFEST = "manifest.json"
 SUFFIXES = {"codes": "npy", "codebooks": "npy", "tag_embeddings": "npy", "images": "txt", "labels": "npy",
-            "fingerprints": "npy", "engine": "faiss"}  # of the files, by their roles
-OPTIONAL = {"labels", "fingerprints", "engine"}
+            "fingerprints": "npy", "embeddings": "npy", "engine": "faiss"}  # of the files, by their roles
+OPTIONAL = {"labels", "fingerprints", "embeddings", "engine"}
+BLOCK = 2**14  # embeddings that are checked at once
 
 
 # ---------------------------------------------------------------- keys
@@ -182,6 +183,8 @@ def check_content(content, names):
     if prints is not None and (prints.dtype != np.int64 or prints.shape != (images, NUMBERS)):
         raise UserError(f"{names['fingerprints']}: expected int64 of shape ({images}, {NUMBERS}), found {prints.dtype} "
                         f"{prints.shape}")
+    if content.embeddings is not None:
+        _check_kept_embeddings(content.embeddings, (images, d), names["embeddings"])
     _check_labels(content, names)
 
 
@@ -193,6 +196,14 @@ def check_loaded(content, path, names):
             raise UserError(f"{path}: {key}: expected {len(part):,}, found {content.facts[key]:,}")
     if (row := content.images.first_empty()) is not None:
         raise UserError(f"{names['images']}: line {row + 1}: expected the name of an image, found an empty line")
+
+
+def _check_kept_embeddings(embeddings, shape, name):
+    if embeddings.dtype != np.float16 or embeddings.shape != shape:
+        raise UserError(f"{name}: expected float16 of shape {shape}, found {embeddings.dtype} {embeddings.shape}")
+    for start in range(0, len(embeddings), BLOCK):  # since all together need not fit into memory
+        if not np.isfinite(embeddings[start:start + BLOCK]).all():
+            raise UserError(f"{name}: expected finite numbers, found NaN or infinite ones")
 
 
 def _check_labels(content, names):

@@ -145,10 +145,8 @@ class Sharded(index.Index):
         self.processes = []
         self.search(np.zeros((1, whole.content.query_length), np.float32), 1)
 
-    def search(self, queries, topk, probes=index.DEFAULT_PROBES):
-        topk = min(topk, len(self))
-        scores, rows, processes = zip(*self._backend.ask(np.ascontiguousarray(queries, np.float32), topk, probes),
-                                      strict=True)
+    def _scan(self, queries, topk, probes):
+        scores, rows, processes = zip(*self._backend.ask(queries, topk, probes), strict=True)
         self._remember(processes)
         return faiss_engine.best_first(np.hstack(scores), np.hstack(rows), topk)
 

@@ -326,6 +326,8 @@ def test_an_index_is_made_of_the_codes_without_looking_at_a_photo(root, checkpoi
     np.testing.assert_array_equal(made.content.codes, found.codes)
     assert list(index.load(tmp_path).content.images) == found.names
     assert made.content.facts["images"] == str(root / "photos")
+    with pytest.raises(UserError, match=r"holds codes alone, and .* is to keep embeddings: give the folder"):
+        building.build(checkpoint, done, out=tmp_path / "kept", root=root, crops=1, keep_embeddings=True)
     assert search.open_index(tmp_path).by_words("a", topk=1)[0].path.startswith(str(root / "photos"))
 
 

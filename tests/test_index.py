@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import oracles
+import quantizer
 import search
 from retrieval import faiss_engine, index, lines, manifest
 from storage.safe_files import fingerprint
@@ -28,7 +29,8 @@ def make_content(codebooks=2, images=N, seed=0):
         tag_names=[[f"tag{i}", f"tags{i}"] for i in range(T)],
         tag_embeddings=rng.normal(size=(T, D)).astype(np.float32),
         labels=rng.integers(0, 2, (images, 3), dtype=np.uint8), label_names=["a", "b", "c"],
-        facts={"seed": seed, "images": "/photos"}, fingerprints=rng.integers(0, 2**40, (images, 7)))
+        facts={"seed": seed, "images": "/photos"}, fingerprints=rng.integers(0, 2**40, (images, 7)),
+        embeddings=index.normalise(rng.normal(size=(images, D))).astype(np.float16))
 
 
 def dense_scores(queries, content):
@@ -60,7 +62,7 @@ def engine(request, monkeypatch):
 def test_a_product_quantizer_ranks_by_the_products_of_segments(tmp_path, engine, codebooks, words, length):
     rng = stream(words, "index test")
     content = make_content()
-    content.codes = rng.integers(0, words, (N, codebooks), dtype=np.uint8)
+    content.codes, content.embeddings = rng.integers(0, words, (N, codebooks), dtype=np.uint8), None
     content.codebooks = rng.normal(size=(codebooks, words, length)).astype(np.float32)
     content.tag_names, content.tag_embeddings = [], np.empty((0, codebooks * length), np.float32)
     asked = rng.normal(size=(9, codebooks * length)).astype(np.float32)
@@ -80,11 +82,26 @@ def test_scores_and_rankings_are_those_of_the_dense_product(tmp_path, engine, co
 
 def test_equal_scores_come_in_the_order_of_their_rows(tmp_path, engine):
     content = make_content()
+    content.embeddings = None
     content.codes[:] = content.codes[:3].repeat(N // 3 + 1, 0)[:N]
     _, rows = index.save(tmp_path, content).search(queries(1), N)
     ranked = content.codes[rows[0]]
     for code in np.unique(content.codes, axis=0):
         assert (np.diff(rows[0][(ranked == code).all(1)]) > 0).all()
+
+
+@pytest.mark.parametrize("topk", [1, 40, N])
+def test_equal_scores_come_in_the_order_of_their_embeddings_cosines_where_these_are_kept(tmp_path, engine, topk):
+    content = make_content()
+    content.codes[:] = content.codes[:70].repeat(N // 70, 0)  # ten of each: within MOST_TIED
+    made = index.save(tmp_path, content)
+    cosines = content.embeddings.astype(np.float32) @ index.normalise(queries()).T
+    code_scores = quantizer.quantized_scores(queries(), content.codes, content.codebooks)
+    for found in (made, index.load(tmp_path)):
+        scores, rows = found.search(queries(), topk)
+        for i, row in enumerate(rows):
+            np.testing.assert_array_equal(row, np.lexsort((-cosines[:, i], -code_scores[i]))[:topk])
+            np.testing.assert_allclose(scores[i], code_scores[i, row], rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_change_nothing_in_numpy_s_search(monkeypatch):
@@ -142,8 +159,34 @@ def test_an_index_survives_a_round_trip(tmp_path, engine):
 
 def test_an_index_from_before_there_were_fingerprints_opens(tmp_path):
     save_photos(tmp_path)
-    written_again(tmp_path, lambda content: content["files"].pop("fingerprints"))
+    written_again(tmp_path, lambda content: [content["files"].pop(role) for role in ("fingerprints", "embeddings")])
     assert index.load(tmp_path).content.fingerprints is None
+
+
+def test_an_index_that_is_written_again_while_it_is_read_is_read_as_it_is_then(tmp_path, monkeypatch):
+    index.save(tmp_path, make_content(seed=0))
+    read = manifest.read
+
+    def read_and_be_slow(folder):
+        found = read(folder)
+        if found["generation"] == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(manifest, "read", read)
+                index.save(tmp_path, make_content(seed=1))
+        return found
+    monkeypatch.setattr(manifest, "read", read_and_be_slow)
+    assert index.load(tmp_path).content.facts["seed"] == 1
+
+
+def test_an_index_that_is_open_answers_as_before_after_it_was_written_again(tmp_path, engine):
+    index.save(tmp_path, make_content(seed=0))
+    opened = index.load(tmp_path)
+    before = opened.search(queries(), 20), opened.image_path(5), opened.directions([7])
+    index.save(tmp_path, make_content(seed=1, images=300))
+    after = opened.search(queries(), 20), opened.image_path(5), opened.directions([7])
+    np.testing.assert_array_equal(before[0], after[0])
+    assert before[1] == after[1]
+    np.testing.assert_array_equal(before[2], after[2])
 
 
 def test_an_index_made_without_faiss_is_searched_with_it(tmp_path, monkeypatch):
@@ -331,7 +374,7 @@ def test_an_index_without_images_is_refused_before_anything_is_written(tmp_path)
 def product_content():
     """Codebooks as GPQ's: each stands for a segment of the query."""
     content = make_content()
-    content.tag_names, content.tag_embeddings = [], np.empty((0, 2 * D), np.float32)
+    content.tag_names, content.tag_embeddings, content.embeddings = [], np.empty((0, 2 * D), np.float32), None
     return content
 
 
@@ -421,7 +464,10 @@ def test_a_manifest_that_does_not_fit_its_files_is_one_sentence(tmp_path, key, v
     ("tag_embeddings-1.npy", np.full((12, 300), np.nan, np.float32), "tag_embeddings-1.npy: expected finite numbers"),
     ("labels-1.npy", np.full((700, 3), 2, np.uint8), "labels-1.npy: expected 0 and 1, found 2"),
     ("fingerprints-1.npy", np.zeros((700, 3), np.int64), r"expected int64 of shape \(700, 7\), found int64 \(700, 3\)"),
-    ("fingerprints-1.npy", np.zeros((700, 7)), r"fingerprints-1\.npy: expected int64 .* found float64")])
+    ("fingerprints-1.npy", np.zeros((700, 7)), r"fingerprints-1\.npy: expected int64 .* found float64"),
+    ("embeddings-1.npy", np.zeros((700, 5), np.float16), r"expected float16 of shape \(700, 300\), found .*, 5\)"),
+    ("embeddings-1.npy", np.zeros((700, 300), np.float32), r"expected float16 .*, found float32"),
+    ("embeddings-1.npy", np.full((700, 300), np.nan, np.float16), r"embeddings-1\.npy: expected finite numbers")])
 def test_a_file_that_does_not_fit_the_others_is_named(tmp_path, engine, name, content, sentence):
     save_photos(tmp_path)
     if isinstance(content, bytes):

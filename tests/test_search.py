@@ -77,6 +77,21 @@ def test_photos_that_are_added_leave_the_others_as_they_are(root, checkpoint, tm
     assert "5 photos, 0 of them new" in capsys.readouterr().out
 
 
+def test_embeddings_that_are_kept_are_those_of_the_photos(root, checkpoint, photos, tmp_path):
+    arguments = {"out": tmp_path / "index", "root": root, "crops": 1}
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in (3, 4):
+        shutil.copy(photo(root, number), folder)
+    building.build(checkpoint, folder, **arguments, keep_embeddings=True)
+    shutil.copy(photo(root, 5), folder)
+    kept = building.build(checkpoint, folder, **arguments).content.embeddings
+    expected = index.normalise(photos.embed([photo(root, number) for number in (3, 4, 5)]))
+    np.testing.assert_allclose(kept, expected, atol=1e-3)
+    with pytest.raises(UserError, match="is an index without embeddings: for --keep-embeddings choose another"):
+        building.build(checkpoint, "tiny", root=root, crops=1, keep_embeddings=True)
+
+
 def test_photos_that_changed_are_embedded_anew_and_photos_that_are_gone_are_dropped(root, checkpoint, tmp_path, capsys):
     folder, out = tmp_path / "photos", tmp_path / "index"
     folder.mkdir()
@@ -115,10 +130,12 @@ def test_photos_that_changed_are_embedded_anew_and_photos_that_are_gone_are_drop
 def test_codes_that_validation_left_are_not_computed_again(root, checkpoint, tmp_path, capsys):
     code, output = validate(root)
     assert code == 0, output
-    made = building.build(checkpoint, "tiny", out=tmp_path, root=root, crops=1)
+    made = building.build(checkpoint, "tiny", out=tmp_path / "index", root=root, crops=1)
     assert "the codes are those of" in capsys.readouterr().out
     with h5py.File(checkpoint.with_name(f"{EXPERIMENT}_retrieval.h5")) as file:
         np.testing.assert_array_equal(made.content.codes, file["db_codes"][()])
+        kept = building.build(checkpoint, "tiny", out=tmp_path / "kept", root=root, crops=1, keep_embeddings=True)
+        np.testing.assert_allclose(kept.content.embeddings, index.normalise(file["db_features"][()]), atol=1e-3)
 
 
 # ---------------------------------------------------------------- ask
