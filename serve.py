@@ -9,7 +9,7 @@ from pathlib import Path
 from retrieval.access_token import add_token
 from retrieval.cluster_address import check_reachable, ray_address
 from retrieval.index_names import find_index
-from util import gpu_number, number, run_program
+from util import ROOT, gpu_number, number, run_program
 
 
 def parse_arguments():
@@ -35,12 +35,14 @@ def parse_arguments():
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the checkpoint, if it was moved")
     parser.add_argument("--gpu", type=gpu_number, default=None, metavar="GPU",
                         help="number of the GPU that embeds photos (default: the CPU)")
+    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
+                        help="folder that holds indexes/ (default: this program's folder)")
     return parser.parse_args()
 
 
 def main():
     options = parse_arguments()
-    options.index = find_index(options.index)
+    options.index = find_index(options.index, options.root)
     connect = None
     if options.ray is not None:
         check_reachable(options.ray)

@@ -19,7 +19,6 @@ try:
 except ModuleNotFoundError as error:
     raise UserError(f"serving needs the package {error.name}: pip install -r requirements-serve.txt") from None
 
-
 SWITCH_SECONDS = 0.001  # after which a thread lets others run Python: with many clients words come twice as soon
 
 
@@ -71,9 +70,9 @@ class Opener:
 
     def open_service(self):
         """The Service of the index as it is now. Raises UserError."""
-        folder = self._options.index
-        source = fingerprint(folder / manifest.MANIFEST)
-        loaded = load_index(folder, private=True)
+        folder, source = self._options.index, None
+        while source != (now := fingerprint(folder / manifest.MANIFEST)):  # or it was written again while it was read
+            source, loaded = now, load_index(folder, private=True)
         photos = Photos(loaded, self._network_of(loaded.content.facts))
         photos.index = shards.Sharded(loaded, self._open_shards(shards.cut(loaded, self._options.shards, source)))
         return Service(photos, self._options.nprobe, source)

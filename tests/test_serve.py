@@ -280,8 +280,10 @@ def test_a_token_from_the_environment_lets_programs_in(folders):
         assert len(json.loads(there)["results"]) == 3
 
 
-def test_names_and_a_log_without_the_token(folders):
-    process = start(folders["flat"], "--name", "photos.example", "--access-log", "--token", "secret")
+def test_names_of_host_and_index_and_a_log_without_the_token(folders, tmp_path):
+    (tmp_path / "indexes").mkdir()
+    (tmp_path / "indexes/mine_of_16_bits").symlink_to(folders["flat"])
+    process = start("mine", "--root", tmp_path, "--name", "photos.example", "--access-log", "--token", "secret")
     printed = address_of(process)
     assert printed.startswith("photos.example:")
     port = int(printed.partition("/")[0].rpartition(":")[2])
@@ -457,7 +459,9 @@ def test_a_server_that_does_not_answer_is_one_sentence():
     with socket.create_server(("127.0.0.1", 0)) as other:
         def answer():
             connection, _ = other.accept()
-            connection.recv(2**16)
+            asked = b""
+            while b'"words"' not in asked:
+                asked += connection.recv(2**16)
             connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n[1]")
             connection.close()
         threading.Thread(target=answer).start()
