@@ -15,6 +15,7 @@ the index, and the files of page/. What is answered is another room's, answers.p
 """
 import asyncio
 import hmac
+import json
 import os
 import sys
 import tempfile
@@ -49,6 +50,13 @@ SECURITY = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+
+class Json(JSONResponse):
+    """An answer in JSON of ASCII letters, since a file's name need not be UTF-8."""
+
+    def render(self, content):
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class WebApp:
@@ -118,11 +126,11 @@ class WebApp:
         return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
 
     async def health(self, _request):
-        return JSONResponse(self.service.health())
+        return Json(self.service.health())
 
     async def words_with(self, request):
         prefix = request.query_params.get("prefix", "")[:100]
-        return JSONResponse(self.service.words_with(prefix))
+        return Json(self.service.words_with(prefix))
 
     async def row(self, request):
         return await self._run(self._searching, _as_json, self._known(self.service.row, request))
@@ -202,7 +210,7 @@ def give_way():
 
 def _as_json(answer, *arguments):
     """What a method of the service answers. Made in the thread that calls it, since many results take long."""
-    return JSONResponse(answer(*arguments))
+    return Json(answer(*arguments))
 
 
 async def read_form(headers, body):
@@ -252,7 +260,7 @@ async def _http_error(request, error):
 def refused(status, sentence, headers=None):
     """An answer {"error": sentence}. The connection ends where the body of the request may not have been read."""
     close = {"Connection": "close"} if status in (408, 411, 413, 503) else {}
-    return JSONResponse({"error": sentence}, status, headers={**(headers or {}), **close})
+    return Json({"error": sentence}, status, headers={**(headers or {}), **close})
 
 
 # ---------------------------------------------------------------- who may ask

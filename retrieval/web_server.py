@@ -68,7 +68,8 @@ class WebServer(uvicorn.Server):
             server_header=False, proxy_headers=False, timeout_keep_alive=HEAD_SECONDS,
             backlog=ACCEPTED_AT_ONCE,
             timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=HEAD_BYTES))
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what clients do wrong is told to them
+        for name in ("uvicorn.error", "python_multipart"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what clients do wrong is told to them
         if access_log:
             handler = logging.StreamHandler()
             handler.setFormatter(AccessLine("%(asctime)s %(message)s"))

@@ -34,6 +34,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 N, TOPK = 3000, 40
+NAME = "{} é\udcff.jpg"  # of a photo; not UTF-8
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def folders(tmp_path_factory):
     """{kind: an index}, flat and with lists; each code is that of ten photos or so, so that many scores tie."""
     content = make_content(images=N)
     content.codes = content.codes[stream(0, "ties").integers(0, N // 10, N)]
-    content.images = [f"{row} é.jpg" for row in range(N)]
+    content.images = [NAME.format(row) for row in range(N)]
     content.labels, content.label_names = None, []
     content.facts |= {"crops": 1, "checkpoint": "gone.npy", "checkpoint_sha256": "none", "experiment": "none",
                       "root": "/", "dataset": None}
@@ -122,7 +123,7 @@ def assert_answered(answer, expected):
     scores, rows = expected
     assert [line[line >= 0].tolist() for line in rows] == answer["rows"]
     assert [line[known >= 0].tolist() for line, known in zip(scores, rows, strict=True)] == answer["scores"]
-    assert [[f"/photos/{row} é.jpg" for row in line] for line in answer["rows"]] == answer["paths"]
+    assert [[f"/photos/{NAME.format(row)}" for row in line] for line in answer["rows"]] == answer["paths"]
 
 
 # ---------------------------------------------------------------- answers
@@ -202,6 +203,7 @@ BAD = {
     "no words": ("words", {"words": 7}, "words: expected a text"),
     "endless words": ("words", {"words": "a" * 10**6}, "words: expected a text of at most 1000 letters"),
     "topk of a photo": ("photo?topk=many", DOT, "topk: expected a whole number"),
+    "topk that is no UTF-8": ("photo?topk=%ff", DOT, "topk: expected a whole number"),
     "no photo": ("photo?name=../../etc/passwd", b"", "passwd is empty"),
     "noise for a photo": ("photo", b"noise", "the photo is not an image"),
 }
