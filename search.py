@@ -44,6 +44,9 @@ def parse_arguments():
     build.add_argument("--keep-embeddings", action="store_true",
                        help="keep the photos' embeddings too, 600 bytes a photo, which put results of equal scores in "
                             "order (default: they come in the order of the index)")
+    build.add_argument("--vectors", type=Path, metavar="FILE",
+                       help="the file of word vectors that the tags were made of, so that any word in it can be "
+                            "searched for (default: the one that tag_processing.py read, if it is still there)")
     build.add_argument("--prune", action="store_true", help="drop the photos that are gone from the index")
     build.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of codes and lists (default 0)")
     query = commands.add_parser("query", help="the photos that are most like a photo or some words")
@@ -117,7 +120,7 @@ def main():
         from retrieval import building
         building.build(options.checkpoint, options.dataset, out, options.root, options.trained_on,
                        options.crops, options.lists, options.skip_bad, options.seed, options.gpu, options.precision,
-                       options.prune, options.keep_embeddings)
+                       options.prune, options.keep_embeddings, options.vectors)
     elif options.command == "tags" and options.list_words:
         from retrieval.searcher import load_index
         show_words(options, load_index(find_index(options.index, options.root)))

@@ -10,7 +10,7 @@ import dataset
 import net_val
 import quantizer
 from image_files import image_faults, list_faults
-from retrieval import index, photo_files
+from retrieval import index, photo_files, vocabulary
 from retrieval.checkpoints import check_checkpoint, training_dataset
 from retrieval.sources import photo_source
 from session import device_name
@@ -23,7 +23,7 @@ BLOCK = 4096  # images that are embedded before they are encoded, so that no mor
 
 def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, inverted_lists=None, skip_bad=False,
           seed=0, gpu=None, precision=PRECISIONS[0], prune=False,
-          keep_embeddings=False):
+          keep_embeddings=False, vectors=None):
     """Make the index of a data set's database or of a folder of photos, or bring the one that is there up to date.
 
     Photos that are new or whose content is changed are embedded; the others keep their codes.
@@ -34,6 +34,8 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, in
         inverted_lists (int): how many, 0 for none, or None to choose by the number of photos.
         prune: photos that are gone leave the index.
         keep_embeddings: a new index keeps the photos' embeddings; one that is there goes on as it began.
+        vectors: file of the word vectors that the tags were made of, or None, and a new index takes the one that the
+            data set's record names, if it is there.
         others: as on the command line.
     Returns the `index.Index`.
     """
@@ -52,13 +54,16 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, in
             if keep_embeddings:
                 before.embeddings = np.empty((0, codebooks.shape[2]), np.float16)
         check_embeddings(out, before, source, keep_embeddings)
+        found = find_vocabulary(before, vectors, None if old else tagged, root)
         changes = photo_files.compare(source, before, out, prune)
         rows = usable_rows(source, changes, skip_bad)
         count = len(changes.kept) + len(rows)
         lists = index.default_inverted_lists(count) if inverted_lists is None else inverted_lists
-        if old and is_up_to_date(before, changes, rows, lists):
+        if old and not found and is_up_to_date(before, changes, rows, lists):
             made = old
         else:
+            if found:
+                before = replace(before, vocabulary=found[0], facts={**before.facts, "vectors": found[1]})
             made = save(changed_content(before, source, changes, rows, checkpoint, weights, gpu), lists)
     print(f"{out}: {len(made):,} photos{told_changes(source, before, changes, rows)}, {8 * len(codebooks)} bits each"
           + (f", in {lists} lists" if lists else ""))
@@ -136,6 +141,21 @@ def check_embeddings(out, content, source, keep_embeddings):
     if content.embeddings is not None and source.encoded:
         raise UserError(f"{source.encoded.folder} holds codes alone, and {out} is to keep embeddings: give the folder "
                         f"of the photos, {source.folder}")
+
+
+def find_vocabulary(content, vectors, tagged, root):
+    """More words for an index and the facts of their file, as of `vocabulary.make_table`; None: it keeps what it has.
+
+    Args:
+        vectors: the file, or None for the one of the record of the data set `tagged`, if that is not None.
+    Raises UserError if `vectors` are not those of the tags.
+    """
+    if vectors is not None:
+        there = content.facts.get("vectors")
+        if vectors.is_file() and there == {"path": str(vectors.resolve()), "bytes": vectors.stat().st_size}:
+            return None
+        return vocabulary.vocabulary_of(vectors, content.tag_names, content.tag_embeddings)
+    return tagged and vocabulary.recorded_vocabulary(tagged, root, content.tag_names, content.tag_embeddings)
 
 
 def precision_of(facts):

@@ -17,7 +17,7 @@ import numpy as np
 
 import metrics
 import quantizer
-from retrieval import faiss_engine, manifest
+from retrieval import faiss_engine, manifest, vocabulary
 from retrieval.lines import Lines, write_lines
 from storage.arrays import read_npy
 from storage.safe_files import exclusive_lock, naming, replacing
@@ -40,7 +40,7 @@ class Content:
     tag_names: T lists of words; tag_embeddings: W, float32 (T, D), of GPQ (0, M·D); labels: 0/1, uint8 (N, L), or None;
     label_names: L names; facts: what else the manifest tells, plain containers; fingerprints: of the images' files as
     of photo_files.py, int64 (N, 7), or None; embeddings: of length 1, float16 (N, D), which put images of equal
-    scores in order, or None.
+    scores in order, or None; vocabulary: more words as of vocabulary.py, uint64 (2, V), or None.
     """
     codes: np.ndarray
     codebooks: np.ndarray
@@ -52,6 +52,7 @@ class Content:
     facts: dict
     fingerprints: np.ndarray | None = None
     embeddings: np.ndarray | None = None
+    vocabulary: np.ndarray | None = None
 
     @property
     def query_length(self):
@@ -128,21 +129,34 @@ class Index:
         return self.directions(rows) @ normalise(query)
 
     def words(self, text):
-        """The query of one or more words: the normalised mean of their tags' normalised vectors, float32 (D,).
+        """The query of one or more words: the normalised mean of their normalised vectors, float32 (D,).
 
-        Words that stand together and are one tag, such as `new york`, are that tag. Raises UserError for a word without
-        a vector, with the known words that are spelt most like it.
+        A word's vector is its tag's; that of a word that is no tag stands in the file of word vectors, if the index
+        knows one. Words that stand together and are one tag, such as `new york`, are that tag. Raises UserError for a
+        word without a vector, with the known words that are spelt most like it.
         """
         rows = {word: row for row, names in enumerate(self.content.tag_names) for word in names}
         words = tags_in(text, rows)
         if not words:
             raise UserError("expected one or more words to search for, found none")
-        for word in words:
-            if word not in rows:
-                near = difflib.get_close_matches(word, rows, n=5, cutoff=0.6)
-                raise UserError(f"the word {word!r} is none of the {len(rows)} tags that have a vector in "
-                                f"{self.folder}; spelt most like it: {', '.join(near) or 'none'}")
-        return normalise(normalise(self.content.tag_embeddings[[rows[word] for word in words]]).mean(0))
+        vectors = [self.content.tag_embeddings[rows[word]] if word in rows else self._other_word(word, rows)
+                   for word in words]
+        return normalise(normalise(np.array(vectors)).mean(0))
+
+    def _other_word(self, word, tags):
+        """The vector of a word that is none of the `tags`, float32 (D,). Raises UserError where there is none."""
+        content, elsewhere = self.content, ""
+        if content.vocabulary is not None:
+            try:
+                vector = vocabulary.look_up(content.vocabulary, content.facts["vectors"], word)
+                if vector is not None:
+                    return vector
+                elsewhere = f" and not in {content.facts['vectors']['path']}"
+            except UserError as error:
+                elsewhere = f" ({error})"
+        near = difflib.get_close_matches(word, tags, n=5, cutoff=0.6)
+        raise UserError(f"the word {word!r} is none of the {len(tags)} tags that have a vector in {self.folder}"
+                        f"{elsewhere}; spelt most like it: {', '.join(near) or 'none'}")
 
     def tags(self, embedding):
         """All T merged tags of an image by the cosine of its embedding (D,): rows, best first, and cosines."""
@@ -299,6 +313,7 @@ def _read(folder, facts, paths):
         labels=read_npy(paths["labels"]) if "labels" in paths else None, label_names=facts["label_names"],
         fingerprints=read_npy(paths["fingerprints"], mapped=True) if "fingerprints" in paths else None,
         embeddings=read_npy(paths["embeddings"], mapped=True) if "embeddings" in paths else None,
+        vocabulary=read_npy(paths["vocabulary"], mapped=True) if "vocabulary" in paths else None,
         facts={key: value for key, value in facts.items() if key not in ("files", "tag_names", "label_names")})
     names = {role: paths.get(role, folder / role) for role in manifest.SUFFIXES}
     manifest.check_loaded(content, folder / manifest.MANIFEST, names)

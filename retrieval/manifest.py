@@ -19,8 +19,9 @@ from util import PRECISIONS, UserError, one_line
 FORMAT = 1
 MANIFEST = "manifest.json"
 SUFFIXES = {"codes": "npy", "codebooks": "npy", "tag_embeddings": "npy", "images": "txt", "labels": "npy",
-            "fingerprints": "npy", "embeddings": "npy", "engine": "faiss"}  # of the files, by their roles
-OPTIONAL = {"labels", "fingerprints", "embeddings", "engine"}
+            "fingerprints": "npy", "embeddings": "npy", "vocabulary": "npy",
+            "engine": "faiss"}  # of the files, by their roles
+OPTIONAL = {"labels", "fingerprints", "embeddings", "vocabulary", "engine"}
 BLOCK = 2**14  # embeddings that are checked at once
 
 
@@ -64,6 +65,11 @@ PHOTO_KEYS = {  # of an index that `search.py build` writes; it has a key "crops
 }
 
 
+def _is_file_of_vectors(value):
+    return (isinstance(value, dict) and value.keys() == {"path", "bytes"} and _is_text(value["path"])
+            and _is_whole(1)(value["bytes"]))
+
+
 def check_keys(path, manifest):
     """Raise UserError unless each key of a manifest is there and as it should be. path: what the sentence names."""
     keys = KEYS | (PHOTO_KEYS if "crops" in manifest else {})
@@ -72,6 +78,9 @@ def check_keys(path, manifest):
             raise UserError(f"{path}: {key}: expected {expected}, found no such key")
         if not is_right(manifest[key]):
             raise UserError(f"{path}: {key}: expected {expected}, found {one_line(repr(manifest[key]))}")
+    if "vectors" in manifest and not _is_file_of_vectors(manifest["vectors"]):
+        raise UserError(f"{path}: vectors: expected the path of a file and its bytes, found "
+                        f"{one_line(repr(manifest['vectors']))}")
     if manifest.get("precision", PRECISIONS[0]) not in PRECISIONS:
         raise UserError(f"{path}: precision: expected {' or '.join(PRECISIONS)}, found "
                         f"{one_line(repr(manifest['precision']))}")
@@ -183,6 +192,9 @@ def check_content(content, names):
     if prints is not None and (prints.dtype != np.int64 or prints.shape != (images, NUMBERS)):
         raise UserError(f"{names['fingerprints']}: expected int64 of shape ({images}, {NUMBERS}), found {prints.dtype} "
                         f"{prints.shape}")
+    table = content.vocabulary
+    if table is not None and (table.dtype != np.uint64 or table.ndim != 2 or len(table) != 2):
+        raise UserError(f"{names['vocabulary']}: expected uint64 of shape (2, V), found {table.dtype} {table.shape}")
     if content.embeddings is not None:
         _check_kept_embeddings(content.embeddings, (images, d), names["embeddings"])
     _check_labels(content, names)
@@ -194,6 +206,8 @@ def check_loaded(content, path, names):
     for key, part in (("count", content.codes), ("codebooks", content.codebooks)):
         if content.facts[key] != len(part):
             raise UserError(f"{path}: {key}: expected {len(part):,}, found {content.facts[key]:,}")
+    if content.vocabulary is not None and "vectors" not in content.facts:
+        raise UserError(f"{path}: vectors: expected the file of the vocabulary, found no such key")
     if (row := content.images.first_empty()) is not None:
         raise UserError(f"{names['images']}: line {row + 1}: expected the name of an image, found an empty line")
 

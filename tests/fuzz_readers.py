@@ -268,8 +268,9 @@ def indexes(engine):
         codes=rng.integers(0, 4, (20, 2), dtype=np.uint8), codebooks=np.ones((2, 4, 5), np.float32),
         images=[f"folder/{i}.jpg" for i in range(20)], tag_names=[["sky", "skies"], ["sea"]],
         tag_embeddings=np.ones((2, 5), np.float32), labels=np.ones((20, 2), np.uint8), label_names=["a", "b"],
-        facts={"seed": 0, "images": "/photos"}, fingerprints=np.ones((20, 7), np.int64),
-        embeddings=np.ones((20, 5), np.float16))
+        facts={"seed": 0, "images": "/photos", "vectors": {"path": "/none.txt", "bytes": 9}},
+        fingerprints=np.ones((20, 7), np.int64),
+        embeddings=np.ones((20, 5), np.float16), vocabulary=np.ones((2, 3), np.uint64))
     with tempfile.TemporaryDirectory() as folder:
         index.save(folder, content)
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}

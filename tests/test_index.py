@@ -29,8 +29,10 @@ def make_content(codebooks=2, images=N, seed=0):
         tag_names=[[f"tag{i}", f"tags{i}"] for i in range(T)],
         tag_embeddings=rng.normal(size=(T, D)).astype(np.float32),
         labels=rng.integers(0, 2, (images, 3), dtype=np.uint8), label_names=["a", "b", "c"],
-        facts={"seed": seed, "images": "/photos"}, fingerprints=rng.integers(0, 2**40, (images, 7)),
-        embeddings=index.normalise(rng.normal(size=(images, D))).astype(np.float16))
+        facts={"seed": seed, "images": "/photos", "vectors": {"path": "/none.txt", "bytes": 9}},
+        fingerprints=rng.integers(0, 2**40, (images, 7)),
+        embeddings=index.normalise(rng.normal(size=(images, D))).astype(np.float16),
+        vocabulary=np.sort(rng.integers(0, 2**60, (2, 9), dtype=np.uint64)))
 
 
 def dense_scores(queries, content):
@@ -159,7 +161,8 @@ def test_an_index_survives_a_round_trip(tmp_path, engine):
 
 def test_an_index_from_before_there_were_fingerprints_opens(tmp_path):
     save_photos(tmp_path)
-    written_again(tmp_path, lambda content: [content["files"].pop(role) for role in ("fingerprints", "embeddings")])
+    written_again(tmp_path, lambda content: [content["files"].pop(role) for role in
+                                               ("fingerprints", "embeddings", "vocabulary")] and content.pop("vectors"))
     assert index.load(tmp_path).content.fingerprints is None
 
 
@@ -261,6 +264,7 @@ def test_more_lists_than_images_are_refused(tmp_path):
 
 def test_words_are_the_normalised_mean_of_their_tags(tmp_path):
     content = make_content()
+    content.vocabulary = None
     made = index.save(tmp_path, content)
     units = content.tag_embeddings / np.linalg.norm(content.tag_embeddings, axis=1, keepdims=True)
     mean = (units[3] + units[5]) / 2
@@ -429,7 +433,7 @@ def test_a_manifest_without_a_key_is_one_sentence(tmp_path, key):
     ("lists", [-1, 0.0, None]), ("count", [0, "700"]), ("codebooks", [None, [2]]), ("seed", [-1, 2**40, "0"]),
     ("format", [2, True, "1"]), ("checkpoint", [None, 7, "", ["x"]]), ("checkpoint_sha256", [7]),
     ("experiment", [None]), ("root", [7, None]), ("dataset", [7, ""]), ("crops", [2, "10", None, True]),
-    ("precision", ["float64", 32, []])])
+    ("precision", ["float64", 32, []]), ("vectors", ["x.txt", None, {}, {"path": "", "bytes": 5}, {"path": "x"}])])
 def test_a_manifest_with_a_value_of_another_kind_is_one_sentence(tmp_path, key, values):
     save_photos(tmp_path)
     for value in values:
@@ -443,7 +447,7 @@ def test_a_manifest_with_a_value_of_another_kind_is_one_sentence(tmp_path, key, 
     ("count", 699, "count: expected 700, found 699"), ("codebooks", 3, "codebooks: expected 2, found 3"),
     ("tag_names", [["a"]], r"tag_embeddings-1\.npy: expected float32 of shape \(1, 300\).*found float32 \(12, 300\)"),
     ("label_names", ["a"], r"labels-1\.npy: expected uint8 of shape \(700, 1\), found uint8 \(700, 3\)"),
-    ("lists", 4, "lists|found another kind")])
+    ("vectors", None, "vectors: expected the path of a file"), ("lists", 4, "lists|found another kind")])
 def test_a_manifest_that_does_not_fit_its_files_is_one_sentence(tmp_path, key, value, sentence):
     save_photos(tmp_path)
     written_again(tmp_path, lambda content: content.update({key: value}))
@@ -467,7 +471,9 @@ def test_a_manifest_that_does_not_fit_its_files_is_one_sentence(tmp_path, key, v
     ("fingerprints-1.npy", np.zeros((700, 7)), r"fingerprints-1\.npy: expected int64 .* found float64"),
     ("embeddings-1.npy", np.zeros((700, 5), np.float16), r"expected float16 of shape \(700, 300\), found .*, 5\)"),
     ("embeddings-1.npy", np.zeros((700, 300), np.float32), r"expected float16 .*, found float32"),
-    ("embeddings-1.npy", np.full((700, 300), np.nan, np.float16), r"embeddings-1\.npy: expected finite numbers")])
+    ("embeddings-1.npy", np.full((700, 300), np.nan, np.float16), r"embeddings-1\.npy: expected finite numbers"),
+    ("vocabulary-1.npy", np.zeros((3, 5), np.uint64), r"expected uint64 of shape \(2, V\), found uint64 \(3, 5\)"),
+    ("vocabulary-1.npy", np.zeros((2, 5)), r"vocabulary-1\.npy: expected uint64 .*, found float64")])
 def test_a_file_that_does_not_fit_the_others_is_named(tmp_path, engine, name, content, sentence):
     save_photos(tmp_path)
     if isinstance(content, bytes):

@@ -92,6 +92,25 @@ def test_embeddings_that_are_kept_are_those_of_the_photos(root, checkpoint, phot
         building.build(checkpoint, "tiny", root=root, crops=1, keep_embeddings=True)
 
 
+def test_with_a_file_of_word_vectors_any_of_its_words_is_a_query(root, checkpoint, photos, tmp_path):
+    content = photos.index.content
+    rows = [*zip("abcde", content.tag_embeddings, strict=True), ("wave", content.tag_embeddings[1])]
+    (tmp_path / "v.txt").write_text("".join(f"{word} {' '.join(map(str, vector))}\n" for word, vector in rows))
+    shutil.copytree(root / "indexes" / EXPERIMENT, tmp_path / "index")
+    arguments = {"out": tmp_path / "index", "root": root, "crops": 1}
+    building.build(checkpoint, "tiny", **arguments, vectors=tmp_path / "v.txt")
+    for _ in range(2):
+        made = index.load(tmp_path / "index")
+        np.testing.assert_allclose(made.words("wave"), made.words("b"), rtol=1e-4)
+        building.build(checkpoint, "tiny", **arguments)  # keeps the words
+    building.build(checkpoint, "tiny", **arguments, vectors=tmp_path / "v.txt")
+    assert made.content.facts["generation"] == index.load(tmp_path / "index").content.facts["generation"]
+    (tmp_path / "other.txt").write_text("".join(f"{word} {' '.join(map(str, vector[::-1]))}\n"
+                                                for word, vector in rows))
+    with pytest.raises(UserError, match="expected the word vectors that the tags were made of, found others"):
+        building.build(checkpoint, "tiny", **arguments, vectors=tmp_path / "other.txt")
+
+
 def test_photos_that_changed_are_embedded_anew_and_photos_that_are_gone_are_dropped(root, checkpoint, tmp_path, capsys):
     folder, out = tmp_path / "photos", tmp_path / "index"
     folder.mkdir()
