@@ -1,18 +1,26 @@
-"""Learning the codebooks: random ones, k-means, and the closed-form update, in NumPy (section 7 of the method).
+"""Learning the codebooks, in NumPy: random ones, k-means, the closed-form update (section 7 of the method), and fitting
+them to embeddings that no longer change.
 
 Letters as in quantizer.py: N images, D = 300, M codebooks of K = 256 codewords, float32 (M, K, D).
 """
+import warnings
+from functools import partial
+
 import numpy as np
 import scipy.linalg
 import scipy.sparse
-from sklearn.cluster import MiniBatchKMeans
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from quantizer import CODEWORDS
-from util import DIMENSIONS
+from quantizer import CODEWORDS, local_search
+from util import DIMENSIONS, progress
 
 RIDGE = 0.001  # keeps HᵀH invertible in the closed-form update
 LEAST_SQUARED_NORM = 1e-8  # an updated codeword below it keeps its old value
+RELEASED_KMEANS = partial(MiniBatchKMeans, batch_size=100, n_init=3)
+FIT_ROUNDS = 12  # of codes and codebooks in turns
+FIT_IMAGES = 50_000  # that codebooks are fitted to at most, about 200 a codeword
 
 
 def random_codebooks(codebooks, rng):
@@ -20,7 +28,7 @@ def random_codebooks(codebooks, rng):
     return rng.uniform(-1, 1, (codebooks, CODEWORDS, DIMENSIONS)).astype(np.float32)
 
 
-def initial_codebooks(embeddings, codebooks, rng):
+def initial_codebooks(embeddings, codebooks, rng, make=RELEASED_KMEANS):
     """Codebooks from k-means on slices: codebook m knows only columns [m·⌊D/M⌋, (m+1)·⌊D/M⌋) at first.
 
     With fewer than K images there are as many centres as images; the other codewords keep their values.
@@ -28,6 +36,7 @@ def initial_codebooks(embeddings, codebooks, rng):
     Args:
         embeddings: float32 (N, D).
         codebooks: what to keep from, float32 (M, K, D); not written to.
+        make: k-means of scikit-learn, from the number of centres and `random_state`; the release's by default.
     Returns:
         float32 (M, K, D).
     """
@@ -36,8 +45,9 @@ def initial_codebooks(embeddings, codebooks, rng):
     codebooks = codebooks.copy()
     for m, codebook in enumerate(codebooks):
         columns = slice(m * width, (m + 1) * width)
-        kmeans = MiniBatchKMeans(centres, batch_size=100, n_init=3, random_state=int(rng.integers(2**31)))
-        with threadpool_limits(1):  # one thread sums in one order, on any machine
+        kmeans = make(centres, random_state=int(rng.integers(2**31)))
+        with threadpool_limits(1), warnings.catch_warnings():  # one thread sums in one order, on any machine
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of equal images
             kmeans.fit(embeddings[:, columns])
         codebook[:centres] = 0
         codebook[:centres, columns] = kmeans.cluster_centers_
@@ -58,3 +68,24 @@ def update_codebooks(embeddings, codes, codebooks):
     solved = solved.reshape(codebooks.shape)
     used = np.square(solved).sum(-1, keepdims=True) >= LEAST_SQUARED_NORM
     return np.where(used, solved, codebooks).astype(np.float32)
+
+
+def fit_codebooks(vectors, codebooks, rng):
+    """Codebooks that come near vectors which no longer change, in plain Euclidean distance: float32 (M, K, D).
+
+    Codebooks from k-means on slices, then codes by ICM from the last ones and codebooks in closed form, in turns. Of
+    more than FIT_IMAGES vectors a random sample is used.
+
+    Args:
+        vectors: float32 (N, D).
+        codebooks (int): M.
+    """
+    if len(vectors) > FIT_IMAGES:
+        vectors = vectors[np.sort(rng.choice(len(vectors), FIT_IMAGES, replace=False))]
+    fitted = initial_codebooks(vectors, np.zeros((codebooks, CODEWORDS, DIMENSIONS), np.float32), rng,
+                               make=partial(KMeans, n_init=1, max_iter=25, init="random"))
+    codes = None
+    for _ in progress(range(FIT_ROUNDS), desc="fitting the codebooks", leave=False):
+        codes = local_search(vectors, fitted, rng, codes, rounds=0)
+        fitted = update_codebooks(vectors, codes, fitted)
+    return fitted

@@ -348,10 +348,12 @@ def merge_tags(raw, groups):
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Images with their merged tags. paths: N; tags: CSR uint8 (N, T); embeddings: W, float32 (T, 300)."""
+    """Images with their merged tags. paths: N; tags: CSR uint8 (N, T); embeddings: W, float32 (T, 300);
+    rows: int64 (N,) in the image list."""
     paths: list
     tags: scipy.sparse.csr_array
     embeddings: np.ndarray
+    rows: np.ndarray
     skipped: int  # bad images left out
 
     @property
@@ -369,22 +371,25 @@ class RetrievalSet:
     skipped: int  # bad images left out
 
 
-def load_training(dataset, skip_bad=False):
-    """The training set, every image checked. Raises UserError for whatever does not fit together."""
+def load_training(dataset, skip_bad=False, check_images=True):
+    """The training set. Raises UserError for whatever does not fit together.
+
+    `check_images`: whether every image is looked at; there is no need where features are given.
+    """
     names, raw = read_split(dataset, "train")
     groups, embeddings = read_tags(dataset, raw.shape[1])
     tags = merge_tags(raw, groups)  # (N, T)
-    paths, keep = _decodable_images(dataset.images, names, skip_bad)
+    paths, keep = _usable_images(dataset.images, names, skip_bad, check_images)
     tags = tags[keep]
     if tags.nnz == 0:
         raise UserError(f"{dataset.split_files('train')[1]}: no image has a usable tag, so there is nothing to learn")
-    return TrainingSet(paths, tags, embeddings, len(names) - len(paths))
+    return TrainingSet(paths, tags, embeddings, keep, len(names) - len(paths))
 
 
-def load_retrieval(dataset, split, skip_bad=False):
-    """Split `database` or `test` with its labels, every image checked. Raises UserError."""
+def load_retrieval(dataset, split, skip_bad=False, check_images=True):
+    """Split `database` or `test` with its labels. Raises UserError. `check_images`: as above."""
     names, labels = read_split(dataset, split)
-    paths, keep = _decodable_images(dataset.images, names, skip_bad)
+    paths, keep = _usable_images(dataset.images, names, skip_bad, check_images)
     return RetrievalSet(paths, labels[keep].toarray(), keep, len(names) - len(paths))
 
 
@@ -401,10 +406,13 @@ def read_split(dataset, split):
 
 # ---------------------------------------------------------------- images that can be read
 
-def _decodable_images(folder, names, skip_bad):
-    """Paths of the images that can be read, and their rows. Bad ones are refused by name, or left out if `skip_bad`."""
+def _usable_images(folder, names, skip_bad, check_images):
+    """Paths of the images that can be read, and their rows. Bad ones are refused by name, or left out if `skip_bad`.
+
+    `check_images`: whether they are looked at; else all are taken.
+    """
     paths = [folder / name for name in names]
-    faults = faults_in(folder, names)
+    faults = faults_in(folder, names) if check_images else {}
     if faults and not skip_bad:
         raise UserError(f"{len(faults)} of {len(paths)} images cannot be used (--skip-bad leaves them out): "
                         + list_faults(faults, lambda row: f"{paths[row]} (row {row + 1})"))

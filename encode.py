@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from retrieval.cluster_address import check_reachable, ray_address
-from util import add_precision, add_shared_options, gpu_number, number, run_program
+from util import CROPS, CROPS_HELP, add_precision, add_shared_options, gpu_number, number, run_program
 
 SHARD = 4096  # photos
 
@@ -27,7 +27,7 @@ def parse_arguments():
                              "(default: this process does it)")
     parser.add_argument("--workers", type=number(int, 1), metavar="N",
                         help="of Ray, one CPU each (default: as many as there is room for)")
-    parser.add_argument("--crops", type=int, choices=(10, 5, 1), default=10, help="crops a photo (default 10)")
+    parser.add_argument("--crops", type=int, choices=CROPS, help=CROPS_HELP)
     parser.add_argument("--trained-on", metavar="NAME",
                         help="data set whose tags the checkpoint learned (default: as its .json file says)")
     parser.add_argument("--shard", type=number(int, 1), default=SHARD, metavar="N",

@@ -146,24 +146,29 @@ def decode(path):
     return (image, None) if image is not None else (None, "is not an image that OpenCV reads")
 
 
-def read_image(path):
-    """An image as the release reads it: BGR, bilinearly resized, uint8 (256, 256, 3). Raises UserError."""
-    image, fault = try_image(path)
+def resize_bilinearly(image):
+    """A decoded image as the release resizes it: uint8 (h, w, 3) to uint8 (256, 256, 3)."""
+    return cv2.resize(image, (IMAGE_SIDE, IMAGE_SIDE))
+
+
+def read_image(path, resize=resize_bilinearly):
+    """An image as `resize` of a backbone gives it, BGR, uint8 (256, 256, 3). Raises UserError."""
+    image, fault = try_image(path, resize)
     if fault:
         raise UserError(f"{path} {fault}")
     return image
 
 
-def try_image(path):
+def try_image(path, resize=resize_bilinearly):
     """The same and None; or None and what is wrong."""
     image, fault = decode(path)
-    return (None, fault) if fault else (cv2.resize(image, (IMAGE_SIDE, IMAGE_SIDE)), None)
+    return (None, fault) if fault else (resize(image), None)
 
 
-def decodable_images(paths):
+def decodable_images(paths, resize=resize_bilinearly):
     """The images that can be decoded, uint8 (n, 256, 256, 3), and {row: what is wrong} of the others."""
     with ThreadPoolExecutor(cores()) as pool:
-        images, faults = zip(*pool.map(try_image, paths), strict=True)
+        images, faults = zip(*pool.map(lambda path: try_image(path, resize), paths), strict=True)
     sound = [image for image in images if image is not None]
     return np.array(sound), {row: fault for row, fault in enumerate(faults) if fault}
 
@@ -186,10 +191,12 @@ class ImageStore:
     Args:
         paths: N image files.
         cache_bytes (int): memory for decoded images of 192 KiB each; the first ones that fit are kept.
+        resize: that of a backbone, a function of a decoded image that gives uint8 (256, 256, 3).
     """
 
-    def __init__(self, paths, cache_bytes=0):
+    def __init__(self, paths, cache_bytes=0, resize=resize_bilinearly):
         self.paths = paths
+        self._resize = resize
         room = min(len(paths), int(cache_bytes) // IMAGE_BYTES)
         self._cache = np.empty((room, IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
         self._cached = np.zeros(room, bool)
@@ -201,9 +208,9 @@ class ImageStore:
     def image(self, row):
         """Image `row`, uint8 (256, 256, 3); not to be written to."""
         if row >= len(self._cache):
-            return read_image(self.paths[row])
+            return read_image(self.paths[row], self._resize)
         if not self._cached[row]:
-            self._cache[row] = read_image(self.paths[row])
+            self._cache[row] = read_image(self.paths[row], self._resize)
             self._cached[row] = True
         return self._cache[row]
 

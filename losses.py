@@ -64,6 +64,51 @@ def wdht_loss(embeddings, tags, tag_embeddings, margin=0.7, l2_norm=True):
     return tf.math.divide_no_nan(total, count * (count - 1))
 
 
+def multiple_instance_loss(embeddings, tags, tag_embeddings, temperature=0.1):
+    """−log of the softmax that an image's tags have together, a scalar: MIL-NCE (Miech et al. 2020). One of an image's
+    tags being near is enough. Images without tags contribute nothing.
+
+        loss = mean_b −log Σ_{i∈P_b} softmax_T(r̂_b·ŵ_i / temperature)
+
+    Args:
+        embeddings, tags, tag_embeddings: as above.
+        temperature: what cosines are divided by.
+    """
+    scores = _tag_scores(embeddings, tag_embeddings, temperature)  # (B, T)
+    own = tf.where(tags > 0, scores, tf.fill(tf.shape(scores), scores.dtype.min))
+    return _mean_of_tagged(tf.reduce_logsumexp(scores, 1) - tf.reduce_logsumexp(own, 1), tags)
+
+
+def softmax_loss(embeddings, tags, tag_embeddings, temperature=0.1):
+    """The cross entropy of softmax over all tags with an image's own ones, all of equal weight, a scalar: each of them
+    should be near. Arguments as above.
+
+        loss = mean_b mean_{i∈P_b} −log softmax_T(r̂_b·ŵ_i / temperature)
+    """
+    likelihoods = tf.nn.log_softmax(_tag_scores(embeddings, tag_embeddings, temperature))  # (B, T)
+    return _mean_of_tagged(-tf.math.divide_no_nan(tf.reduce_sum(likelihoods * tags, 1), tf.reduce_sum(tags, 1)), tags)
+
+
+def pair_loss(embeddings, tags, temperature=0.1):
+    """Images that share tags should be near one another, a scalar: the cross entropy of softmax over the batch's other
+    images with the cosines of their tags. Images that share no tag with any other contribute nothing.
+
+        t_bc = y_b·y_c / (‖y_b‖ ‖y_c‖) for c ≠ b, divided by its sum over c
+        loss = mean_b Σ_c −t_bc · log softmax_{c≠b}(r̂_b·r̂_c / temperature)
+    """
+    embeddings, tags = _unit(embeddings), _unit(tags)
+    count = tf.shape(tags)[0]
+    others = 1 - tf.eye(count, dtype=tags.dtype)  # (B, B)
+    shared = tf.matmul(tags, tags, transpose_b=True) * others
+    total = tf.reduce_sum(shared, 1)  # (B,)
+    scores = tf.matmul(embeddings, embeddings, transpose_b=True) / temperature
+    scores = tf.where(others > 0, scores, tf.fill((count, count), scores.dtype.min))
+    likelihoods = tf.nn.log_softmax(scores)  # (B, B); of the image itself very small, times 0
+    sums = -tf.math.divide_no_nan(tf.reduce_sum(shared * likelihoods, 1), total)
+    related = tf.cast(total > 0, tags.dtype)
+    return tf.math.divide_no_nan(tf.reduce_sum(sums), tf.reduce_sum(related))
+
+
 def quantization_loss(embeddings, reconstructions, factor):
     """The supervised cosine quantization loss mean_b ‖(r_b − q_b) Wᵀ‖², a scalar, in D dimensions.
 
@@ -77,6 +122,17 @@ def quantization_loss(embeddings, reconstructions, factor):
 
 def _unit(x):
     return tf.nn.l2_normalize(x, axis=-1)
+
+
+def _tag_scores(embeddings, tag_embeddings, temperature):
+    return tf.matmul(_unit(embeddings), _unit(tag_embeddings), transpose_b=True) / temperature  # (B, T)
+
+
+def _mean_of_tagged(values, tags):
+    """The mean of values (B,) over the images that have a tag; 0 if none has."""
+    tagged = tf.reduce_any(tags > 0, 1)
+    total = tf.reduce_sum(tf.where(tagged, values, tf.zeros_like(values)))
+    return tf.math.divide_no_nan(total, tf.reduce_sum(tf.cast(tagged, values.dtype)))
 
 
 def _margins(own_embeddings, tag_embeddings, gamma, fixed_margin, l2_norm):

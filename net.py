@@ -1,9 +1,11 @@
 """Training: the experiment from top to bottom, then its parts.
 
-The parts are a step, the schedule, the graph of one gradient step, the alternating optimisation, and what a training
-starts from. Letters: N images, B images of a batch, T merged tags, D = 300, M codebooks of K = 256 codewords.
+The parts are a step, the schedule, the graph of one gradient step, the alternating optimisation, and the loss. What
+the steps see of the images: training_inputs.py; what a training starts from: first_weights.py.
+Letters: N images, B images of a batch, T merged tags, D = 300, M codebooks of K = 256 codewords.
 """
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,12 +13,14 @@ import numpy as np
 
 import backbones
 import losses
-import net_val
 import quantizer
-from backbones import layers
-from codebooks import initial_codebooks, random_codebooks, update_codebooks
+from backbones import LAST, layers
+from backbones.layers import check_weights
+from codebooks import initial_codebooks, update_codebooks
 from dataset import find_dataset, load_training
-from image_files import IMAGE_SIDE, ImageStore, random_crops
+from features import photo_features, read_features
+from first_weights import check_first_weights, first_codebooks, first_weights, read_stored_weights
+from fitting import fitted_entries
 from session import (
     check_finite,
     device_name,
@@ -27,10 +31,11 @@ from session import (
     tf,
     write_scalars,
 )
-from storage.arrays import read_weights, write_weights
+from storage.arrays import write_weights
 from storage.run_log import log_progress, open_log, plain, provenance
-from storage.safe_files import check_checksums, check_space, reserved_space
+from storage.safe_files import check_space, reserved_space
 from storage.states import States, saved_settings
+from training_inputs import FeatureInputs, PhotoInputs
 from util import DIMENSIONS, PRECISIONS, StopRequest, UserError, advance, prefetch, progress, stream
 
 HALVING_STEPS = 300  # the learning rate halves every so many steps
@@ -41,52 +46,55 @@ LOSS_TYPES = {"float32": tf.float32, "bfloat16": tf.float64}
 # A factor on the loss that the gradients are divided by again. Those of AlexNet reach from 1e-7 to 0.1, the float16 of
 # a GPU from 6e-8 to 65504.
 LOSS_SCALES = {"float32": 1, "bfloat16": 2**12}
+SOFTMAX_LOSSES = {"MILNCE": losses.multiple_instance_loss, "SOFTMAX": losses.softmax_loss}
 CHUNK = 500  # images that share the visiting orders of ICM in training
 SECOND_STAGE = 5  # updates of --two-stage: as many as the released 800 steps have
-INITIAL_IMAGES = 64  # of the batch that sets the scale of random weights
+OLDER_OPTIONS = {"precision": PRECISIONS[0], "backbone": "alexnet", "crops": "random", "views": 10, "temperature": 0.1,
+                 "pairs": 0.0}  # of states from before there was a choice
 # what a resumed run may change
 FREE_OPTIONS = ("iterations", "gpu", "cache_gb", "root", "save_every", "resume", "weights", "print_path")
 
 
 # ---------------------------------------------------------------- the experiment
 
-def train(options, target, backbone):
+def train(options, target):
     """Read, build, take the steps, and write the checkpoint.
 
     Args:
         options: those of train.py.
         target: path of the checkpoint, an .npy file.
-        backbone: a key of `backbones.BACKBONES`.
     """
-    backbone = backbones.find(backbone)
+    backbone = backbones.find(options.backbone)
     folder = find_dataset(options.dataset, options.root)
-    training_set = load_training(folder, options.skip_bad)
+    training_set = load_training(folder, options.skip_bad, check_images=options.features is None)
     check_first_weights(options)
     log = open_log(options.root / "logs" / f"{target.stem}.log")
     describe(log, training_set)
     record = {"options": plain(vars(options)), "seed": options.seed, **provenance(data_files(options, folder))}
     states = States(target.with_name(f"{target.stem}_state"),
                     saved_settings({**record["options"], **record["fingerprints"]}, FREE_OPTIONS),
-                    variables="variables", digits=8, defaults={"precision": PRECISIONS[0]})
+                    variables="variables", digits=8, defaults=OLDER_OPTIONS)
     start = states.newest_step() if options.resume else 0
     if start > options.iterations:
         raise UserError(f"the saved state follows step {start}, beyond the {options.iterations} ITERATIONS")
 
-    steps = range(start, options.iterations)
-    store = ImageStore(training_set.paths, options.cache_gb * 1e9)
-    schedule = Schedule(len(store), options.batch_size, options.seed)
-    batches = load_batches(store, schedule, backbone.SIDE, steps)  # the first is loaded from here on,
-    reading = prefetch(read_stored_weights, [options])  # and the weights are read, while the graph is built
-
     device = device_name(options.gpu, log.warning, options.precision)
+    reading = ThreadPoolExecutor(1).submit(read_stored_weights, options)  # while the graph is built
+    inputs = training_inputs(options, folder, training_set, backbone, reading, device, log)
+    steps = range(start, options.iterations)
+    schedule = Schedule(len(inputs), options.batch_size, options.seed)
+    batches = load_batches(inputs, schedule, steps)  # the first is loaded from here on
+
     factor = quantizer.semantic_factor(training_set.embeddings)  # (D, min(T, D))
-    trainable = list(backbone.LAYERS) if options.finetune == "all" else [layers.LAST]
-    graph = TrainingGraph(backbone, training_set.embeddings, factor, embedding_loss(options), options.dropout,
+    trainable = list(backbone.LAYERS) if options.finetune == "all" else [LAST]
+    graph = TrainingGraph(inputs.network, training_set.embeddings, factor, embedding_loss(options), options.dropout,
                           trainable, device, options.precision)
-    stored, = reading
+    stored = reading.result()
+    frozen = frozen_layers(options, stored, inputs.network, backbone)
     codebooks, has_codebooks = first_codebooks(options, stored, log)
-    alternation = AlternatingOptimisation(len(store), factor, codebooks, options.seed, has_codebooks)
-    if options.iterations <= schedule.period and not has_codebooks and not options.two_stage:
+    alternation = AlternatingOptimisation(len(inputs), factor, codebooks, options.seed, has_codebooks)
+    joint = not options.two_stage and (options.lambda_ > 0 or not options.final_fit)
+    if options.iterations <= schedule.period and not has_codebooks and joint and not options.final_fit:
         log.warning(f"the first update of the codebooks would follow step {schedule.period + 1}, and this run has "
                     f"{options.iterations}: the checkpoint will hold random codebooks.")
     events = tf.summary.FileWriter(str(options.root / "logs" / target.stem))
@@ -96,21 +104,21 @@ def train(options, target, backbone):
             alternation.restore(states.restore(start, session, graph))
             log.info(f"resumed before step {start + 1}.")
         else:
-            graph.initialize(session, first_weights(backbone, options, stored, store, device, log))
-        stored = None  # a quarter of a GB
+            graph.initialize(session, first_weights(inputs.network, options, stored, inputs, device, log))
+        stored = reading = None  # a quarter of a GB
 
         def save_state(step):
             states.save(step, session, graph, alternation.tables())
             states.keep_only(step)
 
-        with reserved_space(target, graph.weight_bytes + codebooks.nbytes):
+        with reserved_space(target, graph.weight_bytes + bytes_of(frozen) + codebooks.nbytes):
             if options.save_every or options.two_stage:
                 state_bytes = graph.state_bytes + sum(table.nbytes for table in alternation.tables().values())
                 check_space(states.folder, state_bytes * (1 if states.steps() else 2))  # the new beside the old one
             bar = progress(total=len(steps), desc="training", unit="step")
             with StopRequest() as stop, events, bar:
                 for step, scalars, seconds in take_steps(batches, training_set.tags, schedule, graph, alternation,
-                                                         session, options.lr, options.lambda_, not options.two_stage):
+                                                         session, options.lr, options.lambda_, joint):
                     advance(bar, scalars["loss/embedding"])
                     log_progress(log, bar, step_line(step, scalars, seconds))
                     write_scalars(events, step + 1, scalars)
@@ -121,12 +129,15 @@ def train(options, target, backbone):
                                  "from it.")
                         break
             graph.check_finite(session, options.iterations)
-            weights = session.run(graph.variables)
+            weights = {**frozen, **session.run(graph.variables)}
             if options.two_stage:
                 if steps:
                     save_state(options.iterations)  # so that an interrupted second stage begins there
-                learn_codebooks(alternation, training_set.paths, weights, options, device)
+                learn_codebooks(alternation, inputs, weights, options, device)
         checkpoint = {**weights, "C": alternation.codebooks.reshape(-1, DIMENSIONS)}  # C: (M·K, D)
+        if options.final_fit:
+            checkpoint |= fitted_entries(inputs, weights, options.codebooks, options.seed, device, options.precision,
+                                         log)
         write_checkpoint(target, checkpoint, record, save_state, options)
     log.info(f"saved {target}.")
 
@@ -142,14 +153,14 @@ def take_steps(batches, tags, schedule, graph, alternation, session, first_rate,
         quantization_weight: λ.
         joint: whether codebooks and codes are learned in turns with the network, as the method does.
     """
-    for step, rows, images in batches:
+    for step, rows, inputs in batches:
         rate = learning_rate(first_rate, step)
         weight = 0.0 if alternation.codes is None else quantization_weight
         seeds = stream(schedule.seed, "dropout", step).integers(2**31, size=(2, 2))
         batch_tags, reconstructions = tags[rows].toarray(), alternation.reconstructions(rows)  # (B, T), (B, D)
         began = time.perf_counter()
         embeddings, embedding_loss, quantization_loss = graph.step(
-            session, images, batch_tags, reconstructions, rate, weight, seeds)
+            session, inputs, batch_tags, reconstructions, rate, weight, seeds)
         seconds = time.perf_counter() - began
         check_finite(step + 1, {"embedding loss": np.isfinite(embedding_loss),
                                 "embeddings": np.isfinite(embeddings).all(),
@@ -162,19 +173,41 @@ def take_steps(batches, tags, schedule, graph, alternation, session, first_rate,
                      "loss/quantization": float(quantization_loss)}, seconds
 
 
-def load_batches(store, schedule, side, steps):
+def training_inputs(options, folder, training_set, backbone, reading, device, log):
+    """What the steps see of the images: random crops, or fixed features, given or computed.
+
+    `reading`: the future of `read_stored_weights`, which is waited for where features are computed.
+    """
+    if options.features is not None:
+        features = read_features(options.features, "train", folder.split_files("train")[0])[training_set.rows]
+        return FeatureInputs(features, options.seed)
+    if options.crops == "random":
+        return PhotoInputs(training_set.paths, backbone, options.seed, options.cache_gb * 1e9)
+    weights = check_weights(reading.result(), backbone.LAYERS, options.weights)
+    return FeatureInputs(photo_features(folder, "train", training_set.rows, weights, backbone, options.views, device,
+                                        options.precision, options.root, log), options.seed)
+
+
+def frozen_layers(options, stored, network, backbone):
+    """`{layer: [kernel, bias]}` of the backbone's layers that the network does not hold; none of features from
+    elsewhere."""
+    if options.features is not None:
+        return {}
+    return {layer: stored[layer] for layer in backbone.LAYERS if layer not in network.LAYERS}
+
+
+def load_batches(inputs, schedule, steps):
     """An iterator over the steps' batches, each loaded during the step before: the step's number, rows, int64 (B,), and
-    crops, uint8 (B, side, side, 3)."""
+    what the network sees of these images, (B, …)."""
     def load(step):
         rows = schedule.rows(step)
-        return step, rows, random_crops(store, rows, side, stream(schedule.seed, "crops", step))
+        return step, rows, inputs.batch(rows, step)
     return prefetch(load, steps)
 
 
-def learn_codebooks(alternation, paths, weights, options, device):
+def learn_codebooks(alternation, inputs, weights, options, device):
     """The second of two stages: codebooks and codes of the trained network's embeddings of the plain centre."""
-    encoder = net_val.Encoder(weights, 1, device, options.precision)
-    alternation.embeddings = encoder.embed(paths, "embedding training images")
+    alternation.embeddings = inputs.embeddings(weights, device, options.precision, unit=False)
     for update in range(SECOND_STAGE):
         alternation.update(options.iterations + update)
 
@@ -213,8 +246,10 @@ def step_line(step, scalars, seconds):
 def data_files(options, folder):
     """`{name: path}` of all files that the result depends on."""
     files = [*folder.split_files("train"), folder.tag_embeddings, folder.merge_map]
-    if options.backbone_init == "file":
+    if options.backbone_init == "file" and options.weights is not None:
         files.append(options.weights)
+    if options.features is not None:
+        files.append(options.features)
     return {path.name: path for path in files}
 
 
@@ -264,7 +299,7 @@ class TrainingGraph:
         weight_bytes, state_bytes (int): what the network's variables take, and all variables with Adam's.
 
     Args:
-        backbone: one of `backbones.BACKBONES`.
+        network: one of `backbones.BACKBONES`, or a `head.Head`.
         tag_embeddings: W, float32 (T, D).
         factor: S of `quantizer.semantic_factor`, float32 (D, min(T, D)).
         embedding_loss: function of embeddings (B, D), tags (B, T) and W that gives a scalar.
@@ -275,12 +310,12 @@ class TrainingGraph:
         precision: that of the session which runs the graph.
     """
 
-    def __init__(self, backbone, tag_embeddings, factor, embedding_loss, dropout, trainable, device,
+    def __init__(self, network, tag_embeddings, factor, embedding_loss, dropout, trainable, device,
                  precision=PRECISIONS[0]):
         self.graph = tf.Graph()
         with self.graph.as_default(), tf.device(first_device(device)):
-            self._build_inputs(backbone.SIDE, len(tag_embeddings))
-            self._build_embeddings(backbone, trainable, dropout, device)
+            self._build_inputs(*network.INPUT, len(tag_embeddings))
+            self._build_embeddings(network, trainable, dropout, device)
             self.weight_bytes = bytes_of_variables()
             self._build_losses(tag_embeddings, factor, embedding_loss, LOSS_TYPES[precision])
             self._build_train_op(LOSS_SCALES[precision])
@@ -290,27 +325,27 @@ class TrainingGraph:
             self.saver = tf.train.Saver(max_to_keep=None)
             self.graph.finalize()
 
-    def _build_inputs(self, side, tag_count):
-        """images, tags, reconstructions, learning_rate, quantization_weight and dropout_seeds."""
-        self.images = tf.placeholder(tf.uint8, [None, side, side, 3])  # (B, 227, 227, 3)
+    def _build_inputs(self, kind, shape, tag_count):
+        """inputs, tags, reconstructions, learning_rate, quantization_weight and dropout_seeds."""
+        self.inputs = tf.placeholder(kind, [None, *shape])  # (B, 227, 227, 3) of AlexNet
         self.tags = tf.placeholder(tf.uint8, [None, tag_count])  # (B, T)
         self.reconstructions = tf.placeholder(tf.float32, [None, DIMENSIONS])  # (B, D), q
         self.learning_rate = tf.placeholder(tf.float32, [])
         self.quantization_weight = tf.placeholder(tf.float32, [])  # λ, 0 until the codebooks exist
         self.dropout_seeds = tf.placeholder(tf.int32, [2, 2])
 
-    def _build_embeddings(self, backbone, trainable, rate, device):
+    def _build_embeddings(self, network, trainable, rate, device):
         """variables and embeddings r, float32 (B, D)."""
-        def embed(images, tower):
+        def embed(inputs, tower):
             def dropout(x, index):
                 if rate == 0:
                     return x
                 kept = tf.random.stateless_uniform(tf.shape(x), self.dropout_seeds[index] + tower) >= rate
                 return x * tf.cast(kept, tf.float32) / (1 - rate)
-            return backbone.embed(images, self.variables, dropout)[0]
+            return layers.embed(network, inputs, self.variables, dropout)[0]
 
-        self.variables, self._first_values = layers.make_variables(backbone.LAYERS, trainable)
-        self.embeddings = in_towers(embed, self.images, device)
+        self.variables, self._first_values = layers.make_variables(network.LAYERS, trainable)
+        self.embeddings = in_towers(embed, self.inputs, device)
 
     def _build_losses(self, tag_embeddings, factor, embedding_loss, kind):
         """embedding_loss L_emb and quantization_loss λ·L_q of type `kind`; their sum is what is minimised."""
@@ -338,13 +373,18 @@ class TrainingGraph:
         """Raise UserError if a variable holds NaN or infinite values after a 1-based `step`."""
         check_finite(step, session.run(self._finite))
 
-    def step(self, session, images, tags, reconstructions, rate, quantization_weight, dropout_seeds):
+    def step(self, session, inputs, tags, reconstructions, rate, quantization_weight, dropout_seeds):
         """One gradient step: embeddings r before it, float32 (B, D), L_emb and λ·L_q."""
         fetches = [self.embeddings, self.embedding_loss, self.quantization_loss, self.train_op]
         return session.run(fetches, {
-            self.images: images, self.tags: tags, self.reconstructions: reconstructions,
+            self.inputs: inputs, self.tags: tags, self.reconstructions: reconstructions,
             self.learning_rate: rate, self.quantization_weight: quantization_weight,
             self.dropout_seeds: dropout_seeds})[:3]
+
+
+def bytes_of(weights):
+    """What `{layer: [kernel, bias]}` take."""
+    return sum(array.nbytes for pair in weights.values() for array in pair)
 
 
 def bytes_of_variables():
@@ -398,53 +438,20 @@ class AlternatingOptimisation:
         self.codes = tables["codes"] if tables["codes"].size else None
 
 
-# ---------------------------------------------------------------- what a training starts from
-
-def check_first_weights(options):
-    """Raise UserError if training is to start from --weights and they are not there."""
-    if options.backbone_init == "file" and not options.weights.is_file():
-        raise UserError(f"{options.weights}: no such file: training starts from AlexNet's ImageNet weights in the "
-                        "release's format (see 'AlexNet weights' in docs/datasets.md), or from random ones with "
-                        "--backbone-init lsuv, which learn with LR 1e-5 to 3e-5 and --dropout 0 and collapse without")
-
-
-def read_stored_weights(options):
-    """What the file --weights holds, or None where training starts from random weights."""
-    if options.backbone_init != "file":
-        return None
-    check_checksums(options.weights.with_suffix(".json"))
-    return read_weights(options.weights)
-
-
-def first_weights(backbone, options, stored, store, device, log):
-    """`{layer: [kernel, bias]}` to start from. `stored`: of `read_stored_weights`."""
-    if stored is None:
-        rows = stream(options.seed, "first images").permutation(len(store))[:INITIAL_IMAGES]
-        middle = np.full((len(rows), 2), (IMAGE_SIDE - backbone.SIDE) // 2)
-        images = store.crops(rows, backbone.SIDE, middle, np.zeros(len(rows), bool))
-        return layers.lsuv_weights(backbone, images, stream(options.seed, "weights"), device)
-    weights = layers.check_weights(stored, backbone.LAYERS, options.weights)
-    if layers.LAST not in weights:
-        weights[layers.LAST] = layers.fresh_last_layer(backbone.LAYERS, stream(options.seed, layers.LAST))
-    else:
-        log.info(f"{layers.LAST} starts from {options.weights}.")
-    return weights
-
-
-def first_codebooks(options, stored, log):
-    """The codebooks to start from, float32 (M, K, D), and whether they come from a trained model."""
-    codebooks = random_codebooks(options.codebooks, stream(options.seed, "codebooks"))
-    found = (stored or {}).get("C")
-    if found is None or found.size != codebooks.size:
-        return codebooks, False
-    log.info(f"the codebooks start from {options.weights}.")
-    return found.reshape(codebooks.shape), True
-
+# ---------------------------------------------------------------- the loss of the command line
 
 def embedding_loss(options):
     """The loss of the command line as a function of embeddings, tags and tag embeddings."""
+    if options.loss in SOFTMAX_LOSSES:
+        return partial(softmax_and_pairs, SOFTMAX_LOSSES[options.loss], options.temperature, options.pairs)
     if options.loss == "WDHT":
         return partial(losses.wdht_loss, margin=options.margin, l2_norm=not options.no_l2_norm)
     return partial(losses.adaptive_margin_loss, gamma=options.gamma,
                    fixed_margin=options.margin if options.fixed_margin else None,
                    l2_norm=not options.no_l2_norm, negative_sampling=options.negative_sampling)
+
+
+def softmax_and_pairs(softmax, temperature, weight, embeddings, tags, tag_embeddings):
+    """One of the losses by softmax over the tags, and `weight` times that of pairs of images."""
+    loss = softmax(embeddings, tags, tag_embeddings, temperature)
+    return loss + weight * losses.pair_loss(embeddings, tags, temperature) if weight else loss

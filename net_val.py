@@ -11,28 +11,17 @@ import numpy as np
 
 import metrics
 import quantizer
-from backbones import layers, of_weights
+from backbones import LAST, of_weights
 from dataset import find_dataset, load_retrieval, read_image_list, read_label_names, read_tag_embeddings
-from image_files import IMAGE_SIDE, ImageStore, decodable_images
-from session import device_name, first_device, in_towers, open_session, tf
-from storage.arrays import read_weights
+from encoder import Encoder
+from features import embed, photo_features, read_features
+from session import device_name
+from storage.checkpoint import check_trained_with, default_crops, read_checkpoint, trained_on_features
 from storage.retrieval_file import SPLITS, Retrieval, read_retrieval, sources, write_retrieval
 from storage.run_log import open_log, provenance
-from storage.safe_files import check_checksums, fingerprint, read_json, write_json
-from util import (
-    DIMENSIONS,
-    MOST_CODEBOOKS,
-    PRECISIONS,
-    UserError,
-    counting,
-    first_few,
-    note,
-    prefetch,
-    progress,
-    stream,
-)
+from storage.safe_files import write_json
+from util import UserError, counting, stream
 
-CROPS_AT_ONCE = 160  # crops a run of the graph
 CHUNK = 700  # images that share the visiting orders of ICM in validation
 PRECISION_AT = (1, 10, 100, 1000)
 
@@ -42,8 +31,11 @@ PRECISION_AT = (1, 10, 100, 1000)
 def validate(options, draw=None):
     """What validation.py does. `draw`: `figures.write_all` where figures are wanted."""
     folder = find_dataset(options.dataset, options.root)
+    if options.crops is None:
+        options.crops = default_crops(options.checkpoint)
     splits = load_splits(folder, skip_bad=True) if options.skip_bad else None
-    attributes = sources(folder, options.checkpoint, options.crops, options.seed, splits, options.precision)
+    attributes = sources(folder, options.checkpoint, options.crops, options.seed, splits, options.precision,
+                         options.features)
     experiment = options.checkpoint.stem
     log = open_log(options.root / "logs" / f"{experiment}.log")
     retrieval = embed_and_encode(options, folder, splits, attributes, log)
@@ -65,12 +57,11 @@ def embed_and_encode(options, folder, splits, attributes, log):
     if same_labels:
         log.info(f"embeddings and codes are those of {path}: {why}.")
         return retrieval
-    splits = splits or load_splits(folder, skip_bad=False)
+    splits = splits or load_splits(folder, skip_bad=False, check_images=options.features is None)
     if retrieval is None:
         log.info(f"embedding and encoding: {why}.")
         device = device_name(options.gpu, log.warning, options.precision)
-        retrieval = compute_retrieval(folder, options.checkpoint, splits, options.crops, options.seed,
-                                              device, options.precision, log)
+        retrieval = compute_retrieval(options, folder, splits, device, log)
     else:
         log.info(f"embeddings and codes are those of {path}, with new labels: {why}.")
         retrieval = with_labels(retrieval, splits)
@@ -121,162 +112,11 @@ def print_table(results, topk):
     print()
 
 
-# ---------------------------------------------------------------- checkpoint and embeddings
-
-def read_checkpoint(path):
-    """`{layer: [kernel, bias]}` and codebooks, float32 (M, K, D), of a checkpoint. Raises UserError.
-
-    A checkpoint that was altered since it was written is refused; one without a checksum, as the release's, is noted.
-    """
-    if not check_checksums(path.with_suffix(".json")):
-        note(f"{path} has no checksum in a JSON file beside it, so damage to it would go unnoticed")
-    weights = read_weights(path)
-    stacked = weights.get("C")
-    if stacked is None:
-        raise UserError(f"{path}: expected a checkpoint with codebooks under 'C', found only "
-                        f"{', '.join(map(str, weights))}")
-    codebooks = len(stacked) // quantizer.CODEWORDS
-    if stacked.shape != (codebooks * quantizer.CODEWORDS, DIMENSIONS) or not (
-            1 <= codebooks <= MOST_CODEBOOKS):
-        raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
-                        f"{MOST_CODEBOOKS}, found {stacked.shape}")
-    backbone = of_weights(weights)
-    kept = layers.check_weights(weights, backbone.LAYERS, path)
-    if layers.LAST not in kept:
-        raise UserError(f"{path}: expected {layers.LAST} with shape {backbone.LAYERS[layers.LAST]}, found another")
-    return kept, stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS)
-
-
-def check_trained_with(checkpoint, tag_embeddings):
-    """Raise UserError if the record beside the checkpoint tells of other tag embeddings than this file's."""
-    path = checkpoint.with_suffix(".json")
-    record = read_json(path) if path.is_file() else {}
-    trained, found = record.get("fingerprints", {}).get(tag_embeddings.name), fingerprint(tag_embeddings)
-    if trained not in (None, found):
-        raise UserError(f"{checkpoint} was trained with a {tag_embeddings.name} of SHA-256 {trained[:12]}…, and "
-                        f"{tag_embeddings} has {found[:12]}…: they are of other data sets, or tags were processed anew")
-
-
-def crops_of(count, side):
-    """The crops of an image: (top and left in pixels, whether the image is flipped first), `count` times.
-
-    Ten: four near the corners and the centre, flipped and plain; five: the plain ones; one: the plain centre. `side`:
-    pixels of a crop.
-    """
-    middle = (IMAGE_SIDE - side) // 2
-    far = 2 * middle  # for AlexNet 28, as in the release, though 29 would fit
-    offsets = ((0, 0), (far, far), (far, 0), (0, far), (middle, middle))
-    return {10: [(offset, flip) for flip in (True, False) for offset in offsets],
-            5: [(offset, False) for offset in offsets],
-            1: [(offsets[-1], False)]}[count]
-
-
-class EncodingGraph:
-    """The graph that embeds images by the mean over their crops, finalized.
-
-    Args:
-        backbone: one of `backbones.BACKBONES`.
-        crops (int): 10, 5 or 1, as of `crops_of`.
-        device: as of `session.device_name`; several share the images.
-    """
-
-    def __init__(self, backbone, crops, device):
-        self.graph = tf.Graph()
-        with self.graph.as_default(), tf.device(first_device(device)):
-            self.images = tf.placeholder(tf.uint8, [None, IMAGE_SIDE, IMAGE_SIDE, 3])  # (B, 256, 256, 3)
-            self.variables, self._first_values = layers.make_variables(backbone.LAYERS, trainable=())
-            self.embeddings = in_towers(
-                lambda images, _: self._embed(backbone, crops_of(crops, backbone.SIDE), images), self.images, device)
-            self._initialize = tf.global_variables_initializer()
-            self.graph.finalize()
-
-    def _embed(self, backbone, crops, images):
-        """r of images, float32 (B, D)."""
-        parts = []
-        for (top, left), flip in crops:
-            seen = tf.reverse(images, [2]) if flip else images
-            parts.append(seen[:, top:top + backbone.SIDE, left:left + backbone.SIDE])
-        outputs, _ = backbone.embed(tf.concat(parts, 0), self.variables)  # (crops·b, D)
-        return tf.reduce_mean(tf.reshape(outputs, [len(crops), -1, DIMENSIONS]), 0)
-
-    def initialize(self, session, weights):
-        """Take `weights`, `{layer: [kernel, bias]}`."""
-        session.run(self._initialize, layers.feed_weights(self._first_values, weights))
-
-
-def embed_runs(load, count, graph, session, crops):
-    """For each run of the graph its rows, the embeddings of its sound images, float32 (B, D), and {row: what is wrong}.
-
-    `load(rows)` gives the sound images, uint8 (B, 256, 256, 3), and {place in rows: what is wrong} of the others.
-    """
-    size = CROPS_AT_ONCE // crops
-    runs = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    for rows, (images, faults) in zip(runs, prefetch(load, runs), strict=True):
-        embeddings = np.empty((0, DIMENSIONS), np.float32)
-        if len(images):
-            embeddings = session.run(graph.embeddings, {graph.images: images})
-        yield rows, embeddings, {rows[place]: fault for place, fault in faults.items()}
-
-
-def embed_images(store, graph, session, crops, what):
-    """Embeddings of every image of a store, each exactly once, float32 (N, D)."""
-    parts = []
-    with progress(total=len(store), desc=what, unit="image") as bar:
-        for rows, embeddings, _ in embed_runs(
-                lambda rows: (store.images(rows), {}), len(store), graph, session, crops):
-            parts.append(embeddings)
-            bar.update(len(rows))
-    return np.concatenate(parts)
-
-
-class Encoder:
-    """A trained network that stands ready to embed images.
-
-    Args:
-        weights: `{layer: [kernel, bias]}`, which tell the backbone.
-        crops, device: as of EncodingGraph.
-        precision: as of `session.open_session`.
-    """
-
-    def __init__(self, weights, crops, device, precision=PRECISIONS[0]):
-        self._crops = crops
-        self._graph = EncodingGraph(of_weights(weights), crops, device)
-        self._session = open_session(self._graph.graph, precision)
-        self._graph.initialize(self._session, weights)
-
-    def embed(self, paths, what="embedding"):
-        """Embeddings of image files, float32 (N, D); `what` is told where it takes long."""
-        embeddings = embed_images(ImageStore(paths), self._graph, self._session, self._crops, what)
-        _check_embeddings(embeddings, paths)
-        return embeddings
-
-    def embed_sound(self, paths, advance):
-        """Embeddings of the image files that can be decoded, float32 (n, D), and {row: what is wrong} of the others.
-
-        `advance(images)` is told how many more were looked at.
-        """
-        parts, faults = [np.empty((0, DIMENSIONS), np.float32)], {}
-        for rows, embeddings, bad in embed_runs(
-                lambda rows: decodable_images(paths[rows.start:rows.stop]), len(paths), self._graph, self._session,
-                self._crops):
-            parts.append(embeddings)
-            faults |= bad
-            advance(len(rows))
-        embeddings = np.concatenate(parts)
-        _check_embeddings(embeddings, [path for row, path in enumerate(paths) if row not in faults])
-        return embeddings, faults
-
-
-def _check_embeddings(embeddings, paths):
-    if bad := [str(paths[row]) for row in np.flatnonzero(~np.isfinite(embeddings).all(1))]:
-        raise UserError(f"the network gives NaN or infinite embeddings of {len(bad)} images: {first_few(bad)}")
-
-
 # ---------------------------------------------------------------- from the splits to their codes
 
-def load_splits(dataset, skip_bad):
+def load_splits(dataset, skip_bad, check_images=True):
     """`{split: RetrievalSet}` of database and queries. Raises UserError for whatever does not fit together."""
-    splits = {split: load_retrieval(dataset, split, skip_bad) for split in SPLITS}
+    splits = {split: load_retrieval(dataset, split, skip_bad, check_images) for split in SPLITS}
     columns = {split: content.labels.shape[1] for split, content in splits.items()}
     if columns["database"] != columns["test"]:
         raise UserError(f"{dataset.splits}: database_label.txt and test_label.txt must have the same columns, found "
@@ -289,25 +129,49 @@ def with_labels(retrieval, splits):
     return replace(retrieval, **{f"{prefix}_label": splits[split].labels for split, prefix in SPLITS.items()})
 
 
-def compute_retrieval(dataset, checkpoint, splits, crops, seed, device, precision, log):
-    """Embed and encode database and queries. Raises UserError if the checkpoint does not fit."""
-    weights, codebooks = read_checkpoint(checkpoint)
+def compute_retrieval(options, dataset, splits, device, log):
+    """Embed and encode database and queries. Raises UserError if the checkpoint does not fit.
+
+    Args:
+        options: those of validation.py.
+        splits: of `load_splits`.
+        device: as of `session.device_name`.
+    """
+    checkpoint = read_checkpoint(options.checkpoint)
     dataset.check_tags()
-    check_trained_with(checkpoint, dataset.tag_embeddings)
-    factor = quantizer.semantic_factor(read_tag_embeddings(dataset.tag_embeddings))
-    encoder = Encoder(weights, crops, device, precision)
-    arrays = {"codebooks": codebooks}
+    check_trained_with(options.checkpoint, dataset.tag_embeddings)
+    factor = checkpoint.factor(read_tag_embeddings(dataset.tag_embeddings))
+    embed = embedder(options, dataset, checkpoint, device, log)
+    arrays = {"codebooks": checkpoint.codebooks}
     for split, prefix in SPLITS.items():
         began = time.perf_counter()
         content = splits[split]
-        features = encoder.embed(content.paths, f"embedding {split} images")
+        features = embed(split, content)
         log.info(f"embedded {len(features)} {split} images ({content.skipped} bad ones were left out), "
                  f"duration: {time.perf_counter() - began:.2f} sec.")
         began = time.perf_counter()
-        codes = quantizer.encode(features, codebooks, factor, stream(seed, f"encode {split}"), CHUNK)
+        codes = quantizer.encode(features, checkpoint.codebooks, factor, stream(options.seed, f"encode {split}"), CHUNK)
         log.info(f"encoded {len(codes)} {split} images, duration: {time.perf_counter() - began:.2f} sec.")
         arrays |= {f"{prefix}_features": features, f"{prefix}_codes": codes, f"{prefix}_label": content.labels}
     return Retrieval(**arrays)
+
+
+def embedder(options, dataset, checkpoint, device, log):
+    """A function of a split and its RetrievalSet that gives embeddings, float32 (N, D): by the whole network, or by the
+    last layer on features, where these are given or the lower layers were not trained."""
+    last_layer, backbone = checkpoint.weights[LAST], of_weights(checkpoint.weights)
+    if options.features is not None:
+        def features_of(split, content):
+            image_list, width = dataset.split_files(split)[0], len(last_layer[0])
+            return read_features(options.features, split, image_list, width)[content.rows]
+    elif backbone is not None and trained_on_features(options.checkpoint):
+        def features_of(split, content):
+            return photo_features(dataset, split, content.rows, checkpoint.weights, backbone, options.crops, device,
+                                  options.precision, options.root, log)
+    else:
+        encoder = Encoder(checkpoint.weights, options.crops, device, options.precision, unit=checkpoint.fitted)
+        return lambda split, content: encoder.embed(content.paths, f"embedding {split} images")
+    return lambda split, content: embed(features_of(split, content), last_layer, checkpoint.fitted)
 
 
 # ---------------------------------------------------------------- MAP

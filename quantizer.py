@@ -11,6 +11,8 @@ from util import progress
 CODEWORDS = 256  # K
 SCORED_AT_ONCE = 4096  # images, whose scores of some queries stay in the processor's cache
 SWEEPS = 3  # of ICM over all codebooks
+SEARCH_ROUNDS = 16  # of local search: more lower the error by less than a hundredth
+SEARCHED_AT_ONCE = 1024  # vectors, whose products with all codewords stay in memory
 
 
 def semantic_factor(tag_embeddings):
@@ -54,12 +56,88 @@ def icm_encode(embeddings, codebooks, factor, orders):
 
 
 def encode(embeddings, codebooks, factor, rng, chunk):
-    """ICM codes, uint8 (N, M); the visiting order is drawn anew for each sweep and each `chunk` images."""
+    """ICM codes, uint8 (N, M); the visiting order is drawn anew for each sweep and each `chunk` images.
+
+    `factor`: S of `semantic_factor`; or None for codebooks that were fitted at the end, which are searched as in
+    `local_search`.
+    """
+    if factor is None:
+        return local_search(embeddings, codebooks, rng)
     def orders():
         return [rng.permutation(len(codebooks)) for _ in range(SWEEPS)]
     starts = progress(range(0, len(embeddings), chunk), desc="encoding", leave=False)
     return np.concatenate([icm_encode(embeddings[start:start + chunk], codebooks, factor, orders())
                            for start in starts])
+
+
+def local_search(vectors, codebooks, rng, codes=None, rounds=SEARCH_ROUNDS):
+    """Codes of vectors in plain Euclidean distance by iterated local search (Martinez et al. 2018): uint8 (N, M).
+
+    A round changes one random codeword of each image, lets ICM settle, and keeps what is nearer than before.
+
+    Args:
+        vectors: float32 (N, D).
+        codebooks: float32 (M, K, D).
+        codes: to begin with, uint8 (N, M), or None: the better of two runs of ICM from zero.
+        rounds (int): 0 is ICM from `codes` alone.
+    """
+    gram = codebooks[:, None] @ codebooks[None].transpose(0, 1, 3, 2)  # (M, M, K, K)
+    starts = progress(range(0, len(vectors), SEARCHED_AT_ONCE), desc="encoding", leave=False)
+    found = [np.empty((0, len(codebooks)), np.uint8)]
+    for start in starts:
+        part = slice(start, start + SEARCHED_AT_ONCE)
+        products = np.stack([vectors[part] @ codebook.T for codebook in codebooks])  # (M, n, K)
+        found.append(_search(products, gram, rng, None if codes is None else codes[part], rounds))
+    return np.concatenate(found)
+
+
+def _search(products, gram, rng, codes, rounds):
+    """The same of n vectors, whose inner products with the codewords are `products`, float32 (M, n, K)."""
+    codebooks, count, _ = products.shape
+    if codes is None:
+        codes, cost = _settle(products, gram, rng)
+        codes, cost = _nearer(codes, cost, *_settle(products, gram, rng))
+    else:
+        codes, cost = _settle(products, gram, rng, codes)
+    for _ in range(rounds if codebooks > 1 else 0):
+        changed = codes.copy()
+        changed[np.arange(count), rng.integers(codebooks, size=count)] = rng.integers(CODEWORDS, size=count)
+        codes, cost = _nearer(codes, cost, *_settle(products, gram, rng, changed, sweeps=2))
+    return codes
+
+
+def _nearer(codes, cost, others, other_cost):
+    """Of two codes of each vector the one with the lower cost, and the costs."""
+    better = other_cost < cost
+    return np.where(better[:, None], others, codes), np.where(better, other_cost, cost)
+
+
+def _settle(products, gram, rng, codes=None, sweeps=SWEEPS):
+    """ICM from `codes`, uint8 (n, M), or from zero: codes and ‖x − q‖² − ‖x‖², float32 (n,).
+
+    With products and gram at hand a visit is M look-ups of K numbers, not K products of D.
+    """
+    codebooks, count, _ = products.shape
+    visited = np.full(codebooks, codes is not None)
+    codes = np.zeros((count, codebooks), np.uint8) if codes is None else codes.copy()
+    for _ in range(sweeps):
+        for m in rng.permutation(codebooks):
+            codes[:, m] = _costs(products, gram, codes, visited, m).argmin(1)
+            visited[m] = True
+    total = np.zeros(count, np.float32)
+    for m in range(codebooks):
+        costs = _costs(products, gram, codes, np.arange(codebooks) < m, m)
+        total += costs[np.arange(count), codes[:, m]]
+    return codes, total
+
+
+def _costs(products, gram, codes, chosen, m):
+    """What each codeword of codebook m adds to ‖x − q‖² beside those of the codebooks `chosen`, float32 (n, K)."""
+    costs = np.diag(gram[m, m]) - 2 * products[m]
+    for other in np.flatnonzero(chosen):
+        if other != m:
+            costs += 2 * gram[other, m].take(codes[:, other], 0)
+    return costs
 
 
 def reconstruct(codes, codebooks):

@@ -17,7 +17,7 @@ from retrieval.access_token import add_token
 from retrieval.client import Remote
 from retrieval.index_names import find_index, named_folder
 from retrieval.result import DEFAULT_TOPK
-from util import ROOT, UserError, add_precision, gpu_number, gpu_numbers, note, number, run_program
+from util import CROPS, CROPS_HELP, ROOT, UserError, add_precision, gpu_number, gpu_numbers, note, number, run_program
 
 
 def parse_arguments():
@@ -34,8 +34,7 @@ def parse_arguments():
     place.add_argument("--out", type=Path, metavar="DIR", help="the folder of the index, if it is to lie elsewhere")
     build.add_argument("--trained-on", metavar="NAME",
                        help="data set whose tags the checkpoint learned (default: as its .json file says)")
-    build.add_argument("--crops", type=int, choices=(10, 5, 1), default=10,
-                       help="crops a photo, of the index and of its queries (default 10)")
+    build.add_argument("--crops", type=int, choices=CROPS, help=CROPS_HELP)
     add_precision(build)
     build.add_argument("--lists", type=number(int, 0), metavar="N",
                        help="sort the codes into N lists, of which a query looks into some (default: none up to a "

@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parent
 DIMENSIONS = 300  # D: length of a word vector, and so of an image embedding
 MOST_CODEBOOKS = 8  # M is 1 to 8: 8 to 64 bits an image
 SHOWN = 10  # of many faults, so many are told
+CROPS = (10, 5, 2, 1)  # of an image, that are embedded
+CROPS_HELP = ("crops an image: ten, the five plain ones, the centre and its mirror image, or the centre (default: as "
+              "the checkpoint was trained, else 10 of AlexNet, 1 of EfficientNet-Lite0)")
 PRECISIONS = ("float32", "bfloat16")  # the first is the default, and that of files from before there was a choice
 
 

@@ -2,7 +2,7 @@
 import argparse
 from pathlib import Path
 
-from util import add_precision, add_shared_options, gpu_numbers, number, run_program
+from util import CROPS, CROPS_HELP, add_precision, add_shared_options, gpu_numbers, number, run_program
 
 
 def parse_arguments():
@@ -14,8 +14,9 @@ def parse_arguments():
                         help="an .npy file of train.py or of the release; its codebooks tell the bits")
     parser.add_argument("gpu", metavar="GPU", type=gpu_numbers,
                         help="number of the GPU, several as 0,1; -1 or cpu for the CPU")
-    parser.add_argument("--crops", type=int, choices=(10, 5, 1), default=10,
-                        help="crops an image: ten, the five plain ones, or the plain centre (default 10)")
+    parser.add_argument("--crops", type=int, choices=CROPS, help=CROPS_HELP)
+    parser.add_argument("--features", type=Path, metavar="FILE.h5",
+                        help="features of database and query that a checkpoint of train.py --features was trained on")
     parser.add_argument("--topk", type=number(int, 1), default=5000, metavar="K",
                         help="results a query that count in MAP@K; cut to the size of the database (default 5000)")
     add_precision(parser)

@@ -3,6 +3,7 @@
 Weights are `{layer: [kernel, bias]}` of float32 arrays in TensorFlow's layouts, as in `alexnet.npy`.
 """
 from backbones.layers import LAST
+from image_files import resize_bilinearly
 from session import tf
 from util import DIMENSIONS
 
@@ -15,10 +16,14 @@ LAYERS = {
 # The mean of ImageNet's blue, green and red, which the release takes off red, green and blue: its checkpoints need it.
 MEAN = (103.939, 116.779, 123.68)
 SIDE = 227  # pixels of the crop that it sees
+INPUT = tf.uint8, (SIDE, SIDE, 3)
+FEATURES = LAYERS[LAST][0]
+CROPS, CROPS_AT_ONCE = 10, 160
+resize = resize_bilinearly
 
 
-def embed(images, variables, dropout=lambda x, index: x):
-    """Embeddings r, float32 (B, 300), and `{layer: output before its activation}`.
+def features(images, variables, dropout=lambda x, index: x):
+    """What the last layer sees, float32 (B, 4096), and `{layer: output before its activation}` of the layers below.
 
     Args:
         images: uint8 (B, 227, 227, 3), BGR.
@@ -53,5 +58,4 @@ def embed(images, variables, dropout=lambda x, index: x):
     x = pool(convolve(x, "conv5", groups=2))  # (B, 6, 6, 256)
     x = tf.reshape(x, [-1, LAYERS["fc6"][0]])
     x = dropout(tf.nn.relu(connect(x, "fc6")), 0)
-    x = dropout(tf.nn.relu(connect(x, "fc7")), 1)
-    return tf.tanh(connect(x, LAST)), before
+    return dropout(tf.nn.relu(connect(x, "fc7")), 1), before

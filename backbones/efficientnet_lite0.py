@@ -7,13 +7,16 @@ Weights are `{layer: [kernel, bias]}` of float32 arrays in TensorFlow's layouts,
 """
 import cv2
 
+from backbones.layers import LAST
+from image_files import IMAGE_SIDE
 from session import tf
 from util import DIMENSIONS
 
-IMAGE_SIDE = 256  # pixels of a stored image
-CROP_SIDE = 224  # pixels of what the network sees
+SIDE = 224  # pixels of the crop that it sees
+INPUT = tf.uint8, (SIDE, SIDE, 3)
+CROPS, CROPS_AT_ONCE = 1, 8  # larger batches of its wide layers wait for fresh memory
 CENTRE, SCALE = 127, 128  # of pixel values
-STEM, HEAD, LAST = "stem", "head", "fc8"
+STEM, HEAD = "stem", "head"
 STEM_CHANNELS, FEATURES = 32, 1280
 STAGES = (  # repeats, kernel, stride of the first, expansion, channels
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
@@ -61,22 +64,14 @@ def resize(image):
 
 # ---------------------------------------------------------------- the network
 
-def embed(images, variables, dropout=lambda x, index: x):
-    """Embeddings r, float32 (B, 300), and `{layer: output before its activation}`.
+def features(images, variables, dropout=lambda x, index: x):
+    """What the last layer sees, float32 (B, 1280), and `{layer: output before its activation}` of the layers below.
 
     Args:
         images: uint8 (B, 224, 224, 3), BGR.
         variables: `{layer: [kernel, bias]}`.
         dropout: function of a tensor and its number (0, of the features).
     """
-    x, before = features(images, variables)
-    kernel, bias = variables[LAST]
-    before[LAST] = tf.nn.bias_add(tf.matmul(dropout(x, 0), kernel), bias)
-    return tf.tanh(before[LAST]), before
-
-
-def features(images, variables):
-    """What the last layer sees, float32 (B, 1280), and `{layer: output before its activation}` of the layers below."""
     before = {}
 
     def convolve(x, layer, stride=1):
@@ -103,4 +98,4 @@ def features(images, variables):
         if stride == 1 and x.shape[3] == inputs.shape[3]:
             x += inputs
     x = tf.nn.relu6(convolve(x, HEAD))  # (B, 7, 7, 1280)
-    return tf.reduce_mean(x, (1, 2)), before
+    return dropout(tf.reduce_mean(x, (1, 2)), 0), before

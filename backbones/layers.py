@@ -31,6 +31,21 @@ def feed_weights(first_values, weights):
             for placeholder, array in zip(placeholders, weights[layer], strict=True)}
 
 
+def embed(network, inputs, variables, dropout=lambda x, index: x):
+    """Embeddings r, float32 (B, D), and `{layer: output before its activation}`: the last layer on `network.features`.
+
+    Args:
+        network: one of `backbones.BACKBONES`, or a `head.Head`.
+        inputs: (B, …), as `network.INPUT` says.
+        variables: of `make_variables`.
+        dropout: function of a tensor and its number.
+    """
+    features, before = network.features(inputs, variables, dropout)
+    kernel, bias = variables[LAST]
+    before[LAST] = tf.nn.bias_add(tf.matmul(features, kernel), bias)
+    return tf.tanh(before[LAST]), before
+
+
 # ---------------------------------------------------------------- first weights
 
 def fresh_last_layer(layers, rng):
@@ -68,7 +83,7 @@ def lsuv_weights(backbone, images, rng, device):
     with graph.as_default(), tf.device(first_device(device)):
         variables, first_values = make_variables(backbone.LAYERS, trainable=())
         batch = tf.placeholder(tf.uint8, [None, *images.shape[1:]])
-        _, before = backbone.embed(batch, variables)
+        _, before = embed(backbone, batch, variables)
         variances = {layer: tf.math.reduce_variance(output) for layer, output in before.items()}
         graph.finalize()
     with open_session(graph) as session:

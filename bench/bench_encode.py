@@ -13,12 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-import quantizer
 from backbones import alexnet
 from codebooks import random_codebooks
 from retrieval.encoded import Job, cut
 from retrieval.encoding import versions
 from retrieval.ray_encoding import encode_by_ray, ray
+from storage.checkpoint import Checkpoint
 from util import DIMENSIONS, progress, stream
 
 CODEBOOKS, SIDES = 4, (375, 500)
@@ -37,8 +37,8 @@ def make_model():
     rng = stream(0, "bench encode")
     weights = {layer: [rng.normal(0, 0.01, shape).astype(np.float32), np.zeros(shape[-1], np.float32)]
                for layer, shape in alexnet.LAYERS.items()}
-    return (weights, random_codebooks(CODEBOOKS, rng),
-            quantizer.semantic_factor(rng.normal(size=(DIMENSIONS, DIMENSIONS))))
+    checkpoint = Checkpoint(weights, random_codebooks(CODEBOOKS, rng), fitted=False)
+    return checkpoint, checkpoint.factor(rng.normal(size=(DIMENSIONS, DIMENSIONS)))
 
 
 def photos_a_second(job, model, workers):

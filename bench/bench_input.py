@@ -68,13 +68,13 @@ def steps(root, batch_size, rounds):
 
 def encoders(weights, paths, rounds):
     """Print the rates of encoding."""
-    import net_val
-    kinds = {precision: net_val.Encoder(weights, 10, "/cpu:0", precision) for precision in PRECISIONS}
+    from encoder import Encoder
+    kinds = {precision: Encoder(weights, 10, "/cpu:0", precision) for precision in PRECISIONS}
     rates = {precision: [] for precision in kinds}
     for number in range(1 + rounds):
-        for precision, encoder in kinds.items():
+        for precision, ready in kinds.items():
             began = time.perf_counter()
-            encoder.embed(paths)
+            ready.embed(paths)
             if number:
                 rates[precision].append(len(paths) / (time.perf_counter() - began))
     for precision, values in rates.items():

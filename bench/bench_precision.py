@@ -20,13 +20,13 @@ CROPS = 10
 
 def encoding(weights, images, precision):
     """A function that embeds images, uint8 (B, 256, 256, 3): float32 (B, D)."""
-    import net_val
     from backbones import alexnet
+    from encoder import EncodingGraph
     from session import open_session
-    graph = net_val.EncodingGraph(alexnet, CROPS, "/cpu:0")
+    graph = EncodingGraph(alexnet, CROPS, "/cpu:0")
     session = open_session(graph.graph, precision)
     graph.initialize(session, weights)
-    return lambda: session.run(graph.embeddings, {graph.images: images})
+    return lambda: session.run(graph.outputs, {graph.images: images})
 
 
 def report(what, images, seconds):

@@ -59,7 +59,7 @@ def bare_step(batch_size):
     with graph.as_default():
         images = tf.placeholder(tf.uint8, [None, 227, 227, 3])
         variables, first_values = layers.make_variables(alexnet.LAYERS, alexnet.LAYERS)
-        embeddings, _ = alexnet.embed(images, variables)
+        embeddings, _ = layers.embed(alexnet, images, variables)
         step = tf.train.AdamOptimizer(1e-5).minimize(tf.reduce_mean(tf.square(embeddings)))
         initialize = tf.global_variables_initializer()
     session = open_session(graph)
@@ -73,7 +73,6 @@ def bare_step(batch_size):
 def training(root, batch_size, cache_gb, precision="float32"):
     """A generator that takes a step of the real training each time it is asked; the seconds it waited for images."""
     import dataset
-    import image_files
     import net
     import quantizer
     from backbones import alexnet
@@ -81,21 +80,22 @@ def training(root, batch_size, cache_gb, precision="float32"):
     from losses import adaptive_margin_loss
     from session import open_session
     from storage.arrays import read_weights
+    from training_inputs import PhotoInputs
     content = dataset.load_training(dataset.find_dataset("bench", root))
-    store = image_files.ImageStore(content.paths, cache_gb * 1e9)
-    schedule = net.Schedule(len(store), batch_size, 0)
+    inputs = PhotoInputs(content.paths, alexnet, 0, cache_gb * 1e9)
+    schedule = net.Schedule(len(inputs), batch_size, 0)
     factor = quantizer.semantic_factor(content.embeddings)
-    alternation = net.AlternatingOptimisation(len(store), factor, random_codebooks(4, stream(0, "codebooks")), 0)
-    alternation.codes = np.zeros((len(store), 4), np.uint8)
+    alternation = net.AlternatingOptimisation(len(inputs), factor, random_codebooks(4, stream(0, "codebooks")), 0)
+    alternation.codes = np.zeros((len(inputs), 4), np.uint8)
     graph = net.TrainingGraph(alexnet, content.embeddings, factor, adaptive_margin_loss, 0.5, list(alexnet.LAYERS),
                               "/cpu:0", precision)
-    store.images(range(len(store) if cache_gb else 1))  # an epoch has passed
+    inputs.centres(range(len(inputs) if cache_gb else 1))  # an epoch has passed
     session = open_session(graph.graph, precision)
     graph.initialize(session, read_weights(root / "alexnet.npy"))
     while True:
         steps = range(1, 1 + STEPS)  # before the first update, so that only steps are timed
         waits = []
-        batches = timed_waits(net.load_batches(store, schedule, alexnet.SIDE, steps), waits)
+        batches = timed_waits(net.load_batches(inputs, schedule, steps), waits)
         for _ in net.take_steps(batches, content.tags, schedule, graph, alternation, session, 1e-5, 1e-4):
             yield waits[-1]
 

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-import net_val
 import quantizer
+from encoder import Encoder
 from image_files import image_faults, list_faults
+from net_val import CHUNK
 from retrieval import index, photo_files, vocabulary
 from retrieval.checkpoints import check_checkpoint, training_dataset
 from retrieval.sources import photo_source
 from session import device_name
+from storage.checkpoint import default_crops, read_checkpoint
+from storage.retrieval_file import read_retrieval, sources
 from storage.run_log import provenance
 from storage.safe_files import fingerprint
 from util import PRECISIONS, ROOT, UserError, note, stream
@@ -21,9 +24,8 @@ from util import PRECISIONS, ROOT, UserError, note, stream
 BLOCK = 4096  # images that are embedded before they are encoded, so that no more embeddings are held
 
 
-def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, inverted_lists=None, skip_bad=False,
-          seed=0, gpu=None, precision=PRECISIONS[0], prune=False,
-          keep_embeddings=False, vectors=None):
+def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=None, inverted_lists=None, skip_bad=False,
+          seed=0, gpu=None, precision=PRECISIONS[0], prune=False, keep_embeddings=False, vectors=None):
     """Make the index of a data set's database or of a folder of photos, or bring the one that is there up to date.
 
     Photos that are new or whose content is changed are embedded; the others keep their codes.
@@ -42,7 +44,8 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, in
     checkpoint, root = Path(checkpoint), Path(root)
     out = Path(out) if out else root / "indexes" / checkpoint.stem
     source = photo_source(str(images), root)
-    weights, codebooks = net_val.read_checkpoint(checkpoint)
+    trained = read_checkpoint(checkpoint)
+    crops = crops or default_crops(checkpoint)
     tagged = training_dataset(checkpoint, source, root, trained_on)
     with index.writing(out) as save:  # no other process may write the index after this one has read it
         old = index.load(out) if index.has_index(out) else None
@@ -50,9 +53,9 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, in
             before = old.content
             check_settings(out, before, checkpoint, source, crops, seed, precision)
         else:
-            before = new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision)
+            before = new_content(checkpoint, trained.codebooks, source, tagged, root, crops, seed, precision)
             if keep_embeddings:
-                before.embeddings = np.empty((0, codebooks.shape[2]), np.float16)
+                before.embeddings = np.empty((0, trained.codebooks.shape[2]), np.float16)
         check_embeddings(out, before, source, keep_embeddings)
         found = find_vocabulary(before, vectors, None if old else tagged, root)
         changes = photo_files.compare(source, before, out, prune)
@@ -64,9 +67,9 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=10, in
         else:
             if found:
                 before = replace(before, vocabulary=found[0], facts={**before.facts, "vectors": found[1]})
-            made = save(changed_content(before, source, changes, rows, checkpoint, weights, gpu), lists)
-    print(f"{out}: {len(made):,} photos{told_changes(source, before, changes, rows)}, {8 * len(codebooks)} bits each"
-          + (f", in {lists} lists" if lists else ""))
+            made = save(changed_content(before, source, changes, rows, checkpoint, trained, gpu), lists)
+    print(f"{out}: {len(made):,} photos{told_changes(source, before, changes, rows)}, "
+          f"{8 * len(trained.codebooks)} bits each" + (f", in {lists} lists" if lists else ""))
     return made
 
 
@@ -77,7 +80,7 @@ def is_up_to_date(before, changes, rows, lists):
                  else np.array_equal(changes.fingerprints, before.fingerprints)))
 
 
-def changed_content(before, source, changes, rows, checkpoint, weights, gpu):
+def changed_content(before, source, changes, rows, checkpoint, trained, gpu):
     """The content of an index without the photos that are changed or gone, and with the source's photos `rows`."""
     kept, paths = changes.kept, [source.folder / source.names[row] for row in rows]
     if source.encoded:  # opens no photo
@@ -85,7 +88,7 @@ def changed_content(before, source, changes, rows, checkpoint, weights, gpu):
     else:  # before they are embedded: what changes meanwhile is found the next time
         fingerprints = photo_files.take_fingerprints(paths)
     codes, embeddings = (stored_codes(checkpoint, source, rows, before)
-                         or encode_photos(paths, weights, before, gpu))
+                         or encode_photos(paths, trained, before, gpu))
     fingerprints = np.concatenate([changes.fingerprints, fingerprints])
     return replace(before, codes=np.concatenate([before.codes[kept], codes]),
                    images=[*(before.images[row] for row in kept), *(source.names[row] for row in rows)],
@@ -206,29 +209,33 @@ def stored_codes(checkpoint, source, rows, before):
     if source.dataset is None or len(before.images) or len(rows) < len(source.names) or not path.is_file():
         return None
     try:
-        expected, _ = net_val.sources(source.dataset, checkpoint, facts["crops"], facts["seed"],
+        expected, _ = sources(source.dataset, checkpoint, facts["crops"], facts["seed"],
                                       precision=precision_of(facts))
     except UserError:  # it was made from files that are gone
         return None
-    retrieval, _, _ = net_val.read_retrieval(path, expected, {})
+    retrieval, _, _ = read_retrieval(path, expected, {})
     if retrieval is None:
         return None
     print(f"the codes are those of {path}")
     return retrieval.db_codes, index.normalise(retrieval.db_features).astype(np.float16)
 
 
-def encode_photos(paths, weights, content, gpu):
-    """Codes of N photos, uint8 (N, M), embedded and encoded in blocks, and the embeddings to keep, float16 (N, D)."""
+def encode_photos(paths, trained, content, gpu):
+    """Codes of N photos, uint8 (N, M), embedded and encoded in blocks, and the embeddings to keep, float16 (N, D).
+
+    `trained`: a storage.checkpoint.Checkpoint.
+    """
     codes, kept = [content.codes[:0]], [np.empty((0, content.codebooks.shape[2]), np.float16)]
     if paths:
         precision = precision_of(content.facts)
-        encoder = net_val.Encoder(weights, content.facts["crops"], device_name(gpu, note, precision), precision)
-    factor = quantizer.semantic_factor(content.tag_embeddings)
+        encoder = Encoder(trained.weights, content.facts["crops"], device_name(gpu, note, precision), precision,
+                          unit=trained.fitted)
+    factor = trained.factor(content.tag_embeddings)
     for start in range(0, len(paths), BLOCK):
         block = paths[start:start + BLOCK]
         embeddings = encoder.embed(block, f"embedding photos {start + 1} to {start + len(block)} of {len(paths)}")
         rng = stream(content.facts["seed"], "index", len(content.codes) + start)
-        codes.append(quantizer.encode(embeddings, content.codebooks, factor, rng, net_val.CHUNK))
+        codes.append(quantizer.encode(embeddings, content.codebooks, factor, rng, CHUNK))
         if content.embeddings is not None:
             kept.append(index.normalise(embeddings).astype(np.float16))
     return np.concatenate(codes), np.concatenate(kept)

@@ -1,7 +1,7 @@
 """What a checkpoint belongs to: the data set whose tags it learned, and the index that was made with it."""
 import dataset
-from net_val import check_trained_with
-from storage.safe_files import fingerprint, read_json
+from storage.checkpoint import check_trained_with, read_record
+from storage.safe_files import fingerprint
 from util import UserError
 
 
@@ -10,11 +10,10 @@ def training_dataset(checkpoint, source, root, name):
 
     Raises UserError if there is none, or if its tags were processed anew since.
     """
-    path = checkpoint.with_suffix(".json")
-    record = read_json(path) if path.is_file() else {}
-    name = name or record.get("options", {}).get("dataset") or (source.dataset and source.dataset.name)
+    name = name or read_record(checkpoint).get("options", {}).get("dataset") or (source.dataset and source.dataset.name)
     if name is None:
-        raise UserError(f"{path}: no such file: say with --trained-on which data set {checkpoint.name} learned")
+        raise UserError(f"{checkpoint.with_suffix('.json')}: no such file: say with --trained-on which data set "
+                        f"{checkpoint.name} learned")
     found = dataset.find_dataset(name, root)
     check_trained_with(checkpoint, found.tag_embeddings)
     return found

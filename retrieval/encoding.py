@@ -11,19 +11,21 @@ from dataclasses import replace
 
 import numpy as np
 
-import net_val
 import quantizer
 from dataset import read_tag_embeddings
+from encoder import Encoder
 from image_files import try_image
+from net_val import CHUNK
 from retrieval import encoded
 from retrieval.checkpoints import training_dataset
 from retrieval.sources import listed_source
 from session import device_name
+from storage.checkpoint import default_crops, read_checkpoint
 from storage.safe_files import exclusive_lock, fingerprint, read_json
 from util import PRECISIONS, ROOT, UserError, cores, note, progress, stream
 
 
-def encode(checkpoint, images, out, shard, crops=10, trained_on=None, seed=0, gpu=None, precision=PRECISIONS[0],
+def encode(checkpoint, images, out, shard, crops=None, trained_on=None, seed=0, gpu=None, precision=PRECISIONS[0],
            root=ROOT, encode_shards=None):
     """Encode photos into `out`, or those that are missing there. Raises UserError.
 
@@ -32,15 +34,17 @@ def encode(checkpoint, images, out, shard, crops=10, trained_on=None, seed=0, gp
         others: those of the command line.
     """
     encoded.need_arrow()
-    weights, codebooks = net_val.read_checkpoint(checkpoint)
+    trained = read_checkpoint(checkpoint)
+    crops = crops or default_crops(checkpoint)
     source = listed_source(images)
     tagged = training_dataset(checkpoint, source, root, trained_on)
     tagged.check_tags()
-    factor = quantizer.semantic_factor(read_tag_embeddings(tagged.tag_embeddings))
+    factor = trained.factor(read_tag_embeddings(tagged.tag_embeddings))
     settings = {
         "made_by": "encode.py", "checkpoint_sha256": fingerprint(checkpoint),
         "tags_sha256": fingerprint(tagged.tag_embeddings), "images": str(source.folder), "crops": crops,
-        "precision": precision, "seed": seed, "shard": shard, "codebooks": len(codebooks), "versions": versions()}
+        "precision": precision, "seed": seed, "shard": shard, "codebooks": len(trained.codebooks),
+        "versions": versions()}
     with exclusive_lock(out / ".lock", f"{out}: another run is at work there"):
         plan, lists = encoded.begin(out, settings, source.names)
         job, missing = extended_job(out, source, plan, lists)
@@ -50,7 +54,7 @@ def encode(checkpoint, images, out, shard, crops=10, trained_on=None, seed=0, gp
             return
         manifest.unlink(missing_ok=True)
         if missing:
-            fill(job, missing, (weights, codebooks, factor), gpu, encode_shards or encode_here)
+            fill(job, missing, (trained, factor), gpu, encode_shards or encode_here)
         made = encoded.finish(job, {"experiment": checkpoint.stem, "checkpoint": str(checkpoint.resolve()),
                                     "trained_on": tagged.name})
         print(f"{out}: {encoded.summary(made)}")
@@ -107,17 +111,18 @@ class ShardEncoder:
     """A network that stands ready to encode shards.
 
     Args:
-        model: weights as of `net_val.read_checkpoint`, codebooks, float32 (M, K, D), and S of
-            `quantizer.semantic_factor`.
+        model: a storage.checkpoint.Checkpoint and its `factor` of the tags' embeddings.
         plan, folder, witness: those of the Job.
         gpu: number of the GPU, or None for the CPU.
     """
 
     def __init__(self, model, plan, folder, witness, gpu):
-        weights, self._codebooks, self._factor = model
+        checkpoint, self._factor = model
+        self._codebooks = checkpoint.codebooks
         self._plan, self._folder, self._witness = plan, folder, witness
         precision = plan["precision"]
-        self._encoder = net_val.Encoder(weights, plan["crops"], device_name(gpu, note, precision), precision)
+        self._encoder = Encoder(checkpoint.weights, plan["crops"], device_name(gpu, note, precision), precision,
+                                unit=checkpoint.fitted)
 
     def encode(self, shard, names, advance=lambda photos: None):
         """Codes of a shard's photos that can be used, uint8 (n, M), and {row: what is wrong} of the others.
@@ -132,7 +137,7 @@ class ShardEncoder:
         codes = np.empty((0, len(self._codebooks)), np.uint8)
         if len(embeddings):
             rng = stream(self._plan["seed"], "encode shard", shard)
-            codes = quantizer.encode(embeddings, self._codebooks, self._factor, rng, net_val.CHUNK)
+            codes = quantizer.encode(embeddings, self._codebooks, self._factor, rng, CHUNK)
         elif self._witness and not os.path.isfile(self._witness):
             raise UserError(f"{platform.node()} does not see the photos: {self._witness}: no such file there")
         return codes, dict(sorted(faults.items()))

@@ -14,7 +14,7 @@ import numpy as np
 import quantizer
 from retrieval.photo_files import NUMBERS
 from storage.safe_files import fingerprint, private_copy, write_json
-from util import PRECISIONS, UserError, one_line
+from util import CROPS, PRECISIONS, UserError, one_line
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -56,7 +56,7 @@ KEYS = {  # of every index: {key: (whether a value is right, what is expected)}
     "label_names": (_is_texts, "a list of names"),
 }
 PHOTO_KEYS = {  # of an index that `search.py build` writes; it has a key "crops", which those of other programs lack
-    "crops": (lambda value: type(value) is int and value in (1, 5, 10), "1, 5 or 10"),
+    "crops": (lambda value: type(value) is int and value in CROPS, "1, 2, 5 or 10"),
     "checkpoint": (_is_text, "the path of a checkpoint"),
     "checkpoint_sha256": (_is_text, "the SHA-256 of a checkpoint"),
     "experiment": (_is_text, "the name of an experiment"),

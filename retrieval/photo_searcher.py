@@ -46,7 +46,7 @@ class Photos(Searcher):
                     raise UserError(f"{path} {fault}")
             return self._network.embed(photo)
         with self._decoding:
-            image, fault = try_image(photo)
+            image, fault = try_image(photo, self._network.resize)
         if fault:
             raise UserError(f"{name or photo} {fault}")
         return self._network.embed_one(image)
@@ -68,7 +68,7 @@ class Photos(Searcher):
         says why it cannot be searched for."""
         for start in range(0, len(paths), LISTED_AT_ONCE):
             block = paths[start:start + LISTED_AT_ONCE]
-            images, faults = decodable_images(block)
+            images, faults = decodable_images(block, self._network.resize)
             rows = iter(self._network.embed(list(images)))
             for row, path in enumerate(block):
                 if row in faults:

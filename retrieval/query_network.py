@@ -2,17 +2,18 @@
 from functools import partial
 from pathlib import Path
 
-import net_val
+from encoder import Encoder
 from retrieval.checkpoints import check_checkpoint
 from retrieval.photo_searcher import Photos
 from retrieval.searcher import load_index
 from retrieval.shared_network import SharedNetwork
 from session import device_name
+from storage.checkpoint import read_checkpoint
 from util import note
 
 
 def load(folder, facts, checkpoint, gpu):
-    """The network that embedded the photos of the index in `folder`: a net_val.Encoder. Raises UserError.
+    """The network that embedded the photos of the index in `folder`: an encoder.Encoder. Raises UserError.
 
     Args:
         facts: of the index.
@@ -20,8 +21,8 @@ def load(folder, facts, checkpoint, gpu):
         gpu: number of the GPU that embeds photos, None for the CPU.
     """
     check_checkpoint(folder, facts, checkpoint)
-    weights, _ = net_val.read_checkpoint(checkpoint)
-    return net_val.Encoder(weights, facts["crops"], device_name(gpu, note))
+    trained = read_checkpoint(checkpoint)
+    return Encoder(trained.weights, facts["crops"], device_name(gpu, note), unit=trained.fitted)
 
 
 def open_index(folder, checkpoint=None, gpu=None, images=None):

@@ -14,7 +14,8 @@ class SharedNetwork:
     """A network and those who wait for it.
 
     Args:
-        load: gives what has `embed`, of a list of paths or images → float32 (B, D).
+        load: gives what has `embed`, of a list of paths or images → float32 (B, D), and `resize`, of an image: an
+            encoder.Encoder.
     """
 
     def __init__(self, load):
@@ -22,6 +23,13 @@ class SharedNetwork:
         self._network = None
         self._running = threading.Lock()
         self._waiting = deque()  # (image, Future)
+
+    def resize(self, image):
+        """A decoded image as the network resizes it, uint8 (256, 256, 3)."""
+        if self._network is None:
+            with self._running:
+                self._loaded()
+        return self._network.resize(image)
 
     def embed(self, photos):
         """The embeddings of a list of B photos, paths or images, float32 (B, D)."""
@@ -55,6 +63,9 @@ class SharedNetwork:
     def _run(self, photos):
         if not photos:
             return np.empty((0, DIMENSIONS), np.float32)
+        return self._loaded().embed(photos)
+
+    def _loaded(self):
         if self._network is None:
             self._network = self._load()
-        return self._network.embed(photos)
+        return self._network

@@ -12,6 +12,8 @@ from storage import plain_pickle
 from storage.safe_files import with_checksums
 from util import UserError, one_line
 
+SINGLE = ("C", "fit")  # entries of weights that are one array
+
 
 def write_weights(path, weights, record=None):
     """Replace `path` by `{layer: [kernel, bias], "C": codebooks}` in the release's `.npy` format.
@@ -84,21 +86,21 @@ def _read_npy_header(file, path):
 def read_weights(path):
     """The `{layer: [kernel, bias], …}` of an `.npy` file in the release's format. Raises UserError.
 
-    `C`, where there is one, is a single float32 array; every layer is a list of two.
+    `C` and `fit`, where they are there, are single float32 arrays; every layer is a list of two.
     """
     weights = read_npy(path)
     if not (isinstance(weights, dict) and all(isinstance(name, str) for name in weights)):
         raise UserError(f"{path}: expected a dict of layers, found {type(weights).__name__}")
     clean, floats = {}, {}  # floats: {id of an array: the same in float32}, because one array may have many names
     for name, value in weights.items():
-        arrays = [value] if name == "C" else value
-        if not (isinstance(arrays, list | tuple) and len(arrays) == (1 if name == "C" else 2)):
+        arrays = [value] if name in SINGLE else value
+        if not (isinstance(arrays, list | tuple) and len(arrays) == (1 if name in SINGLE else 2)):
             raise UserError(f"{path}: expected [kernel, bias] under {name!r}, found {type(value).__name__}")
         for array in arrays:
             if id(array) not in floats:
                 floats[id(array)] = _finite_floats(path, name, array)
         arrays = [floats[id(array)] for array in arrays]
-        clean[name] = arrays[0] if name == "C" else arrays
+        clean[name] = arrays[0] if name in SINGLE else arrays
     return clean
 
 

@@ -36,13 +36,17 @@ NAMES = tuple(field.name for field in fields(Retrieval))
 
 # ---------------------------------------------------------------- what it depends on
 
-def sources(dataset, checkpoint, crops, seed, splits=None, precision=PRECISIONS[0]):
+def sources(dataset, checkpoint, crops, seed, splits=None, precision=PRECISIONS[0], features=None):
     """What a retrieval file depends on, as its attributes: first all but the labels, then the labels.
 
-    `splits`: as of `net_val.load_splits` where bad images may have been left out, else None.
+    Args:
+        splits: as of `net_val.load_splits` where bad images may have been left out, else None.
+        features: a file of features, from which the embeddings were made, or None.
     """
     lists, labels = zip(*(dataset.split_files(split) for split in SPLITS), strict=True)
     names = {"checkpoint": checkpoint, **{path.name: path for path in (dataset.tag_embeddings, *lists)}}
+    if features is not None:
+        names["features"] = features
     for path in (*names.values(), *labels):
         if not path.is_file():
             raise UserError(f"{path}: no such file")

@@ -13,11 +13,16 @@ from storage.safe_files import exclusive_lock, fingerprint
 from util import ROOT
 
 
-def experiment_name(dataset, loss, codebooks, fixed_margin, margin, gamma, lambda_, notes):
-    """The name that log, checkpoint and h5 of one experiment share, as the release spells it."""
+def experiment_name(dataset, loss, codebooks, fixed_margin, margin, gamma, lambda_, notes, softmax=None):
+    """The name that log, checkpoint and h5 of one experiment share, as the release spells it.
+
+    `softmax`: temperature and weight of pairs, of a loss that has these in place of a margin.
+    """
     def short(value):
         return str(int(value)) if value == int(value) else str(value)
     form = f"fixMargin_margin={short(margin)}" if fixed_margin else f"adaMargin_gamma={short(gamma)}"
+    if softmax is not None:
+        form = "temperature={}_pairs={}".format(*map(short, softmax))
     return f"{dataset}_{loss}_nbits={8 * codebooks}_{form}_lambda={float(lambda_)}_{notes}"
 
 

@@ -53,6 +53,43 @@ def wdht_loss(r, y, w, margin=0.7, l2_norm=True):
     return np.mean(losses) / (len(tagged) - 1)
 
 
+def log_softmax(scores):
+    return [score - np.log(sum(np.exp(other) for other in scores)) for score in scores]
+
+
+def multiple_instance_loss(r, y, w, temperature=0.1):
+    r, w = unit(np.float64(r)), unit(np.float64(w))
+    losses = []
+    for b in range(len(r)):
+        own = np.flatnonzero(y[b] == 1)
+        if len(own):
+            logs = log_softmax([r[b] @ w[i] / temperature for i in range(len(w))])
+            losses.append(-np.log(sum(np.exp(logs[i]) for i in own)))
+    return np.mean(losses) if losses else 0.0
+
+
+def softmax_loss(r, y, w, temperature=0.1):
+    r, w = unit(np.float64(r)), unit(np.float64(w))
+    losses = []
+    for b in range(len(r)):
+        own = np.flatnonzero(y[b] == 1)
+        if len(own):
+            logs = log_softmax([r[b] @ w[i] / temperature for i in range(len(w))])
+            losses.append(np.mean([-logs[i] for i in own]))
+    return np.mean(losses) if losses else 0.0
+
+
+def pair_loss(r, y, temperature=0.1):
+    r, losses = unit(np.float64(r)), []
+    for b in range(len(r)):
+        others = [c for c in range(len(r)) if c != b]
+        targets = [cosine(y[b], y[c]) if y[b].any() and y[c].any() else 0.0 for c in others]
+        if sum(targets) > 0:
+            logs = log_softmax([r[b] @ r[c] / temperature for c in others])
+            losses.append(-sum(t * log for t, log in zip(targets, logs, strict=True)) / sum(targets))
+    return np.mean(losses) if losses else 0.0
+
+
 def quantization_loss(r, q, w):
     return np.mean([np.sum(((np.float64(r[b]) - q[b]) @ w.T) ** 2) for b in range(len(r))])
 
@@ -87,6 +124,14 @@ def icm_encode(r, codebooks, w, orders):
                                   if other != m and codes[n, other] >= 0)
                 codes[n, m] = np.argmin([np.sum(((rest - word) @ w.T) ** 2) for word in c[m]])
     return codes
+
+
+def nearest_reconstruction(x, codebooks):
+    """The squared distance of each vector to the nearest of all K^M reconstructions, by trying every one."""
+    sums = [np.zeros(codebooks.shape[2])]
+    for codebook in np.float64(codebooks):
+        sums = [total + word for total in sums for word in codebook]
+    return np.array([min(np.sum((vector - total) ** 2) for total in sums) for vector in np.float64(x)])
 
 
 def update_codebooks(u, codes, codebooks):

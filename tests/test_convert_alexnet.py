@@ -264,7 +264,7 @@ def network_fc7(images, weights):
     fc8 = {"fc8": [np.zeros((4096, 300), np.float32), np.zeros(300, np.float32)]}
     with tf.Graph().as_default() as graph, open_session(graph) as session:
         variables, first_values = layers.make_variables(alexnet.LAYERS, ())
-        _, before = alexnet.embed(tf.constant(images), variables)
+        _, before = layers.embed(alexnet, tf.constant(images), variables)
         session.run(tf.global_variables_initializer(), layers.feed_weights(first_values, {**weights, **fc8}))
         return session.run(before["fc7"])
 

@@ -12,8 +12,9 @@ import pytest
 
 import oracles
 from backbones import efficientnet_lite0 as backbone
+from backbones import layers
 from dataset import find_dataset, read_split
-from image_files import decode
+from image_files import IMAGE_SIDE, decode
 from metrics import evaluate
 from prepare import photos
 from session import open_session, tf
@@ -27,7 +28,7 @@ from weights.torch_file import read_tensors
 REPO = Path(__file__).resolve().parent.parent
 COREL = REPO.parent / "shared" / "data" / "corel5k"
 needs_corel = pytest.mark.skipif(not COREL.is_dir(), reason="no shared/data/corel5k beside the repository")
-SHAPES = {layer: shape for layer, shape in backbone.LAYERS.items() if layer != backbone.LAST}
+SHAPES = {layer: shape for layer, shape in backbone.LAYERS.items() if layer != layers.LAST}
 PLANES = [404, 895, 908]  # ImageNet's airliner, warplane, wing
 
 
@@ -73,8 +74,8 @@ class Network:
 
 def crop(image):
     """The middle of a decoded image, uint8 (224, 224, 3)."""
-    edge = (backbone.IMAGE_SIDE - backbone.CROP_SIDE) // 2
-    return backbone.resize(image)[edge:edge + backbone.CROP_SIDE, edge:edge + backbone.CROP_SIDE]
+    edge = (IMAGE_SIDE - backbone.SIDE) // 2
+    return backbone.resize(image)[edge:edge + backbone.SIDE, edge:edge + backbone.SIDE]
 
 
 # ---------------------------------------------------------------- the network
@@ -112,7 +113,8 @@ def test_the_embedding_is_a_tanh_of_the_features():
     weights = {**convert.convert("x", random_tensors(), SHAPES), "fc8": [kernel, bias]}
     with tf.Graph().as_default() as graph, open_session(graph) as session:
         dropped = []
-        embeddings, before = backbone.embed(tf.constant(images), weights, lambda x, index: dropped.append(index) or x)
+        embeddings, before = layers.embed(backbone, tf.constant(images), weights,
+                                          lambda x, index: dropped.append(index) or x)
         embeddings, before = session.run([embeddings, before])
     np.testing.assert_allclose(embeddings, np.tanh(Network(weights).features(images) @ kernel + bias), atol=1e-5)
     assert list(before) == list(backbone.LAYERS)

@@ -17,11 +17,13 @@ import pyarrow.parquet
 import pytest
 
 import encode
-import net_val
 import quantizer
 import search
 from dataset import read_tag_embeddings
+from encoder import Encoder
+from net_val import CHUNK
 from retrieval import building, encoded, encoding, index, ray_encoding
+from storage.checkpoint import read_checkpoint
 from test_faults import files_of_at_most, flip
 from tiny import EXPERIMENT, PROJECT, TRAINING, call, make_tiny, train, wait_for
 from util import UserError, stream
@@ -103,14 +105,14 @@ def test_bad_photos_are_left_out_with_their_reasons_and_the_others_are_all_there
 
 
 def test_a_shards_codes_depend_on_its_photos_its_number_and_the_seed_alone(root, checkpoint, done):
-    weights, codebooks = net_val.read_checkpoint(checkpoint)
-    factor = quantizer.semantic_factor(read_tag_embeddings(root / "data/tiny/tags/FinalTagEmbs.txt"))
-    encoder = net_val.Encoder(weights, 1, "/cpu:0")
+    trained = read_checkpoint(checkpoint)
+    factor = trained.factor(read_tag_embeddings(root / "data/tiny/tags/FinalTagEmbs.txt"))
+    encoder = Encoder(trained.weights, 1, "/cpu:0")
     for shard, path in enumerate(sorted(done.glob("shard-*.parquet"))):
         table = pyarrow.parquet.read_table(path)
         assert str(table["code"].type) == "fixed_size_list<element: uint8>[2]"
         embeddings = encoder.embed([root / "photos" / name for name in table["path"].to_pylist()])
-        expected = quantizer.encode(embeddings, codebooks, factor, stream(0, "encode shard", shard), net_val.CHUNK)
+        expected = quantizer.encode(embeddings, trained.codebooks, factor, stream(0, "encode shard", shard), CHUNK)
         assert table["code"].to_pylist() == expected.tolist()
 
 
@@ -135,15 +137,15 @@ def test_a_list_that_cannot_be_used_is_refused(root, checkpoint, tmp_path, image
 
 
 def test_a_network_that_gives_nan_stops_with_a_sentence(root, checkpoint):
-    weights, codebooks = net_val.read_checkpoint(checkpoint)
-    weights["fc8"][1][0] = np.nan
-    encoder = encoding.ShardEncoder((weights, codebooks, None), OPTIONS, root, None, None)
+    trained = read_checkpoint(checkpoint)
+    trained.weights["fc8"][1][0] = np.nan
+    encoder = encoding.ShardEncoder((trained, None), OPTIONS, root, None, None)
     with pytest.raises(UserError, match=r"the network gives NaN or infinite embeddings of 1 images: .*/3\.jpg"):
         encoder.encode(0, ["gone.jpg", "datasets/tiny/3.jpg"])
 
 
 def test_photos_whose_folder_went_away_are_no_bad_photos(root, checkpoint, tmp_path):
-    encoder = encoding.ShardEncoder((*net_val.read_checkpoint(checkpoint), None), OPTIONS, tmp_path,
+    encoder = encoding.ShardEncoder((read_checkpoint(checkpoint), None), OPTIONS, tmp_path,
                                   f"{tmp_path}/seen before.jpg", None)
     with pytest.raises(UserError, match=r"does not see the photos: .*seen before\.jpg: no such file there"):
         encoder.encode(0, ["1.jpg", "2.jpg"])

@@ -119,3 +119,37 @@ def test_no_tensor_of_a_batch_with_few_tags_is_as_large_as_images_by_tags_by_tag
         with tf.Session() as session:
             largest = max(np.size(value) for value in session.run(fetches))
     assert largest <= max(64 * 128, 64 * 300, 128 * 300)  # P = 64 pairs
+
+
+SOFTMAX_LOSSES = {
+    "multiple_instance_loss": (losses.multiple_instance_loss, (Y, W)),
+    "softmax_loss": (losses.softmax_loss, (Y, W)),
+    "pair_loss": (losses.pair_loss, (Y,)),
+}
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+@pytest.mark.parametrize("name", SOFTMAX_LOSSES)
+def test_softmax_losses_are_the_sums_of_their_formulas(name, temperature):
+    loss, inputs = SOFTMAX_LOSSES[name]
+    value, _ = value_and_gradient(loss, R, *inputs, temperature=temperature)
+    assert value == pytest.approx(getattr(oracles, name)(R, *inputs, temperature=temperature), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SOFTMAX_LOSSES)
+def test_gradients_of_softmax_losses_are_the_slopes_of_their_oracles(name):
+    y = Y[:4, :6].copy()
+    y[:, 0] = [1, 0, 1, 0]
+    y[1] = 0  # an image without tags
+    inputs = (y,) if name == "pair_loss" else (y, W[:6, :12])
+    _, gradient = value_and_gradient(SOFTMAX_LOSSES[name][0], R[:4, :12], *inputs, temperature=0.5)
+    oracle = getattr(oracles, name)
+    assert_gradient_close(gradient, oracles.gradient(lambda r: oracle(r, *inputs, temperature=0.5), R[:4, :12]), 1e-4)
+
+
+@pytest.mark.parametrize("name", SOFTMAX_LOSSES)
+def test_softmax_losses_of_a_batch_without_tags_are_zero_and_so_is_their_gradient(name):
+    none = np.zeros_like(Y)
+    value, gradient = value_and_gradient(SOFTMAX_LOSSES[name][0], R, *((none,) if name == "pair_loss" else (none, W)))
+    assert value == 0
+    assert not gradient.any()

@@ -20,23 +20,24 @@ W, Y = parity.tags(parity.SEED + 1, 8, 20)
 SIDE = 4
 
 
-def _embed(images, variables, dropout):
-    kernel, bias = variables["fc8"]
-    x = dropout(tf.reshape(tf.cast(images, tf.float32) / 255, [-1, SIDE * SIDE * 3]), 0)
-    return tf.tanh(tf.matmul(x, kernel) + bias), {}
+PIXELS = tf.uint8, (SIDE, SIDE, 3)
 
 
-LINEAR = SimpleNamespace(LAYERS={"fc8": (SIDE * SIDE * 3, 300)}, SIDE=SIDE, embed=_embed)
+def _features(images, _variables, dropout):
+    return dropout(tf.reshape(tf.cast(images, tf.float32) / 255, [-1, SIDE * SIDE * 3]), 0), {}
+
+
+LINEAR = SimpleNamespace(LAYERS={"fc8": (SIDE * SIDE * 3, 300)}, INPUT=PIXELS, features=_features)
 
 
 def linear_graph(loss=adaptive_margin_loss, **options):
-    settings = {"backbone": LINEAR, "dropout": 0.0, "trainable": ["fc8"], "device": "/cpu:0", **options}
+    settings = {"network": LINEAR, "dropout": 0.0, "trainable": ["fc8"], "device": "/cpu:0", **options}
     return net.TrainingGraph(tag_embeddings=np.float32(W), factor=quantizer.semantic_factor(W), embedding_loss=loss,
                              **settings)
 
 
 class Pixels:
-    """A store whose crops are the images themselves."""
+    """Inputs of a training that are the images themselves."""
 
     def __init__(self, images):
         self.images = images
@@ -44,7 +45,7 @@ class Pixels:
     def __len__(self):
         return len(self.images)
 
-    def crops(self, rows, side, offsets, flips):
+    def batch(self, rows, step):
         return self.images[rows]
 
 
@@ -52,14 +53,14 @@ class Pixels:
 class LinearTraining:
     """A training on random images of 4×4 pixels."""
     tags: scipy.sparse.csr_array
-    store: Pixels
+    inputs: Pixels
     schedule: net.Schedule
     graph: net.TrainingGraph
     alternation: net.AlternatingOptimisation
 
     def take(self, steps, session):
         """Take the steps; the scalars of each, and the variables afterwards."""
-        batches = net.load_batches(self.store, self.schedule, SIDE, steps)
+        batches = net.load_batches(self.inputs, self.schedule, steps)
         taken = net.take_steps(batches, self.tags, self.schedule, self.graph, self.alternation, session, 1e-3, 1e-4)
         return [scalars for _, scalars, _ in taken], session.run(self.graph.variables)
 
@@ -80,11 +81,11 @@ def states_of(training, folder, settings):
 def linear_training(images, batch_size, codebooks=2, **options):
     rng = stream(0, "linear test")
     labels = (rng.random((images, 20)) < 0.2).astype(np.uint8)
-    store = Pixels(rng.integers(0, 256, (images, SIDE, SIDE, 3), dtype=np.uint8))
+    inputs = Pixels(rng.integers(0, 256, (images, SIDE, SIDE, 3), dtype=np.uint8))
     graph = linear_graph(**options)
     alternation = net.AlternatingOptimisation(images, quantizer.semantic_factor(W),
                                               random_codebooks(codebooks, rng), seed=5)
-    return LinearTraining(scipy.sparse.csr_array(labels), store, net.Schedule(images, batch_size, seed=5), graph,
+    return LinearTraining(scipy.sparse.csr_array(labels), inputs, net.Schedule(images, batch_size, seed=5), graph,
                           alternation)
 
 
@@ -128,7 +129,7 @@ def test_another_seed_is_another_permutation():
 # ---------------------------------------------------------------- the released steps
 
 def test_three_steps_of_alexnet_are_the_released_ones():
-    graph = linear_graph(backbone=alexnet, trainable=list(alexnet.LAYERS))
+    graph = linear_graph(network=alexnet, trainable=list(alexnet.LAYERS))
     images = parity.images(parity.SEED + 9, 8)[:, 14:241, 14:241]
     q = quantizer.reconstruct(parity.codes(parity.SEED + 4, 8, 2), parity.codebooks(parity.SEED + 5, 2))
     weights, steps = parity.alexnet_weights(parity.SEED + 7), []
@@ -245,13 +246,11 @@ def test_a_state_from_before_there_was_a_precision_is_of_float32(tmp_path):
 def test_a_layer_that_is_not_trained_keeps_its_values():
     layers = {"fc7": (SIDE * SIDE * 3, 10), "fc8": (10, 300)}
 
-    def embed(images, variables, dropout):
-        x = tf.reshape(tf.cast(images, tf.float32) / 255, [-1, SIDE * SIDE * 3])
-        for kernel, bias in variables.values():
-            x = tf.tanh(tf.matmul(x, kernel) + bias)
-        return x, {}
+    def features(images, variables, dropout):
+        kernel, bias = variables["fc7"]
+        return tf.tanh(tf.matmul(_features(images, variables, dropout)[0], kernel) + bias), {}
 
-    graph = linear_graph(backbone=SimpleNamespace(LAYERS=layers, SIDE=SIDE, embed=embed), trainable=["fc8"])
+    graph = linear_graph(network=SimpleNamespace(LAYERS=layers, INPUT=PIXELS, features=features), trainable=["fc8"])
     rng = stream(0, "finetune test")
     weights = {layer: [rng.normal(size=shape), np.zeros(shape[-1])] for layer, shape in layers.items()}
     with open_session(graph.graph) as session:
@@ -280,7 +279,7 @@ def test_lsuv_gives_every_layer_an_output_of_variance_one():
     weights = layers.lsuv_weights(alexnet, images, stream(0, "weights"), "/cpu:0")
     with tf.Graph().as_default() as graph, open_session(graph) as session:
         variables, first_values = layers.make_variables(alexnet.LAYERS, ())
-        embeddings, before = alexnet.embed(tf.constant(images), variables)
+        embeddings, before = layers.embed(alexnet, tf.constant(images), variables)
         session.run(tf.global_variables_initializer(), layers.feed_weights(first_values, weights))
         outputs, r = session.run([before, embeddings])
     for layer, output in outputs.items():

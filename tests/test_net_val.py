@@ -4,54 +4,11 @@ from types import SimpleNamespace
 
 import h5py
 import numpy as np
-import pytest
 
 import net_val
-import parity_inputs as parity
 import quantizer
-from backbones import alexnet
 from codebooks import random_codebooks
-from session import open_session, tf
-from storage.arrays import write_weights
-from storage.safe_files import fingerprint
-from util import UserError, stream
-
-
-def test_ten_crop_embeddings_are_the_released_ones():
-    graph = net_val.EncodingGraph(alexnet, 10, "/cpu:0")
-    with open_session(graph.graph) as session:
-        graph.initialize(session, parity.alexnet_weights(parity.SEED + 7))
-        found = session.run(graph.embeddings, {graph.images: parity.images(parity.SEED + 8, 4)})
-    np.testing.assert_allclose(found, parity.CASES["alexnet/ten_crop_embeddings"], atol=1e-4)
-
-
-def _corner_pixels(images, variables):
-    """A backbone that shows which crop it was given: the first blue pixel of each, 300 times."""
-    kernel, _ = variables["fc8"]
-    return tf.cast(images[:, 0, 0, :1], tf.float32) * kernel, {}
-
-
-@pytest.mark.parametrize("crops", [10, 5, 1])
-def test_embeddings_are_the_mean_over_the_crops_and_cover_each_image_once(crops):
-    images = stream(0, "crop test").integers(0, 256, (41, 256, 256, 3), dtype=np.uint8)
-    class Store:
-        def __len__(self):
-            return len(images)
-
-        def images(self, rows):
-            return images[list(rows)]
-
-    store = Store()
-    backbone = SimpleNamespace(LAYERS={"fc8": (1, 300)}, SIDE=227, embed=_corner_pixels)
-    graph = net_val.EncodingGraph(backbone, crops, "/cpu:0")
-    with open_session(graph.graph) as session:
-        graph.initialize(session, {"fc8": [np.ones((1, 300)), np.zeros(300)]})
-        found = net_val.embed_images(store, graph, session, crops, "testing")
-    offsets = {10: (0, 28, 14), 5: (0, 28, 14), 1: (14,)}[crops]
-    corners = [(t, le) for t in offsets for le in offsets if (t == 14) == (le == 14)]
-    flips = (images[:, :, ::-1], images) if crops == 10 else (images,)
-    expected = np.mean([view[:, t, le, 0] for view in flips for t, le in corners], axis=0)
-    np.testing.assert_allclose(found, expected[:, None].repeat(300, 1), rtol=1e-5)
+from util import stream
 
 
 def _retrieval(rng, m=2, queries=30, images=120):
@@ -132,31 +89,3 @@ def test_measure_ranks_by_reconstructions_and_leaves_the_labels_alone():
     numbers = net_val.as_numbers(first, 50)
     assert numbers["AQD"]["map"] == first["AQD"][0].map
     assert list(numbers["AQD"]["precision"]) == ["1", "10"]
-
-
-@pytest.mark.parametrize(("stacked", "sentence"), [
-    (None, "with codebooks under 'C'"),
-    (np.zeros((100, 300)), r"expected C with shape .* found \(100, 300\)"),
-    (np.zeros((9 * 256, 300)), "for M from 1 to 8"),
-    (np.zeros((256, 200)), r"found \(256, 200\)"),
-    (np.zeros((256, 300)), "expected conv1 with shapes"),
-])
-def test_a_checkpoint_without_fitting_codebooks_is_refused(tmp_path, stacked, sentence):
-    path = tmp_path / "x.npy"
-    weights = {"fc8": [np.zeros((4096, 300)), np.zeros(300)]}
-    write_weights(path, weights if stacked is None else {**weights, "C": stacked})
-    with pytest.raises(UserError, match=sentence):
-        net_val.read_checkpoint(path)
-
-
-def test_a_checkpoint_that_was_trained_with_other_tags_is_refused_with_both_checksums(tmp_path):
-    checkpoint, embeddings = tmp_path / "x.npy", tmp_path / "FinalTagEmbs.txt"
-    embeddings.write_text("1 2 3\n")
-    net_val.check_trained_with(checkpoint, embeddings)  # a release's checkpoint tells nothing
-    for trained in (fingerprint(embeddings), "0123456789abcdef"):
-        write_weights(checkpoint, {}, {"fingerprints": {"FinalTagEmbs.txt": trained}})
-        if trained == fingerprint(embeddings):
-            net_val.check_trained_with(checkpoint, embeddings)
-        else:
-            with pytest.raises(UserError, match=f"0123456789ab…, and .* has {fingerprint(embeddings)[:12]}…"):
-                net_val.check_trained_with(checkpoint, embeddings)

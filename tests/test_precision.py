@@ -7,11 +7,11 @@ import h5py
 import numpy as np
 import pytest
 
-import net_val
 import parity_inputs as parity
 import train
 import validation
 from backbones import alexnet
+from encoder import EncodingGraph
 from losses import adaptive_margin_loss, wdht_loss
 from session import has_bfloat16, open_session, tf
 from test_net import SIDE, W, Y, linear_graph, linear_weights
@@ -26,7 +26,7 @@ def step(precision):
     matrix products ran in each type."""
     graph, told = linear_graph(precision=precision), tf.RunMetadata()
     rng = stream(0, "precision test")
-    feed = {graph.images: rng.integers(0, 256, (8, SIDE, SIDE, 3)), graph.tags: Y,
+    feed = {graph.inputs: rng.integers(0, 256, (8, SIDE, SIDE, 3)), graph.tags: Y,
             graph.reconstructions: rng.normal(0, 0.1, (8, 300)), graph.learning_rate: 1e-3,
             graph.quantization_weight: 1e-3, graph.dropout_seeds: np.zeros((2, 2))}
     with open_session(graph.graph, precision) as session:
@@ -75,12 +75,12 @@ def test_losses_in_float64_are_those_in_float32(loss):
 
 @needs_bfloat16
 def test_embeddings_in_bfloat16_are_nearly_those_in_float32():
-    graph = net_val.EncodingGraph(alexnet, 1, "/cpu:0")
+    graph = EncodingGraph(alexnet, 1, "/cpu:0")
     images, found = parity.images(parity.SEED + 8, 2), []
     for precision in PRECISIONS:
         with open_session(graph.graph, precision) as session:
             graph.initialize(session, parity.alexnet_weights(parity.SEED + 7))
-            found.append(session.run(graph.embeddings, {graph.images: images}))
+            found.append(session.run(graph.outputs, {graph.images: images}))
     assert found[1].dtype == np.float32
     assert not np.array_equal(*found)
     assert cosines(*found).min() >= 0.998

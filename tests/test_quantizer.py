@@ -5,7 +5,7 @@ import pytest
 import oracles
 import parity_inputs as parity
 import quantizer
-from codebooks import initial_codebooks, random_codebooks, update_codebooks
+from codebooks import fit_codebooks, initial_codebooks, random_codebooks, update_codebooks
 from util import stream
 
 W = parity.tags(parity.SEED + 1, 8, 20)[0]
@@ -117,3 +117,63 @@ def test_scores_are_the_sums_of_the_table_in_the_order_of_the_codebooks_to_the_l
     for i in range(1, m):
         expected = expected + tables[i][codes[:, i]]
     np.testing.assert_array_equal(score(q, codes, c), expected.T)
+
+
+# ---------------------------------------------------------------- codes of fitted codebooks
+
+def vectors_near_codewords(count, codebooks, words, seed=0):
+    """Vectors, float32 (count, 300), and codebooks (M, K, 300) of which all but `words` codewords are far away."""
+    rng = stream(seed, "local search")
+    books = np.full((codebooks, quantizer.CODEWORDS, 300), 100, np.float32)
+    books[:, :words] = rng.normal(size=(codebooks, words, 300)) / 10
+    return rng.normal(size=(count, 300)).astype(np.float32) / 10, books
+
+
+def test_local_search_finds_the_nearest_reconstruction_of_nearly_every_vector():
+    vectors, books = vectors_near_codewords(60, 3, 5)
+    codes = quantizer.local_search(vectors, books, stream(1, "codes"), rounds=400)
+    errors = np.square(vectors - quantizer.reconstruct(codes, books)).sum(1)
+    nearest = oracles.nearest_reconstruction(vectors, books[:, :5])
+    assert (errors >= nearest * (1 - 1e-4)).all()
+    assert np.isclose(errors, nearest, rtol=1e-4).mean() > 0.9
+
+
+def test_more_rounds_of_local_search_bring_no_vector_farther_away():
+    rng = stream(2, "local search")
+    vectors, books = (rng.normal(size=size).astype(np.float32) for size in ((50, 300), (4, 256, 300)))
+    codes = quantizer.local_search(vectors, books, rng, rounds=0)
+    better = quantizer.local_search(vectors, books, rng, codes, rounds=8)
+    before, after = (np.square(vectors - quantizer.reconstruct(c, books)).sum(1) for c in (codes, better))
+    assert (after <= before * (1 + 1e-5)).all()
+    assert after.mean() < before.mean()
+
+
+def test_codes_of_fitted_codebooks_do_not_depend_on_how_many_vectors_are_searched_at_once(monkeypatch):
+    vectors, books = vectors_near_codewords(10, 1, 7)
+    whole = quantizer.encode(vectors, books, None, stream(0, "codes"), 700)
+    monkeypatch.setattr(quantizer, "SEARCHED_AT_ONCE", 3)
+    np.testing.assert_array_equal(quantizer.encode(vectors, books, None, stream(0, "codes"), 700), whole)
+    distances = np.square(vectors[:, None] - books[0][None]).sum(2)
+    np.testing.assert_array_equal(whole[:, 0], distances.argmin(1))
+    assert quantizer.encode(vectors[:0], books, None, stream(0, "codes"), 700).shape == (0, 1)
+
+
+def test_fitted_codebooks_come_nearer_than_slices_of_k_means():
+    rng = stream(3, "fit")
+    centres = rng.normal(size=(40, 300))
+    vectors = (centres[rng.integers(40, size=900)] + 0.3 * rng.normal(size=(900, 300))).astype(np.float32)
+    sliced = initial_codebooks(vectors, np.zeros((2, 256, 300), np.float32), stream(0, "slices"))
+    fitted = fit_codebooks(vectors, 2, stream(0, "slices"))
+    np.testing.assert_array_equal(fitted, fit_codebooks(vectors, 2, stream(0, "slices")))
+
+    def error(codebooks):
+        codes = quantizer.local_search(vectors, codebooks, stream(1, "codes"))
+        return np.square(vectors - quantizer.reconstruct(codes, codebooks)).sum(1).mean()
+    assert error(fitted) < 0.9 * error(sliced)
+
+
+def test_codebooks_are_fitted_to_a_sample_of_many_vectors(monkeypatch):
+    monkeypatch.setattr("codebooks.FIT_IMAGES", 30)
+    vectors = stream(4, "fit").normal(size=(90, 300)).astype(np.float32)
+    fitted = fit_codebooks(vectors, 1, stream(0, "sample"))[0]
+    assert fitted.any(1).sum() == 30  # a centre for each vector of the sample

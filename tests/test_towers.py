@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import net_val
+from encoder import EncodingGraph
 from losses import adaptive_margin_loss, wdht_loss
 from session import configuration, device_name, tf
-from test_net import SIDE, W, linear_graph, linear_weights
+from test_net import PIXELS, SIDE, W, linear_graph, linear_weights
 from util import stream
 
 TWO = "/cpu:0,/cpu:1"
@@ -59,7 +59,7 @@ def test_each_tower_runs_forward_and_backward_on_its_device_and_the_losses_run_o
     with session_of_two(graph.graph) as session:
         graph.initialize(session, linear_weights())
         ops = ops_of_devices(session, graph.train_op, {
-            graph.images: images, graph.tags: labels, graph.reconstructions: reconstructions,
+            graph.inputs: images, graph.tags: labels, graph.reconstructions: reconstructions,
             graph.learning_rate: 1e-3, graph.quantization_weight: 1e-3, graph.dropout_seeds: NO_SEEDS})
     assert set(ops) == {"/cpu:0", "/cpu:1"}
     products = {device: sum("MatMul" in op for op in found) for device, found in ops.items()}
@@ -70,39 +70,38 @@ def test_each_tower_runs_forward_and_backward_on_its_device_and_the_losses_run_o
 
 
 def test_towers_drop_different_units_and_the_first_the_same_as_one_alone():
-    def embed(images, variables, dropout):
-        kernel, bias = variables["fc8"]
-        return dropout(tf.matmul(tf.ones([tf.shape(images)[0], 1]), kernel) + bias, 0), {}
+    def features(images, _variables, dropout):
+        return dropout(tf.ones([tf.shape(images)[0], 300]), 0), {}
 
-    backbone = SimpleNamespace(LAYERS={"fc8": (1, 300)}, SIDE=SIDE, embed=embed)
+    network = SimpleNamespace(LAYERS={"fc8": (300, 300)}, INPUT=PIXELS, features=features)
     found = {}
     for device, size in ((TWO, 8), ("/cpu:0", 4)):
-        graph = linear_graph(backbone=backbone, dropout=0.5, device=device)
+        graph = linear_graph(network=network, dropout=0.5, device=device)
         with session_of_two(graph.graph) as session:
-            graph.initialize(session, {"fc8": [np.ones((1, 300)), np.zeros(300)]})
-            found[device] = session.run(graph.embeddings, {graph.images: batch(size)[0],
+            graph.initialize(session, {"fc8": [np.eye(300), np.zeros(300)]})
+            found[device] = session.run(graph.embeddings, {graph.inputs: batch(size)[0],
                                                            graph.dropout_seeds: [[1, 2], [3, 4]]})
-    np.testing.assert_array_equal(np.unique(found[TWO]), [0, 2])
+    np.testing.assert_allclose(np.unique(found[TWO]), [0, np.tanh(2)], rtol=1e-6)
     np.testing.assert_array_equal(found[TWO][:4], found["/cpu:0"])
     assert 0.4 < (found[TWO][:4] != found[TWO][4:]).mean() < 0.6
 
 
 @pytest.mark.parametrize("size", [5, 1])
 def test_the_encoder_divides_its_images_too(size):
-    def embed(images, variables):
-        return tf.matmul(tf.cast(images[:, 0, 0], tf.float32), variables["fc8"][0]), {}
+    def features(images, _variables, _dropout):
+        return tf.cast(images[:, 0, 0], tf.float32) / 1000, {}
 
-    backbone = SimpleNamespace(LAYERS={"fc8": (3, 300)}, SIDE=227, embed=embed)
+    backbone = SimpleNamespace(LAYERS={"fc8": (3, 300)}, SIDE=227, features=features)
     rng = stream(0, "towers test")
     images = rng.integers(0, 256, (size, 256, 256, 3), dtype=np.uint8)
     weights = {"fc8": [rng.normal(size=(3, 300)), np.zeros(300)]}
     found = []
     for device in ("/cpu:0", TWO):
-        graph = net_val.EncodingGraph(backbone, 10, device)
+        graph = EncodingGraph(backbone, 10, device)
         with session_of_two(graph.graph) as session:
             graph.initialize(session, weights)
-            found.append(session.run(graph.embeddings, {graph.images: images}))
-            ops = ops_of_devices(session, graph.embeddings, {graph.images: images})
+            found.append(session.run(graph.outputs, {graph.images: images}))
+            ops = ops_of_devices(session, graph.outputs, {graph.images: images})
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
     assert all(sum("MatMul" in op for op in ops[device]) == 1 for device in ("/cpu:0", "/cpu:1"))
 

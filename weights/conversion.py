@@ -149,7 +149,7 @@ def network_fc7(images, weights):
     weights = {**weights, alexnet.LAST: [np.zeros(last, np.float32), np.zeros(last[-1], np.float32)]}
     with tf.Graph().as_default() as graph, open_session(graph) as session, tf.device("/cpu:0"):
         variables, first_values = layers.make_variables(alexnet.LAYERS, ())
-        _, before = alexnet.embed(tf.constant(images), variables)
+        _, before = layers.embed(alexnet, tf.constant(images), variables)
         session.run(tf.global_variables_initializer(), layers.feed_weights(first_values, weights))
         return session.run(before["fc7"])
 

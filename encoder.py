@@ -1,0 +1,167 @@
+"""A trained network that turns photos into embeddings, or into the features below its last layer.
+
+What belongs here: the crops of an image, the graph that runs on them, and running it over many image files.
+Letters: N images, b images a run of the graph, V crops an image, D = 300, F features.
+"""
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from backbones import layers, of_weights
+from image_files import IMAGE_SIDE, ImageStore, decodable_images
+from session import first_device, in_towers, open_session, tf
+from util import DIMENSIONS, PRECISIONS, UserError, cores, first_few, prefetch, progress
+
+CROPS_AT_ONCE = 160  # crops a run of the graph on a GPU
+RUNS_AHEAD = 4  # whose photos are decoded while the graph runs
+
+
+def crops_of(count, side):
+    """The crops of an image: (top and left in pixels, whether the image is flipped first), `count` times.
+
+    Ten: four near the corners and the centre, flipped and plain; five: the plain ones; two: the centre, plain and
+    flipped; one: the plain centre. `side`: pixels of a crop.
+    """
+    middle = (IMAGE_SIDE - side) // 2
+    far = 2 * middle  # for AlexNet 28, as in the release, though 29 would fit
+    offsets = ((0, 0), (far, far), (far, 0), (0, far), (middle, middle))
+    return {10: [(offset, flip) for flip in (True, False) for offset in offsets],
+            5: [(offset, False) for offset in offsets],
+            2: [(offsets[-1], False), (offsets[-1], True)],
+            1: [(offsets[-1], False)]}[count]
+
+
+class EncodingGraph:
+    """The graph that embeds images by the mean over their crops, finalized.
+
+    Attributes:
+        outputs: embeddings r, float32 (b, D).
+
+    Args:
+        backbone: one of `backbones.BACKBONES`.
+        crops (int): V: 10, 5, 2 or 1, as of `crops_of`.
+        device: as of `session.device_name`; several share the images.
+        unit: whether embeddings are scaled to length 1, as those of fitted codebooks are.
+    """
+
+    def __init__(self, backbone, crops, device, unit=False):
+        self._crops, self._unit = crops, unit
+        self.graph = tf.Graph()
+        with self.graph.as_default(), tf.device(first_device(device)):
+            self.images = tf.placeholder(tf.uint8, [None, IMAGE_SIDE, IMAGE_SIDE, 3])  # (b, 256, 256, 3)
+            self.variables, self._first_values = layers.make_variables(self._layers(backbone), trainable=())
+            self.outputs = in_towers(lambda images, _: self._outputs(backbone, images), self.images, device)
+            self._initialize = tf.global_variables_initializer()
+            self.graph.finalize()
+
+    def _layers(self, backbone):
+        return backbone.LAYERS
+
+    def _crops_of(self, backbone, images):
+        """All crops of images, uint8 (V·b, SIDE, SIDE, 3)."""
+        parts = []
+        for (top, left), flip in crops_of(self._crops, backbone.SIDE):
+            seen = tf.reverse(images, [2]) if flip else images
+            parts.append(seen[:, top:top + backbone.SIDE, left:left + backbone.SIDE])
+        return tf.concat(parts, 0)
+
+    def _outputs(self, backbone, images):
+        outputs, _ = layers.embed(backbone, self._crops_of(backbone, images), self.variables)  # (V·b, D)
+        embeddings = tf.reduce_mean(tf.reshape(outputs, [self._crops, -1, DIMENSIONS]), 0)
+        return tf.nn.l2_normalize(embeddings, 1) if self._unit else embeddings
+
+    def initialize(self, session, weights):
+        """Take `weights`, `{layer: [kernel, bias]}`."""
+        session.run(self._initialize, layers.feed_weights(self._first_values, weights))
+
+
+class FeatureGraph(EncodingGraph):
+    """The same without the last layer: outputs are the features of each crop, float32 (b, V, F)."""
+
+    def _layers(self, backbone):
+        return {layer: shape for layer, shape in backbone.LAYERS.items() if layer != layers.LAST}
+
+    def _outputs(self, backbone, images):
+        outputs, _ = backbone.features(self._crops_of(backbone, images), self.variables)  # (V·b, F)
+        return tf.transpose(tf.reshape(outputs, [self._crops, -1, backbone.FEATURES]), [1, 0, 2])
+
+
+class Encoder:
+    """A trained network that stands ready to embed images.
+
+    Attributes:
+        resize: that of the backbone.
+
+    Args:
+        weights: `{layer: [kernel, bias]}`, which tell the backbone.
+        crops, device, unit: as of EncodingGraph.
+        precision: as of `session.open_session`.
+    Raises UserError if the weights are those of a last layer alone.
+    """
+
+    make_graph = EncodingGraph
+
+    def __init__(self, weights, crops, device, precision=PRECISIONS[0], **options):
+        backbone = of_weights(weights)
+        if backbone is None:
+            raise UserError("this checkpoint was trained on features from elsewhere and has no network of its own that "
+                            "embeds photos")
+        self.resize = backbone.resize
+        self._at_once = max(1, (backbone.CROPS_AT_ONCE if device == "/cpu:0" else CROPS_AT_ONCE) // crops)
+        self._graph = self.make_graph(backbone, crops, device, **options)
+        self._session = open_session(self._graph.graph, precision)
+        self._graph.initialize(self._session, weights)
+        self._pool = ThreadPoolExecutor(cores())
+
+    def embed(self, paths, what="embedding"):
+        """Embeddings of image files, float32 (N, D); `what` is told where it takes long. Raises UserError."""
+        return np.concatenate(list(self.blocks(paths, what)))
+
+    def blocks(self, paths, what="embedding"):
+        """The same in parts, (b, D) each, as they are made."""
+        store = ImageStore(paths, resize=self.resize)
+        with progress(total=len(paths), desc=what, unit="image") as bar:
+            for rows, outputs, _ in self._run(lambda rows: (store.images(rows), {}), len(paths)):
+                _check_finite(outputs, paths[rows.start:rows.stop])
+                bar.update(len(rows))
+                yield outputs
+
+    def embed_sound(self, paths, advance):
+        """Embeddings of the image files that can be decoded, float32 (n, D), and {row: what is wrong} of the others.
+
+        `advance(images)` is told how many more were looked at.
+        """
+        parts, faults = [np.empty((0, DIMENSIONS), np.float32)], {}
+        for rows, embeddings, bad in self._run(
+                lambda rows: decodable_images(paths[rows.start:rows.stop], self.resize, self._pool), len(paths)):
+            parts.append(embeddings)
+            faults |= bad
+            advance(len(rows))
+        embeddings = np.concatenate(parts)
+        _check_finite(embeddings, [path for row, path in enumerate(paths) if row not in faults])
+        return embeddings, faults
+
+    def _run(self, load, count):
+        """For each run of the graph its rows, what it gives of the sound images, and {row: what is wrong}.
+
+        `load(rows)` gives the sound images, uint8 (b, 256, 256, 3), and {place in rows: what is wrong} of the others.
+        """
+        runs = [range(start, min(start + self._at_once, count)) for start in range(0, count, self._at_once)]
+        for rows, (images, faults) in zip(runs, prefetch(load, runs, RUNS_AHEAD), strict=True):
+            outputs = np.empty((0, DIMENSIONS), np.float32)
+            if len(images):
+                outputs = self._session.run(self._graph.outputs, {self._graph.images: images})
+            yield rows, outputs, {rows[place]: fault for place, fault in faults.items()}
+
+
+class FeatureExtractor(Encoder):
+    """The same, of the features below the last layer: float32 (N, V, F)."""
+
+    make_graph = FeatureGraph
+
+
+def _check_finite(outputs, paths):
+    finite = np.isfinite(outputs).reshape(len(outputs), -1).all(1)
+    if bad := [os.fspath(paths[row]) for row in np.flatnonzero(~finite)]:
+        raise UserError(f"the network gives NaN or infinite embeddings of {len(bad)} images: {first_few(bad)}")

@@ -1,0 +1,142 @@
+"""Losses of the last layer side by side, as losses.py asks: training each, fitting codebooks, and measuring MAP."""
+import statistics
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+import dataset
+import metrics
+import quantizer
+from backbones import LAST, find
+from experiments import faiss_codes
+from experiments.ablations import plain_name, prepare_tags, program
+from features import embed, photo_features
+from fitting import fitted_entries
+from net_val import CHUNK
+from session import device_name
+from storage.checkpoint import read_checkpoint
+from storage.retrieval_file import Retrieval
+from storage.run_log import experiment_name
+from storage.safe_files import write_json
+from training_inputs import FeatureInputs
+from util import DIMENSIONS, UserError, gpu_numbers, note, stream
+
+CODEBOOKS = (1, 2, 3, 4)
+QUANTIZERS = ("PQ", "OPQ", "RQ", "LSQ")
+COMPARED = (2, 4)  # codebooks with which FAISS's quantizers are compared
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: a name, and the arguments of train.py that make it."""
+    name: str
+    loss: str
+    pairs: float = 0
+    steps: int = 400
+    batch: int = 128
+    graph: bool = True
+
+
+ROWS = (Variant("paper", "WSDQH"), Variant("WDHT", "WDHT"), Variant("MILNCE", "MILNCE"), Variant("SOFTMAX", "SOFTMAX"),
+        Variant("MILNCE + pairs", "MILNCE", 1, 800, 256), Variant("SOFTMAX + pairs", "SOFTMAX", 1, 800, 256))
+VARIANTS = {variant.name: variant for variant in (
+    *ROWS, *(replace(row, name=f"{row.name}, no graph", graph=False) for row in ROWS))}
+
+
+def compare(options):
+    """Train and measure every row, print the table, and save it."""
+    for name in options.only or ():
+        if name not in VARIANTS:
+            raise UserError(f"--only: expected one of {', '.join(VARIANTS)}, found {name}")
+    prepare_tags(options)
+    sets = [LabelledFeatures(name, options) for name in (options.dataset, *options.also)]
+    table = {}
+    for name in options.only or VARIANTS:
+        for seed in range(options.seeds):
+            measured = measure(train(options, VARIANTS[name], seed), sets, seed, options.faiss)
+            for key, value in measured.items():
+                table.setdefault(name, {}).setdefault(key, []).append(value)
+        print_row(name, table[name])
+        write_json(options.root / "logs" / f"{options.dataset}_losses.json",
+                   {"options": {key: str(value) for key, value in vars(options).items()}, "map": table})
+
+
+class LabelledFeatures:
+    """The fixed features of a data set's images, and what is measured with its labels."""
+
+    def __init__(self, name, options):
+        self.name, self._options = name, options
+        self._folder = dataset.find_dataset(name, options.root)
+        self._splits = {split: dataset.load_retrieval(self._folder, split) for split in ("database", "test")}
+        self._found = {}
+
+    def split(self, split, checkpoint):
+        """Features of a split, float16 (N, V, F), computed once."""
+        if split not in self._found:
+            options = self._options
+            rows = np.arange(len(dataset.read_split(self._folder, split)[0]))
+            self._found[split] = photo_features(
+                self._folder, split, rows, checkpoint.weights, find(options.backbone), 1,
+                device_name(gpu_numbers(options.gpu), note), "float32", options.root, Quiet())
+        return self._found[split]
+
+    def retrieval(self, checkpoint, codebooks, seed):
+        """The Retrieval of unit embeddings and codes of fitted `codebooks`, float32 (M, K, D)."""
+        embeddings = {split: embed(self.split(split, checkpoint), checkpoint.weights[LAST], unit=True)
+                      for split in self._splits}
+        codes = {split: quantizer.encode(found, codebooks, None, stream(seed, f"encode {split}"), CHUNK)
+                 for split, found in embeddings.items()}
+        return Retrieval(embeddings["database"], codes["database"], self._splits["database"].labels,
+                         embeddings["test"], codes["test"], self._splits["test"].labels, codebooks)
+
+
+class Quiet:
+    """A log that says nothing."""
+
+    def info(self, line):
+        pass
+
+
+def train(options, variant, seed):
+    """The Checkpoint of one training, which is done unless it is there."""
+    name = options.dataset if variant.graph else plain_name(options)
+    softmax = (0.1, variant.pairs) if variant.loss in ("MILNCE", "SOFTMAX") else None
+    experiment = experiment_name(name, variant.loss, 2, False, 0.7, 1.0, 0.0, f"losses{seed}", softmax)
+    path = options.root / "checkpoints" / f"{experiment}.npy"
+    if not path.is_file():
+        weights = [] if options.weights is None else ["--weights", options.weights]
+        pairs = ["--pairs", variant.pairs] if variant.pairs else []
+        program("train.py", name, 0.003, variant.steps, 0, 2, variant.loss, f"losses{seed}", options.gpu, "--backbone",
+                options.backbone, "--finetune", "last", "--dropout", 0.2, "--batch-size", variant.batch, *pairs,
+                *weights, "--seed", seed, "--root", options.root)
+    return read_checkpoint(path)
+
+
+def measure(checkpoint, sets, seed, with_faiss):
+    """`{(data set, ranking): MAP}` of one training, keys as text."""
+    found = {}
+    inputs = FeatureInputs(sets[0].split("train", checkpoint), seed)
+    for m in CODEBOOKS:
+        entries = fitted_entries(inputs, checkpoint.weights, m, seed, None, None, Quiet())
+        codebooks = entries["C"].reshape(m, quantizer.CODEWORDS, DIMENSIONS)
+        for labelled in sets:
+            content = labelled.retrieval(checkpoint, codebooks, seed)
+            methods = {f"{8 * m} bits": faiss_codes.own_method(content)}
+            if m == CODEBOOKS[0]:
+                methods["floats"] = faiss_codes.exact_method(content)
+            if with_faiss and m in COMPARED:
+                training = faiss_codes.training_images(content.db_features, seed)
+                methods |= {f"{8 * m} bits {name}": faiss_codes.baseline_method(name, content, training, seed)
+                            for name in QUANTIZERS}
+            for ranking, method in methods.items():
+                found[f"{labelled.name}: {ranking}"] = metrics.evaluate(
+                    method.score, content.qry_label, content.db_label, len(content.db_label)).map
+    return found
+
+
+def print_row(name, values):
+    """Mean and standard deviation over the seeds of every ranking."""
+    print(f"\n{name}")
+    for key, numbers in sorted(values.items()):
+        deviation = statistics.stdev(numbers) if len(numbers) > 1 else float("nan")
+        print(f"  {key:40}{statistics.mean(numbers):8.4f} ±{deviation:.4f}", flush=True)

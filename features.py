@@ -1,0 +1,232 @@
+"""Fixed features: what a network whose lower layers are not trained gives of each image, kept in an HDF5 file.
+
+The file holds `train`, `database` and `query`, (N, V, F) or for one view (N, F), floats, rows as in the image lists.
+Of photos it is made here, `features/<dataset>_<backbone>_<views>.h5` in float16, with a key of each image, so that only
+new or changed photos are computed. Features of other models come in files without keys (see prepare/features.py).
+
+Letters: N images, V views (crops) an image, F features, D = 300.
+"""
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+
+import h5py
+import numpy as np
+
+from backbones import LAST, name_of
+from dataset import read_image_list
+from encoder import FeatureExtractor
+from storage.safe_files import (
+    check_checksums,
+    check_space,
+    exclusive_lock,
+    naming,
+    read_json,
+    with_checksums,
+    write_json,
+)
+from util import DIMENSIONS, UserError
+
+NAMES = {"train": "train", "database": "database", "test": "query"}  # split: its name in the file
+KEY_BYTES = 16
+EMBEDDED_AT_ONCE = 4096  # images
+
+
+# ---------------------------------------------------------------- the last layer
+
+def embed(features, last_layer, unit):
+    """Embeddings r, the mean over the views, float32 (N, D).
+
+    Args:
+        features: floats (N, V, F).
+        last_layer: [kernel (F, D), bias (D,)].
+        unit: whether they are scaled to length 1.
+    """
+    kernel, bias = last_layer
+    embeddings = np.empty((len(features), DIMENSIONS), np.float32)
+    for start in range(0, len(features), EMBEDDED_AT_ONCE):
+        part = features[start:start + EMBEDDED_AT_ONCE].astype(np.float32)
+        embeddings[start:start + len(part)] = np.tanh(part @ kernel + bias).mean(1)
+    return unit_length(embeddings) if unit else embeddings
+
+
+def unit_length(vectors):
+    """Vectors, float32 (N, D), scaled to length 1; zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+# ---------------------------------------------------------------- features of photos
+
+def photo_features(folder, split, rows, weights, backbone, views, device, precision, root, log):
+    """Features of a split's images `rows`, float16 (n, V, F), computed as far as the file has not got them.
+
+    Args:
+        folder: dataset.Dataset.
+        rows: int64 (n,) in the image list.
+        weights: `{layer: [kernel, bias]}` of `backbone`.
+        views (int): V, as of `encoder.crops_of`.
+        device, precision: as of `encoder.Encoder`.
+    """
+    path = root / "features" / f"{folder.name}_{name_of(backbone)}_{views}.h5"
+    facts = {"layers": layers_fingerprint(weights, backbone), "views": views, "precision": precision,
+             **{package: importlib.metadata.version(package) for package in ("tensorflow", "opencv-python")}}
+    names = read_image_list(folder.split_files(split)[0])
+    keys = np.zeros((len(names), KEY_BYTES), np.uint8)  # of images that are left out, 0
+    for row in rows:
+        keys[row] = photo_key(folder.images, names[row])
+    with exclusive_lock(path.with_name(f".{path.name}.lock"), f"{path}: another run computes these features"):
+        stored = stored_features(path, facts, log)
+        there = stored.get(NAMES[split])
+        if there is None or not np.array_equal(there[0], keys):
+            paths = [folder.images / name for name in names]
+            known = Known(path, facts, stored, (views, backbone.FEATURES))
+            known.compute(keys, rows, paths, lambda: FeatureExtractor(weights, views, device, precision))
+            stored[NAMES[split]] = there = keys, known.rows(keys)
+            write_features(path, stored, facts)
+            known.forget()
+        else:
+            log.info(f"features of the {split} images are those of {path}.")
+    return there[1][rows]
+
+
+def layers_fingerprint(weights, backbone):
+    """SHA-256 of all layers below the last, in hex."""
+    digest = hashlib.sha256()
+    for layer in backbone.LAYERS:
+        if layer != LAST:
+            for array in weights[layer]:
+                digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def photo_key(folder, name):
+    """What an image is known by, uint8 (16,): its name, its size and when it was written last."""
+    status = os.stat(folder / name)
+    text = os.fsencode(name) + f"\0{status.st_size}\0{status.st_mtime_ns}".encode()
+    return np.frombuffer(hashlib.sha256(text).digest()[:KEY_BYTES], np.uint8)
+
+
+class Known:
+    """Features by the keys of their images: those of a file of features, and those in a file of records beside it,
+    which grows while they are computed, so that little is lost by an interruption.
+
+    A record is the key and the features in float16; the first line of the file tells the facts.
+    """
+
+    def __init__(self, path, facts, stored, shape):
+        self._path = path.with_name(f".{path.name}.partial")
+        self._facts, self._shape = facts, shape
+        self._record = np.dtype([("key", np.uint8, KEY_BYTES), ("features", np.float16, shape)])
+        self._found = {key.tobytes(): row for keys, features in stored.values()
+                       for key, row in zip(keys, features, strict=True) if key.any()}
+        for record in self._records():
+            self._found[record["key"].tobytes()] = record["features"]
+
+    def _records(self):
+        """The whole records of an interrupted run with the same facts; what else the file holds goes."""
+        facts = self._path.with_suffix(".json")
+        if self._path.is_file() and facts.is_file() and read_json(facts) == self._facts:
+            content = self._path.read_bytes()
+            whole = len(content) // self._record.itemsize * self._record.itemsize
+            os.truncate(self._path, whole)
+            return np.frombuffer(content[:whole], self._record)
+        self.forget()
+        return ()
+
+    def compute(self, keys, rows, paths, make_extractor):
+        """Compute the features of the images `rows` that are not known yet. Raises UserError."""
+        missing = [row for row in rows if keys[row].tobytes() not in self._found]
+        if not missing:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        check_space(self._path.parent, 2 * len(keys) * self._record.itemsize)
+        write_json(self._path.with_suffix(".json"), self._facts)
+        done = 0
+        with naming(self._path), open(self._path, "ab") as file:
+            for block in make_extractor().blocks([paths[row] for row in missing], "computing features"):
+                records = np.zeros(len(block), self._record)
+                records["key"] = keys[missing[done:done + len(block)]]
+                records["features"] = block
+                file.write(records.tobytes())
+                self._found |= {record["key"].tobytes(): record["features"] for record in records}
+                done += len(block)
+
+    def rows(self, keys):
+        """The features of images by their keys, float16 (N, V, F); NaN where a key is 0."""
+        features = np.full((len(keys), *self._shape), np.nan, np.float16)
+        for row, key in enumerate(keys):
+            if key.any():
+                features[row] = self._found[key.tobytes()]
+        return features
+
+    def forget(self):
+        """Delete the file of records."""
+        for path in (self._path, self._path.with_suffix(".json")):
+            path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- the file
+
+def stored_features(path, facts, log):
+    """`{name: (keys, uint8 (N, 16), features, float16 (N, V, F))}` of a file made here; nothing if its facts differ."""
+    if not path.is_file():
+        return {}
+    with reading(path) as file:
+        found = dict(file.attrs)
+        if found != facts:
+            differing = next(name for name in facts if found.get(name) != facts[name])
+            log.info(f"{path} was made with other {differing}: its features are computed anew.")
+            return {}
+        return {name: (file[f"{name}_keys"][()], file[name][()]) for name in NAMES.values() if name in file}
+
+
+def write_features(path, stored, facts):
+    """Replace a file of features. `stored`, `facts`: as above."""
+    with naming(path), with_checksums(path.with_suffix(".json"), {}, path) as (temporary,), h5py.File(
+            temporary, "w") as file:
+        for name, (keys, features) in stored.items():
+            file[name], file[f"{name}_keys"] = features, keys
+        file.attrs.update(facts)
+
+
+def read_features(path, split, image_list, width=None):
+    """The features of a split from any file of features, float (N, V, F). Raises UserError.
+
+    Args:
+        image_list: the file that lists the split's N images.
+        width (int): F as the last layer has it, or None where any will do.
+    """
+    name, count = NAMES[split], len(read_image_list(image_list))
+    with reading(path) as file:
+        if not isinstance(file.get(name), h5py.Dataset):
+            raise UserError(f"{path}: expected a dataset {name!r}, found {', '.join(file) or 'none'}")
+        features = file[name]
+        if features.dtype.kind != "f" or features.ndim not in (2, 3) or 0 in features.shape:
+            raise UserError(f"{path}: expected {name} of floats, images × features or images × views × features, found "
+                            f"{features.dtype} {features.shape}")
+        if len(features) != count:
+            raise UserError(f"{path}: expected as many rows of {name} as {image_list} has, {count:,}, found "
+                            f"{len(features):,}")
+        if width not in (None, features.shape[-1]):
+            raise UserError(f"{path}: expected {width:,} features an image, as the last layer has, found "
+                            f"{features.shape[-1]:,}")
+        features = features[()]
+    if bad := np.flatnonzero(~np.isfinite(features).reshape(count, -1).all(1)).tolist():
+        raise UserError(f"{path}: row {bad[0] + 1} of {name} holds NaN or infinite numbers"
+                        + (f", and so do {len(bad) - 1:,} others" if len(bad) > 1 else ""))
+    return features if features.ndim == 3 else features[:, None]
+
+
+@contextlib.contextmanager
+def reading(path):
+    """An HDF5 file of features, its checksum compared where there is one. Raises UserError if it cannot be read."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    check_checksums(path.with_suffix(".json"))
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError) as error:
+        raise UserError(f"{path}: expected an HDF5 file, found one that cannot be read ({error})") from error

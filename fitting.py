@@ -1,0 +1,82 @@
+"""Codebooks fitted at the end: to embeddings of length 1 of the training images, which no longer change."""
+import re
+import time
+
+from backbones import of_weights
+from codebooks import FIT_IMAGES, fit_codebooks
+from dataset import find_dataset, load_training
+from features import photo_features, read_features
+from session import device_name
+from storage.arrays import write_weights
+from storage.checkpoint import (
+    FIT,
+    FITTED,
+    check_trained_with,
+    default_crops,
+    read_checkpoint,
+    read_record,
+    trained_on_features,
+)
+from storage.run_log import open_log, plain
+from storage.safe_files import fingerprint
+from training_inputs import FeatureInputs, PhotoInputs
+from util import DIMENSIONS, UserError, stream
+
+
+def fitted_entries(inputs, weights, codebooks, seed, device, precision, log):
+    """The entries of a checkpoint that fitted codebooks make: C, (M·K, D), and the mark that they are fitted.
+
+    Args:
+        inputs: of `training_inputs`.
+        weights: `{layer: [kernel, bias]}`.
+        codebooks (int): M.
+    """
+    began = time.perf_counter()
+    embeddings = inputs.embeddings(weights, device, precision, unit=True)
+    fitted = fit_codebooks(embeddings, codebooks, stream(seed, "final fit"))
+    sample = f", a sample of {len(embeddings):,}" if len(embeddings) > FIT_IMAGES else ""
+    log.info(f"fitted {codebooks} codebooks to {min(len(embeddings), FIT_IMAGES):,} embeddings{sample}, duration: "
+             f"{time.perf_counter() - began:.2f} sec.")
+    return {"C": fitted.reshape(-1, DIMENSIONS), FIT: FITTED}
+
+
+def fit(options):
+    """What fit.py does. Raises UserError."""
+    folder = find_dataset(options.dataset, options.root)
+    checkpoint = read_checkpoint(options.checkpoint)
+    check_trained_with(options.checkpoint, folder.tag_embeddings)
+    codebooks = options.codebooks or len(checkpoint.codebooks)
+    target = options.output or fitted_path(options.checkpoint, codebooks)
+    if target.resolve() == options.checkpoint.resolve():
+        raise UserError(f"{target} is the checkpoint itself: --output names another file")
+    log = open_log(options.root / "logs" / f"{target.stem}.log")
+    device = device_name(options.gpu, log.warning, options.precision)
+    inputs = fitting_inputs(options, folder, checkpoint, device, log)
+    entries = fitted_entries(inputs, checkpoint.weights, codebooks, options.seed, device, options.precision, log)
+    record = {**read_record(options.checkpoint), "fit": {
+        "options": plain(vars(options)), "checkpoint_sha256": fingerprint(options.checkpoint)}}
+    write_weights(target, {**checkpoint.weights, **entries}, record)
+    log.info(f"saved {target}.")
+
+
+def fitted_path(checkpoint, codebooks):
+    """Where the fitted checkpoint goes: beside the old one, its name telling the bits and ending in _fit."""
+    stem = re.sub(r"nbits=\d+", f"nbits={8 * codebooks}", checkpoint.stem)
+    return checkpoint.with_name(f"{stem}_fit.npy")
+
+
+def fitting_inputs(options, folder, checkpoint, device, log):
+    """The training images as the checkpoint has seen them: photos, or features."""
+    training_set = load_training(folder, options.skip_bad, check_images=options.features is None)
+    if options.features is not None:
+        width = len(checkpoint.weights["fc8"][0])
+        features = read_features(options.features, "train", folder.split_files("train")[0], width)[training_set.rows]
+        return FeatureInputs(features, options.seed)
+    backbone = of_weights(checkpoint.weights)
+    if backbone is None:
+        raise UserError(f"{options.checkpoint} was trained on features from elsewhere: expected --features FILE.h5")
+    if not trained_on_features(options.checkpoint):
+        return PhotoInputs(training_set.paths, backbone, options.seed, cache_bytes=0)
+    return FeatureInputs(photo_features(
+        folder, "train", training_set.rows, checkpoint.weights, backbone, default_crops(options.checkpoint), device,
+        options.precision, options.root, log), options.seed)

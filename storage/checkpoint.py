@@ -1,0 +1,87 @@
+"""A trained checkpoint: reading it, and what it was trained with."""
+from dataclasses import dataclass
+
+import numpy as np
+
+import quantizer
+from backbones import find, layers, of_weights
+from storage.arrays import read_weights
+from storage.safe_files import check_checksums, fingerprint, read_json
+from util import DIMENSIONS, MOST_CODEBOOKS, UserError, note
+
+FIT = "fit"  # the entry that tells of fitted codebooks; the release's checkpoints have none
+FITTED = np.ones(1, np.float32)  # what it holds
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """weights: `{layer: [kernel, bias]}`; codebooks: float32 (M, K, D); fitted: whether the codebooks were fitted at
+    the end, so that embeddings have length 1 and codes are found in plain Euclidean distance."""
+    weights: dict
+    codebooks: np.ndarray
+    fitted: bool
+
+    def factor(self, tag_embeddings):
+        """S of the tags' embeddings W, float32 (T, D), in whose distances codes are found; None for Euclidean ones."""
+        return None if self.fitted else quantizer.semantic_factor(tag_embeddings)
+
+
+def read_checkpoint(path):
+    """The Checkpoint in a file. Raises UserError.
+
+    A checkpoint that was altered since it was written is refused; one without a checksum, as the release's, is noted.
+    """
+    if not check_checksums(path.with_suffix(".json")):
+        note(f"{path} has no checksum in a JSON file beside it, so damage to it would go unnoticed")
+    weights = read_weights(path)
+    stacked = weights.get("C")
+    if stacked is None:
+        raise UserError(f"{path}: expected a checkpoint with codebooks under 'C', found only "
+                        f"{', '.join(map(str, weights))}")
+    codebooks = len(stacked) // quantizer.CODEWORDS
+    if stacked.shape != (codebooks * quantizer.CODEWORDS, DIMENSIONS) or not (
+            1 <= codebooks <= MOST_CODEBOOKS):
+        raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
+                        f"{MOST_CODEBOOKS}, found {stacked.shape}")
+    return Checkpoint(checked_layers(path, weights), stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS),
+                      FIT in weights)
+
+
+def checked_layers(path, weights):
+    """The layers among `weights` that are a whole network's, or a last layer alone. Raises UserError for others."""
+    backbone = of_weights(weights)
+    if backbone is None:
+        kernel, bias = weights[layers.LAST]
+        if kernel.ndim != 2 or kernel.shape[1] != DIMENSIONS or bias.shape != (DIMENSIONS,):
+            raise UserError(f"{path}: expected {layers.LAST} with shapes (F, {DIMENSIONS}) and ({DIMENSIONS},), found "
+                            f"{kernel.shape} and {bias.shape}")
+        return {layers.LAST: [kernel, bias]}
+    kept = layers.check_weights(weights, backbone.LAYERS, path)
+    if layers.LAST not in kept:
+        raise UserError(f"{path}: expected {layers.LAST} with shape {backbone.LAYERS[layers.LAST]}, found another")
+    return kept
+
+
+def read_record(path):
+    """What the JSON file beside a checkpoint tells of its training; an empty dict where there is none."""
+    record = path.with_suffix(".json")
+    return read_json(record) if record.is_file() else {}
+
+
+def trained_on_features(path):
+    """Whether the record beside the checkpoint tells that its last layer was trained on fixed features of photos."""
+    return read_record(path).get("options", {}).get("crops") == "fixed"
+
+
+def default_crops(path):
+    """Crops an image that the checkpoint's embeddings are the mean of, unless told otherwise; of the release's, ten."""
+    options = read_record(path).get("options", {})
+    return options["views"] if trained_on_features(path) else find(options.get("backbone", "alexnet")).CROPS
+
+
+def check_trained_with(path, tag_embeddings):
+    """Raise UserError if the record beside the checkpoint tells of other tag embeddings than this file's."""
+    trained, found = read_record(path).get("fingerprints", {}).get(tag_embeddings.name), fingerprint(tag_embeddings)
+    if trained not in (None, found):
+        raise UserError(f"{path} was trained with a {tag_embeddings.name} of SHA-256 {trained[:12]}…, and "
+                        f"{tag_embeddings} has {found[:12]}…: they are of other data sets, or tags were processed anew")

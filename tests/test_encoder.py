@@ -1,0 +1,87 @@
+"""The crops of an image, the released ten-crop embeddings, and embedding many files."""
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+import encoder
+import parity_inputs as parity
+from backbones import alexnet, efficientnet_lite0, layers
+from session import open_session, tf
+from util import UserError, stream
+
+
+def test_ten_crop_embeddings_are_the_released_ones():
+    graph = encoder.EncodingGraph(alexnet, 10, "/cpu:0")
+    with open_session(graph.graph) as session:
+        graph.initialize(session, parity.alexnet_weights(parity.SEED + 7))
+        found = session.run(graph.outputs, {graph.images: parity.images(parity.SEED + 8, 4)})
+    np.testing.assert_allclose(found, parity.CASES["alexnet/ten_crop_embeddings"], atol=1e-4)
+
+
+def _corner_pixels(images, _variables, _dropout=None):
+    """A backbone that shows which crop it was given: the first blue pixel of each."""
+    return tf.cast(images[:, 0, 0, :1], tf.float32) / 1000, {}
+
+
+CORNER = SimpleNamespace(LAYERS={"fc8": (1, 300)}, SIDE=227, FEATURES=1, CROPS_AT_ONCE=40, features=_corner_pixels,
+                         resize=lambda image: image)
+SHOWN = {"fc8": [np.ones((1, 300), np.float32), np.zeros(300, np.float32)]}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Paths of seven photos of 256×256 pixels, and what is in them, uint8 (7, 256, 256, 3)."""
+    images = stream(0, "crop test").integers(0, 256, (7, 256, 256, 3), dtype=np.uint8)
+    folder = tmp_path_factory.mktemp("photos")
+    paths = [folder / f"{row}.png" for row in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        assert cv2.imwrite(str(path), image)
+    return paths, images
+
+
+def corners(images, crops):
+    """The first blue pixel of each crop, (V, N)."""
+    offsets = {10: (0, 28, 14), 5: (0, 28, 14), 2: (14,), 1: (14,)}[crops]
+    places = [(top, left) for top in offsets for left in offsets if (top == 14) == (left == 14)]
+    return [view[:, top, left, 0] / 1000 for view in ((images, images[:, :, ::-1]) if crops in (10, 2) else (images,))
+            for top, left in places]
+
+
+@pytest.mark.parametrize("crops", [10, 5, 2, 1])
+def test_embeddings_are_the_mean_over_the_crops_and_cover_each_image_once(crops, photos, monkeypatch):
+    monkeypatch.setattr(encoder, "of_weights", lambda weights: CORNER)
+    paths, images = photos
+    found = encoder.Encoder(SHOWN, crops, "/cpu:0").embed(paths)
+    expected = np.mean(np.tanh(corners(images, crops)), axis=0)
+    np.testing.assert_allclose(found, expected[:, None].repeat(300, 1), rtol=1e-5)
+
+
+def test_embeddings_of_fitted_codebooks_have_length_1(photos, monkeypatch):
+    monkeypatch.setattr(encoder, "of_weights", lambda weights: CORNER)
+    found = encoder.Encoder(SHOWN, 2, "/cpu:0", unit=True).embed(photos[0])
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("crops", [5, 2, 1])
+def test_features_are_those_of_each_crop(crops, photos, monkeypatch):
+    monkeypatch.setattr(encoder, "of_weights", lambda weights: CORNER)
+    found = encoder.FeatureExtractor(SHOWN, crops, "/cpu:0").embed(photos[0])
+    expected = np.sort(np.transpose(corners(photos[1], crops)), axis=1)
+    np.testing.assert_allclose(np.sort(found[:, :, 0], axis=1), expected, rtol=1e-5)
+
+
+def test_the_last_layer_on_the_features_of_a_backbone_is_its_embedding(photos):
+    rng = stream(0, "features and embedding")
+    weights = {layer: [rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32),
+                       np.zeros(shape[-1], np.float32)] for layer, shape in efficientnet_lite0.LAYERS.items()}
+    embeddings = encoder.Encoder(weights, 2, "/cpu:0").embed(photos[0][:2])
+    features = encoder.FeatureExtractor(weights, 2, "/cpu:0").embed(photos[0][:2])
+    kernel, bias = weights[layers.LAST]
+    np.testing.assert_allclose(np.tanh(features @ kernel + bias).mean(1), embeddings, atol=1e-4)
+
+
+def test_a_last_layer_alone_embeds_no_photo():
+    with pytest.raises(UserError, match="no network of its own"):
+        encoder.Encoder({"fc8": [np.ones((5, 300)), np.zeros(300)], "C": np.ones((256, 300))}, 1, "/cpu:0")
