@@ -11,7 +11,7 @@ import quantizer
 import search
 from retrieval import building, faiss_engine, index
 from retrieval.client import Remote
-from test_serve import served
+from test_serve import post, served
 from tiny import EXPERIMENT, TRAINING, make_tiny, run, train, validate
 from util import UserError
 
@@ -321,6 +321,12 @@ def test_a_photo_gives_the_same_json_with_a_server_and_without(root, photos, tmp
             assert code == 0, there
             here = {"query": str(asked), "results": [vars(found) for found in photos.by_photo(asked)]}
             assert printed_json(there) == here
+        status, answer = post(address, "tags?topk=2", photo(root, 3).read_bytes())
+        assert status == 200, answer
+        assert [(tag["cosine"], tag["names"]) for tag in answer["tags"]] == photos.tags(photo(root, 3))[:2]
+        direction = post(address, "embedding", photo(root, 3).read_bytes())[1]["photo"]
+        best = post(address, "query", {"photo": direction, "topk": 1})[1]["results"][0]
+        assert best["row"] == photos.by_photo(photo(root, 3), topk=1)[0].row
         (tmp_path / "bad.jpg").write_text("no photo")
         bad, gone, good = Remote(address).by_photos([tmp_path / "bad.jpg", "gone.jpg", photo(root, 3)])
         assert "bad.jpg is not an image that OpenCV reads" in str(bad[1])
