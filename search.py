@@ -115,7 +115,11 @@ def open_index(name, checkpoint=None, gpu=None, images=None, root=ROOT):
 def main():
     options = parse_arguments()
     if options.command == "build":
-        out = options.out if options.name is None else named_folder(options.name, options.root)
+        out = options.out or named_folder(options.checkpoint.stem if options.name is None else options.name,
+                                          options.root)
+        from retrieval import freshness  # without TensorFlow
+        if freshness.is_up_to_date(options, out):
+            return
         from retrieval import building
         building.build(options.checkpoint, options.dataset, out, options.root, options.trained_on,
                        options.crops, options.lists, options.skip_bad, options.seed, options.gpu, options.precision,

@@ -71,16 +71,20 @@ def import_photos(options, folder):
         kept, dropped = choose_tags(tags_of.values(), options.min_tag_count)
         training = [name for name in usable if not kept.keys().isdisjoint(tags_of[name])]
         ready = len(training) >= LEAST_PHOTOS and len(kept) >= LEAST_TAGS
+        no_words = None if ready else (
+            f"{len(training):,} photos have one of the {len(kept):,} tags that were kept, and learning from tags takes "
+            f"at least {LEAST_PHOTOS} photos and {LEAST_TAGS} tags.")
         link_images(link, folder, options.root)
         report = {"made_by": MADE_BY, "folder": str(folder), "photos": len(usable), "left_out": len(left_out),
-                  "photos_with_a_tag": len(training), "tags": len(kept), "enough_tags": ready,
+                  "photos_with_a_tag": len(training), "tags": len(kept), "enough_tags": ready, "no_words": no_words,
                   "changes": changes(photos, before),
                   "dropped_tags": {why: len(found) for why, found in dropped.items()},
                   "min_tag_count": options.min_tag_count, "folder_tags": options.folder_tags}
         with temporary_folder(splits.with_name(f".{splits.name}.tmp")) as new:
             new.mkdir()
+            write_lines(new / "train_img.txt", training if ready else usable)
             if ready:
-                write_training(new, training, tags_of, kept)
+                write_tags(new, training, tags_of, kept)
             write_notes(new, report, dropped, left_out)
             stale = ready and tags_are_stale(splits, new / TAG_LISTS[0])
             done = install(new, splits, force=True)
@@ -221,14 +225,13 @@ def choose_tags(sets, least):
 
 # ---------------------------------------------------------------- files and report
 
-def write_training(new, training, tags_of, kept):
-    """The list of the training photos, their tags, a 0/1 matrix (N, R), and the list of the tags."""
+def write_tags(new, training, tags_of, kept):
+    """The tags of the training photos, a 0/1 matrix (N, R), and the list of the tags."""
     columns = {tag: column for column, tag in enumerate(kept)}
     rows = [sorted(columns[tag] for tag in tags_of[name] if tag in columns) for name in training]
     starts = np.cumsum([0, *map(len, rows)])
     ones = scipy.sparse.csr_array((np.ones(starts[-1], np.uint8), np.concatenate(rows), starts),
                                   shape=(len(training), len(kept)))
-    write_lines(new / "train_img.txt", training)
     write_matrix(new / "train_tag.txt", ones)
     write_lines(new / TAG_LISTS[0], (f"{tag} {count}" for tag, count in kept.items()))
 
@@ -259,6 +262,4 @@ def print_report(report, dropped, unread, splits):
     if report["enough_tags"]:
         print(f"training photos: {tagged:,}, those with a tag that was kept")
     else:
-        print(f"too few tags to learn from: {tagged:,} photos have one of the {report['tags']:,} tags that were kept, "
-              f"expected at least {LEAST_PHOTOS} photos and {LEAST_TAGS} tags; the photos can be searched by photo, "
-              "not by words")
+        print(f"too few tags: {report['no_words']} These photos can be searched by photo, not by words.")

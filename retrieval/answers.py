@@ -4,7 +4,6 @@ Letters: D = 300 numbers of an embedding, Q queries.
 """
 import base64
 import time
-import unicodedata
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from retrieval.questions import (
 )
 from retrieval.result import DEFAULT_TOPK
 from storage.safe_files import fingerprint
+from tag_spelling import fold
 from util import UserError, one_line
 
 MOST_VECTORS = 4096  # of a request
@@ -144,9 +144,7 @@ class Service:
 
     def no_words(self):
         """Why words cannot be searched for, a sentence; None where they can."""
-        if self.index.content.tag_names:
-            return None
-        return self.index.content.facts.get("no_words") or "These photos had too few tags to learn words from."
+        return self.index.no_words()
 
     # ------------------------------------------------------------ directions
 
@@ -261,9 +259,3 @@ def read_direction(text, length):
     if len(vector) != length or not np.isfinite(vector).all() or not vector.any():
         raise UserError("photo: expected what POST /embedding answers, found something else: choose the photo again")
     return index.normalise(vector)
-
-
-def fold(text):
-    """A text without case and accents."""
-    letters = unicodedata.normalize("NFKD", text)
-    return "".join(letter for letter in letters if not unicodedata.combining(letter)).casefold()

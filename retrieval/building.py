@@ -15,11 +15,11 @@ from retrieval import index, photo_files, vocabulary
 from retrieval.checkpoints import check_checkpoint, training_dataset
 from retrieval.sources import photo_source
 from session import device_name
-from storage.checkpoint import default_crops, read_checkpoint
+from storage.checkpoint import default_crops, read_checkpoint, read_record
 from storage.retrieval_file import read_retrieval, sources
 from storage.run_log import provenance
 from storage.safe_files import fingerprint
-from util import PRECISIONS, ROOT, UserError, note, stream
+from util import DIMENSIONS, PRECISIONS, ROOT, UserError, note, stream
 
 BLOCK = 4096  # images that are embedded before they are encoded, so that no more embeddings are held
 
@@ -112,13 +112,17 @@ def told_changes(source, before, changes, rows):
 # ---------------------------------------------------------------- the content before
 
 def new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision):
-    """The content of an index without photos."""
-    names = dataset.read_tag_names(tagged.tag_list)
-    groups, tag_embeddings = dataset.read_tags(tagged, len(names))
+    """The content of an index without photos. `tagged`: the data set whose tags the checkpoint learned, or None."""
+    if tagged:
+        names = dataset.read_tag_names(tagged.tag_list)
+        groups, tag_embeddings = dataset.read_tags(tagged, len(names))
+    else:
+        names, groups, tag_embeddings = [], [], np.empty((0, DIMENSIONS), np.float32)
     facts = {"experiment": checkpoint.stem, "checkpoint": str(checkpoint.resolve()),
              "checkpoint_sha256": fingerprint(checkpoint), "crops": crops, "seed": seed, "precision": precision,
              "images": os.path.realpath(source.folder), "dataset": source.dataset and source.dataset.name,
-             "root": str(root.resolve()), "trained_on": tagged.name, "versions": provenance({})["versions"]}
+             "root": str(root.resolve()), "trained_on": tagged and tagged.name,
+             "no_words": read_record(checkpoint).get("no_words"), "versions": provenance({})["versions"]}
     return index.Content(
         codes=np.empty((0, len(codebooks)), np.uint8), codebooks=codebooks, images=[],
         tag_names=[[names[column] for column in group] for group in groups], tag_embeddings=tag_embeddings,

@@ -128,6 +128,12 @@ class Index:
         """The cosines of a query, float32 (D,), and the coded images in `rows`, float32 (n,)."""
         return self.directions(rows) @ normalise(query)
 
+    def no_words(self):
+        """Why words cannot be searched for, a sentence; None where they can."""
+        if self.content.tag_names:
+            return None
+        return self.content.facts.get("no_words") or "These photos had too few tags to learn words from."
+
     def words(self, text):
         """The query of one or more words: the normalised mean of their normalised vectors, float32 (D,).
 
@@ -136,6 +142,8 @@ class Index:
         word without a vector, with the known words that are spelt most like it.
         """
         rows = {word: row for row, names in enumerate(self.content.tag_names) for word in names}
+        if why := self.no_words():
+            raise UserError(f"{self.folder} cannot be searched for words: {why}")
         words = tags_in(text, rows)
         if not words:
             raise UserError("expected one or more words to search for, found none")

@@ -6,7 +6,6 @@ read. Zeros stand for what is not known: of photos that encode.py encoded, and i
 fingerprints.
 """
 import os
-import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -61,6 +60,11 @@ def take_fingerprints(paths):
     return taken
 
 
+def are_untouched(paths, stored):
+    """Whether N files have the sizes and times of their fingerprints, int64 (N, 7), or None if nothing is known."""
+    return stored is not None and np.array_equal(_statuses(paths), np.asarray(stored)[:, :STATUS])
+
+
 # ---------------------------------------------------------------- looking at files
 
 def _look_at(paths, listed, stored):
@@ -79,23 +83,20 @@ def _look_at(paths, listed, stored):
 
 
 def _statuses(paths):
-    """Size and times of files, int64 (N, 3), zeros of those that are not there or are no regular files."""
+    """Size and times of files, int64 (N, 3), zeros of those that are not there."""
     def status(path):
         try:
             found = os.stat(path)
         except OSError:
             return 0, 0, 0
-        return (found.st_size, found.st_mtime_ns, found.st_ctime_ns) if stat.S_ISREG(found.st_mode) else (0, 0, 0)
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
     return np.array([status(path) for path in paths], np.int64).reshape(-1, STATUS)
 
 
 def _digests(paths):
-    """SHA-256 of files, int64 (N, 4), that of no file for those that cannot be read."""
+    """SHA-256 of files, int64 (N, 4)."""
     def digest(path):
-        try:
-            return np.frombuffer(bytes.fromhex(fingerprint(path)), np.int64)
-        except OSError:
-            return np.full(NUMBERS - STATUS, -1)
+        return np.frombuffer(bytes.fromhex(fingerprint(path)), np.int64)
     with ThreadPoolExecutor(cores()) as pool:
         found = progress(pool.map(digest, paths), total=len(paths), desc="reading photos", leave=False)
         return np.array(list(found), np.int64).reshape(-1, NUMBERS - STATUS)

@@ -5,13 +5,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=.venv/bin/python
 [ -x "$PYTHON" ] || PYTHON=python3
 
-# install FILE: make the virtual environment if there is none, and install what the requirements FILE names
+# install FILE...: make the virtual environment if there is none, and install what the requirements FILEs name
 # and the project itself, in place. A second call does nothing until one of these files changes, so it needs no network.
 install() {
-    local stamp=".venv/installed-$1"
+    local IFS=+ file wanted=()
+    local stamp=".venv/installed-$*"
+    for file; do wanted+=(-r "$file"); done
     if [ ! -e "$stamp" ] || [ -n "$(find . -maxdepth 1 \( -name 'requirements*.txt' -o -name pyproject.toml \) -newer "$stamp")" ]; then
         [ -x .venv/bin/python ] || "$(base_python)" -m venv .venv
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1" -e .
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check "${wanted[@]}" -e .
         touch "$stamp"
     fi
     PYTHON=.venv/bin/python

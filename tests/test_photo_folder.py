@@ -242,18 +242,22 @@ def test_tags_that_were_made_from_another_list_are_told(album, run_here):
 def test_too_few_tags_are_told_and_no_error(album):
     album.fill(40)
     printed = album.accepted()
-    assert ("too few tags to learn from: 40 photos have one of the 3 tags that were kept, expected at least 50 photos "
-            "and 2 tags; the photos can be searched by photo, not by words") in printed
+    why = "40 photos have one of the 3 tags that were kept, and learning from tags takes at least 50 photos and 2 tags."
+    assert f"too few tags: {why} These photos can be searched by photo, not by words." in printed
     assert "next:" not in printed
     assert album.report["enough_tags"] is False
-    assert not (album.splits / "train_img.txt").exists()
+    assert album.report["no_words"] == why
+    assert len(read_lines(album.splits / "train_img.txt")) == 40  # of which features are reduced
+    assert not (album.splits / "train_tag.txt").exists()
     album.fill()
     album.accepted()
-    assert (album.splits / "train_img.txt").exists()
+    assert (album.splits / "train_tag.txt").exists()
+    assert album.report["no_words"] is None
     for path in album.photos.glob("*.xmp"):
         path.unlink()
     assert "0 photos have one of the 0 tags" in album.accepted()
-    assert not (album.splits / "train_img.txt").exists()  # of photos that had tags once
+    assert not (album.splits / "train_tag.txt").exists()  # of photos that had tags once
+    assert not (album.splits / "common_tags.txt").exists()
 
 
 def test_one_tag_tells_nothing(album):

@@ -1,6 +1,9 @@
 """Searching photos: building an index, asking it by photo and by words, the model's tags."""
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import cv2
 import h5py
@@ -11,8 +14,8 @@ import quantizer
 import search
 from retrieval import building, faiss_engine, index
 from retrieval.client import Remote
-from test_serve import post, served
-from tiny import EXPERIMENT, TRAINING, make_tiny, run, train, validate
+from test_serve import served
+from tiny import EXPERIMENT, PROJECT, TRAINING, make_tiny, run, train, validate
 from util import UserError
 
 
@@ -75,6 +78,35 @@ def test_photos_that_are_added_leave_the_others_as_they_are(root, checkpoint, tm
     assert list(index.load(out).content.images) == made.content.images
     building.build(checkpoint, folder, **arguments)
     assert "5 photos, 0 of them new" in capsys.readouterr().out
+
+
+def test_an_index_that_is_up_to_date_needs_no_tensorflow(root, checkpoint, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "index"
+    folder.mkdir()
+    for number in range(4):
+        shutil.copy(photo(root, number), folder / f"{number}.jpg")
+    (folder / "notes.txt").write_text("no photo")
+    building.build(checkpoint, folder, out=out, root=root, crops=1)
+
+    def build(*options, crops=1):
+        """In a process in which TensorFlow cannot be imported."""
+        blocked = ("import runpy, sys; sys.modules['tensorflow'] = None; sys.argv[0] = 'search.py'; "
+                   "runpy.run_path('search.py', run_name='__main__')")
+        done = subprocess.run([sys.executable, "-c", blocked, "build", checkpoint, folder, "--out", out, "--root", root,
+                               "--crops", str(crops), *options], cwd=PROJECT, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    code, printed, notes = build("--prune")
+    assert (code, printed) == (0, f"{out}: 4 photos, 0 of them new, 16 bits each\n")
+    assert notes.count("left out 1 files that are no photos: notes.txt") == 1
+    assert build(crops=5)[0] != 0
+    assert build("--seed", "1")[0] != 0
+    shutil.copy(photo(root, 5), folder / "5.jpg")
+    assert build()[0] != 0
+    (folder / "5.jpg").unlink()
+    assert build()[0] == 0
+    os.utime(folder / "3.jpg", ns=(1, 1))
+    assert build()[0] != 0
 
 
 def test_embeddings_that_are_kept_are_those_of_the_photos(root, checkpoint, photos, tmp_path):
@@ -321,12 +353,6 @@ def test_a_photo_gives_the_same_json_with_a_server_and_without(root, photos, tmp
             assert code == 0, there
             here = {"query": str(asked), "results": [vars(found) for found in photos.by_photo(asked)]}
             assert printed_json(there) == here
-        status, answer = post(address, "tags?topk=2", photo(root, 3).read_bytes())
-        assert status == 200, answer
-        assert [(tag["cosine"], tag["names"]) for tag in answer["tags"]] == photos.tags(photo(root, 3))[:2]
-        direction = post(address, "embedding", photo(root, 3).read_bytes())[1]["photo"]
-        best = post(address, "query", {"photo": direction, "topk": 1})[1]["results"][0]
-        assert best["row"] == photos.by_photo(photo(root, 3), topk=1)[0].row
         (tmp_path / "bad.jpg").write_text("no photo")
         bad, gone, good = Remote(address).by_photos([tmp_path / "bad.jpg", "gone.jpg", photo(root, 3)])
         assert "bad.jpg is not an image that OpenCV reads" in str(bad[1])

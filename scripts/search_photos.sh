@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# From a folder of photos to a page on which they are searched, on a fresh machine:
+#     search_photos.sh FOLDER [GPU] [WORD_VECTORS] [options of serve.py]
+# (default: GPU 0 or else the CPU; train, by which word vectors are trained on the photos' own tags, in place of a file).
+# Run it again after an interruption, or after photos were added, changed or deleted: what is done is not done again.
+# Nothing is written into FOLDER. docs/photos.md has the time that each part takes.
+set -euo pipefail
+[ -d "${1-}" ] || { echo "usage: search_photos.sh FOLDER [GPU] [WORD_VECTORS] [options of serve.py], with a folder of photos" >&2; exit 2; }
+folder=$(cd "$1" && pwd -P) gpu=${2:-0} vectors=${3:-train}
+[ ! -f "$vectors" ] || vectors=$(realpath "$vectors")
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+part() {  # part TITLE COMMAND…: run a command, and tell how long it took
+    local began=$SECONDS
+    printf '\n%s\n' "--- $1"
+    "${@:2}"
+    echo "--- $1: $((SECONDS - began)) s"
+}
+
+part "environment" install requirements.txt requirements-{backbone,photos,search,serve}.txt
+[ -e efficientnet_lite0.json ] || part "backbone" "$PYTHON" weights/convert_efficientnet.py --force
+# the name of the folder, and a number that tells two folders of one name apart
+name=$(basename "$folder" | tr -c '[:alnum:]._\n-' _ | sed 's/^[.-]/_/')-$(cksum <<< "$folder" | cut -d' ' -f1)
+training=("$name" 0.003 800 0 2 SOFTMAX photos "$gpu" --backbone efficientnet_lite0 --pairs 1)
+untagged=("$name" 2 photos "$gpu")
+checkpoint=$("$PYTHON" train.py "${training[@]}" --print-path)
+if [ ! -e "${checkpoint%.npy}.json" ]; then  # written last: nothing has been learned from these photos' tags yet
+    part "photos and their tags" "$PYTHON" prepare/photos.py "$name" --from-photos "$folder" --skip-bad
+    if [ -e "data/$name/train_tag.txt" ]; then
+        part "word vectors" "$PYTHON" tag_processing.py "$name" "$vectors" "$gpu"
+        part "training" "$PYTHON" train.py "${training[@]}"
+    else
+        checkpoint=$("$PYTHON" train_untagged.py "${untagged[@]}" --print-path)
+        [ -e "${checkpoint%.npy}.json" ] || part "training" "$PYTHON" train_untagged.py "${untagged[@]}"
+    fi
+fi
+part "index" "$PYTHON" search.py build "$checkpoint" "$folder" --gpu "$gpu" --skip-bad --prune
+printf '\n%s\n' "The page's address follows. To learn the tags of new photos too, remove $checkpoint and run this again."
+exec "$PYTHON" serve.py "indexes/$(basename "$checkpoint" .npy)" --gpu "$gpu" "${@:4}"
