@@ -1,4 +1,4 @@
-"""Shared by all tests: the --slow switch, and programs run in this process."""
+"""Shared by all tests: the --slow switch, programs run in this process, and a small network."""
 import importlib
 import signal
 
@@ -29,3 +29,10 @@ def run_here(monkeypatch, capsys):
     def run(program, *arguments):
         return call(monkeypatch, capsys, importlib.import_module(program.removesuffix(".py")), *arguments)
     return run
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The programs that `tiny.run`, `tiny.start` and `run_here` run have a small network, in the whole module."""
+    with importlib.import_module("small_network").small_network():  # loads TensorFlow, which few tests need
+        yield

@@ -37,7 +37,7 @@ from test_import_photos import PHOTOS, Desk
 from test_index import make_content
 from test_net import linear_training, linear_weights, states_of
 from test_net_val import _retrieval
-from tiny import EXPERIMENT, PROJECT, make_tiny, start, train, wait_for
+from tiny import EXPERIMENT, PROJECT, backbone, make_tiny, start, train, wait_for
 from util import UserError, stream
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate"}
@@ -282,20 +282,12 @@ def test_a_disk_that_is_full_while_tensorflow_writes_a_state_is_told_in_one_sent
         restore(session)
 
 
-def run_limited(size, *arguments):
-    """Exit code and output of a program none of whose files can grow beyond `size` bytes."""
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=PROJECT, capture_output=True, text=True,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
-    return done.returncode, done.stdout + done.stderr
-
-
 @pytest.mark.parametrize(("size", "options"), [
-    (100, ()), (1_000_000, ()), pytest.param(1_000_000, ("--save-every", 1), marks=pytest.mark.slow)],
-                         ids=["log", "checkpoint", "state"])
-def test_training_on_a_full_disk_ends_in_one_sentence_and_code_2(tmp_path, size, options):
-    root = make_tiny(tmp_path)
-    code, output = run_limited(size, "train.py", "tiny", 0.00003, 1, 0.0001, 2, "WSDQH", "t", "cpu", "--root", root,
-                               "--batch-size", 4, "--backbone-init", "lsuv", *options)
+    (100, ()), (100_000, ()), (100_000, ("--save-every", 1))], ids=["log", "checkpoint", "state"])
+def test_training_on_a_full_disk_ends_in_one_sentence_and_code_2(tmp_path, small, run_here, size, options):
+    root, _ = make_tiny(tmp_path), backbone()
+    with files_of_at_most(size):
+        code, output = train(root, *options, iterations=1, run=run_here)
     assert code == 2, output
     assert len(re.findall(r"^error: ", output, re.M)) == 1
     assert "Traceback" not in output
@@ -441,10 +433,10 @@ def test_programs_run_with_6_gb_one_cpu_no_home_locale_c_few_descriptors_and_an_
 
 
 @pytest.mark.parametrize("kind", ["a file", "missing and not to be made"])
-def test_an_output_folder_that_cannot_be_written_ends_in_one_sentence(tmp_path, kind):
+def test_an_output_folder_that_cannot_be_written_ends_in_one_sentence(tmp_path, small, run_here, kind):
     root = make_tiny(tmp_path)
     (root / "logs").write_text("") if kind == "a file" else (root / "logs").symlink_to("/proc/none")
-    code, output = train(root, iterations=0)
+    code, output = train(root, iterations=0, run=run_here)
     assert code == 2
     assert re.search(r"^error: .*logs", output, re.M)
     assert "Traceback" not in output

@@ -208,18 +208,17 @@ def test_a_data_set_whose_tags_were_all_dropped_is_refused(tiny):
 
 # ---------------------------------------------------------------- the programs
 
-@pytest.mark.slow
-def test_one_image_with_one_tag_is_learned_and_one_query_without_a_relevant_image_is_measured(tiny):
+def test_one_image_with_one_tag_is_learned_and_one_query_without_a_relevant_image_is_measured(tiny, small, run_here):
     splits = tiny / "data" / "tiny"
     for name, line in {"train_img": "0.jpg", "train_tag": "1", "database_img": "0.jpg", "database_label": "1 0",
                        "test_img": "12.jpg", "test_label": "0 1", "common_tags": "sky"}.items():
         (splits / f"{name}.txt").write_text(line + "\n")
     np.savetxt(splits / "tags/FinalTagEmbs.txt", np.ones((1, 300)))
     write_pickle(splits / "tags/TagIdMergeMap.pkl", {0: [0]})
-    code, output = train(tiny, iterations=4)  # the codebooks are updated after step 3
+    code, output = train(tiny, iterations=4, run=run_here)  # the codebooks are updated after step 3
     assert code == 0, output
     assert "1 training images, 1 merged tags" in output
-    code, output = validate(tiny)
+    code, output = validate(tiny, run=run_here)
     assert code == 0, output
     assert "the database holds 1 images, so MAP counts the first 1 results, not 5000." in output
     assert re.search(r"AQD +none +none +none\n", output)

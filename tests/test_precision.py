@@ -86,8 +86,7 @@ def test_embeddings_in_bfloat16_are_nearly_those_in_float32():
     assert cosines(*found).min() >= 0.998
 
 
-@pytest.mark.slow
-def test_results_of_one_precision_do_not_pass_for_those_of_another(tmp_path, monkeypatch, capsys):
+def test_results_of_one_precision_do_not_pass_for_those_of_another(tmp_path, small, monkeypatch, capsys):
     root = make_tiny(tmp_path)
 
     def run(program, *arguments):

@@ -16,6 +16,8 @@ import h5py
 import numpy as np
 import pytest
 
+import parity_inputs as parity
+from backbones import alexnet
 from storage.arrays import read_weights, write_weights
 from tiny import (
     EXPERIMENT,
@@ -23,7 +25,7 @@ from tiny import (
     QUERIES,
     STEPS,
     TRAINING,
-    backbone,
+    command,
     make_tiny,
     run,
     start,
@@ -34,9 +36,11 @@ from tiny import (
     write_pickle,
 )
 
+pytestmark = pytest.mark.usefixtures("small")
+
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, small):
     """A tiny data set and what training printed."""
     root = make_tiny(tmp_path_factory.mktemp("trained"))
     code, output = train(root, "--save-every", 5)
@@ -54,8 +58,8 @@ def tiny(tmp_path):
 def test_training_writes_a_checkpoint_in_the_released_format_and_tells_what_it_was_made_of(trained):
     root, _ = trained
     weights = read_weights(root / "checkpoints" / f"{EXPERIMENT}.npy")
-    assert set(weights) == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8", "C"}
-    assert weights["fc8"][0].shape == (4096, 300)
+    assert set(weights) == {*alexnet.LAYERS, "C"}
+    assert weights["fc8"][0].shape == (32, 300)
     assert weights["C"].shape == (512, 300)
     record = json.loads((root / "checkpoints" / f"{EXPERIMENT}.json").read_text())
     assert record["options"]["batch_size"] == 4
@@ -155,12 +159,14 @@ def test_run_sh_validates_what_it_trained_with_other_options_in_another_root(tin
     root = tiny.rename(tiny.with_name("a root with spaces"))
     done = subprocess.run(
         ["bash", PROJECT / "scripts/run.sh", "tiny", "0.00003", "1", "0.0001", "2", "t", "cpu", "--gamma", "2",
-         f"--root={root}", "--batch-size", "4", "--weights", backbone()],
+         f"--root={root}", "--batch-size", "4", "--backbone-init", "lsuv"],
         capture_output=True, text=True, cwd=root,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})  # for want of .venv
     assert done.returncode == 0, done.stdout + done.stderr
     metrics, = (root / "checkpoints").glob("*_metrics.json")
     assert metrics.name == EXPERIMENT.replace("gamma=1", "gamma=2") + "_metrics.json"
+    weights = read_weights(metrics.with_name(metrics.name.replace("_metrics.json", ".npy")))
+    assert {layer: weights[layer][0].shape for layer in weights if layer != "C"} == parity.KERNELS
 
 
 def test_a_terminal_shows_a_bar_with_the_loss_and_the_log_keeps_the_lines(tiny):
@@ -176,7 +182,7 @@ def run_in_terminal(*arguments):
     """Exit code and output of a program that a person watches."""
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (40, 150))
-    process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=PROJECT, stdout=end, stderr=end)
+    process = subprocess.Popen(command(*arguments), cwd=PROJECT, stdout=end, stderr=end)
     os.close(end)
     shown = b""
     with contextlib.suppress(OSError):  # what Linux raises at the end
@@ -202,20 +208,20 @@ def test_a_checkpoint_that_cannot_be_written_leaves_a_state_from_which_resume_wr
 
 
 def test_a_disk_without_room_for_the_checkpoint_is_told_before_the_first_step(tiny, monkeypatch, run_here):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**5))
     code, output = train(tiny, run=run_here)
     assert code == 2, output
-    assert re.search(r"error: .*checkpoints: .* takes \d+ MB, and the disk has 100 MB free", output), output
+    assert re.search(r"error: .*checkpoints: .* takes \d+ MB, and the disk has 0 MB free", output), output
     assert "step [" not in output
     assert not list((tiny / "checkpoints").iterdir())
 
 
 # ---------------------------------------------------------------- validation
 
-def test_validation_reports_map_beside_the_random_one_and_does_not_embed_twice(trained):
+def test_validation_reports_map_beside_the_random_one_and_does_not_embed_twice(trained, run_here):
     root, _ = trained
     path = root / "checkpoints" / f"{EXPERIMENT}_retrieval.h5"
-    code, output = validate(root)
+    code, output = validate(root, run=run_here)
     assert code == 0, output
     assert "is not there yet" in output
     log = (root / "logs" / f"{EXPERIMENT}.log").read_text()
@@ -227,7 +233,7 @@ def test_validation_reports_map_beside_the_random_one_and_does_not_embed_twice(t
         assert file["qry_codes"].shape == (QUERIES, 2)
     first = json.loads((root / "checkpoints" / f"{EXPERIMENT}_metrics.json").read_text())
     assert first["bits"] == 16
-    code, output = validate(root)
+    code, output = validate(root, run=run_here)
     assert "the files match" in output
     second = json.loads((root / "checkpoints" / f"{EXPERIMENT}_metrics.json").read_text())
     assert [first[name]["map"] for name in ("AQD", "SQD", "feats")] == [
@@ -354,7 +360,7 @@ class _Command:
 
 
 @pytest.mark.parametrize(("spoil", "sentence"), [
-    (lambda path: write_weights(path, {"fc8": [np.zeros((4096, 300)), np.zeros(300)]}), "codebooks under 'C'"),
+    (lambda path: write_weights(path, {"fc8": [np.zeros((32, 300)), np.zeros(300)]}), "codebooks under 'C'"),
     (lambda path: np.save(path, np.array({"C": _Command()}, dtype=object), allow_pickle=True),
      "only NumPy arrays and plain containers")])
 def test_a_bad_checkpoint_is_one_sentence_and_exit_code_2(tiny, spoil, sentence, run_here):

@@ -18,9 +18,11 @@ from test_serve import served
 from tiny import EXPERIMENT, PROJECT, TRAINING, make_tiny, run, train, validate
 from util import UserError
 
+pytestmark = pytest.mark.usefixtures("small")
+
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory, small):
     """The tiny data set and a checkpoint that was not trained long, but is complete."""
     root = make_tiny(tmp_path_factory.mktemp("search"))
     (root / "data/tiny/labels.txt").write_text("a\nz\n")
@@ -178,8 +180,8 @@ def test_photos_that_changed_are_embedded_anew_and_photos_that_are_gone_are_drop
     assert "4 photos, 0 of them new, 16 bits" in capsys.readouterr().out
 
 
-def test_codes_that_validation_left_are_not_computed_again(root, checkpoint, tmp_path, capsys):
-    code, output = validate(root)
+def test_codes_that_validation_left_are_not_computed_again(root, checkpoint, tmp_path, capsys, run_here):
+    code, output = validate(root, run=run_here)
     assert code == 0, output
     made = building.build(checkpoint, "tiny", out=tmp_path / "index", root=root, crops=1)
     assert "the codes are those of" in capsys.readouterr().out
@@ -297,19 +299,20 @@ def printed_json(output):
     return json.loads(next(line for line in output.splitlines() if line.startswith("{")))
 
 
-def test_the_program_prints_tables_json_and_a_figure(root, photos, tmp_path):
+def test_the_program_prints_tables_json_and_a_figure(root, photos, tmp_path, run_here):
     folder = root / "indexes" / EXPERIMENT
-    code, output = run("search.py", "query", folder, photo(root, 11), "--topk", 3, "--figure", tmp_path / "found.png")
+    code, output = run_here("search.py", "query", folder, photo(root, 11), "--topk", 3, "--figure",
+                            tmp_path / "found.png")
     assert code == 0, output
     assert "rank    score   cosine  label photo" in output
     assert len([line for line in output.splitlines() if str(root / "datasets") in line]) == 3
     assert cv2.imread(str(tmp_path / "found.png")).std() > 10
-    code, output = run("search.py", "query", folder, "--words", "a e", "--json", "--topk", 2)
+    code, output = run_here("search.py", "query", folder, "--words", "a e", "--json", "--topk", 2)
     assert code == 0, output
     found = printed_json(output)
     assert found["query"] == "a e"
     assert [set(result) for result in found["results"]] == 2 * [{"rank", "row", "score", "cosine", "path", "hit"}]
-    code, output = run("search.py", "tags", folder, photo(root, 0), "--topk", 2, "--json")
+    code, output = run_here("search.py", "tags", folder, photo(root, 0), "--topk", 2, "--json")
     assert code == 0, output
     assert len(printed_json(output)["tags"]) == 2
 
@@ -364,12 +367,12 @@ def test_a_photo_gives_the_same_json_with_a_server_and_without(root, photos, tmp
         assert (tmp_path / "f.png").is_file()
 
 
-def test_a_result_that_was_deleted_is_noted(root, checkpoint, tmp_path):
+def test_a_result_that_was_deleted_is_noted(root, checkpoint, tmp_path, run_here):
     folder = tmp_path / "photos"
     shutil.copytree(root / "datasets/tiny", folder)
     building.build(checkpoint, folder, out=tmp_path / "index", root=root, crops=1)
     (folder / "3.jpg").unlink()
-    code, output = run("search.py", "query", tmp_path / "index", "--words", "a", "--figure", tmp_path / "f.png")
+    code, output = run_here("search.py", "query", tmp_path / "index", "--words", "a", "--figure", tmp_path / "f.png")
     assert code == 0, output
     assert "1 of these photos are not there any more, such as" in output
     assert "3.jpg" in output
@@ -419,8 +422,8 @@ def _empty_folder(root, tmp_path):
     (lambda root, _: ["build", root / "checkpoints" / f"{EXPERIMENT}.npy", "nowhere", "--root", root],
      "neither a data set nor a folder; data sets: tiny"),
 ])
-def test_bad_input_is_one_sentence_and_exit_code_2(root, photos, tmp_path, prepare, sentence):
-    code, output = run("search.py", *prepare(root, tmp_path))
+def test_bad_input_is_one_sentence_and_exit_code_2(root, photos, tmp_path, run_here, prepare, sentence):
+    code, output = run_here("search.py", *prepare(root, tmp_path))
     assert code == 2, output
     assert "Traceback" not in output
     assert sentence in output

@@ -1,6 +1,7 @@
 """A dozen small photos as a data set `tiny`, and the programs run on it as people run them."""
 import atexit
 import functools
+import os
 import pickle
 import subprocess
 import sys
@@ -13,15 +14,22 @@ import numpy as np
 from storage.arrays import write_weights
 from util import run_program, stream
 
+SMALL = "SMALL_NETWORK"  # set in the environment while programs have the small network
 PROJECT = Path(__file__).resolve().parent.parent
 TRAINING, QUERIES, TAGS = 10, 3, 6
 STEPS = 8  # with 4 images a step the first update follows step 7
 EXPERIMENT = "tiny_WSDQH_nbits=16_adaMargin_gamma=1_lambda=0.0001_t"
 
 
+def command(*arguments):
+    """The command that runs a program of the project, with the small network where the test has it."""
+    small = SMALL in os.environ and str(arguments[0]).endswith(".py")
+    return [sys.executable, *([PROJECT / "tests/small_network.py"] if small else []), *map(str, arguments)]
+
+
 def run(*arguments):
     """Run a program of the project; its exit code and all that it printed."""
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=PROJECT, capture_output=True, text=True)
+    done = subprocess.run(command(*arguments), cwd=PROJECT, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -47,9 +55,13 @@ def training(root, *options, iterations=STEPS, codebooks=2, gpu="cpu"):
             "--batch-size", 4, "--weights", backbone(), *options)
 
 
-@functools.cache
 def backbone():
     """A file of random weights that all trainings start from: each would need seconds to draw and scale its own."""
+    return random_weights(SMALL in os.environ)
+
+
+@functools.cache
+def random_weights(_small):
     from backbones import alexnet, layers
     rng = stream(0, "backbone")
     weights = layers.lsuv_weights(alexnet, rng.integers(0, 256, (4, 227, 227, 3), dtype=np.uint8), rng, "/cpu:0")
@@ -68,8 +80,8 @@ def train(root, *options, run=run, **arguments):
 
 def start(root, *options):
     """The same in the background."""
-    return subprocess.Popen([sys.executable, *map(str, training(root, *options))], cwd=PROJECT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command(*training(root, *options)), cwd=PROJECT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
 
 
 def wait_for(text, process):
