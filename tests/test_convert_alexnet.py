@@ -1,8 +1,9 @@
 """weights/convert_alexnet.py on files in their real formats, written with onnx, protobuf and NumPy.
 
 The expected values come from ONNX Runtime on a graph that is built here, and from this project's network on the
-converted file. All formats hold the same seeded weights.
+converted file. All formats hold the same seeded weights; fc6 and fc7 have fewer outputs than AlexNet's, for speed.
 """
+import contextlib
 import io
 import os
 import pickle
@@ -38,10 +39,22 @@ CAFFE_MEAN = np.float32([104.00698793, 116.66876762, 122.67891434])  # of blue, 
 CONVOLUTIONS = {"conv1": ((96, 3, 11, 11), 4, 0, 1), "conv2": ((256, 48, 5, 5), 1, 2, 2),
                 "conv3": ((384, 256, 3, 3), 1, 1, 1), "conv4": ((384, 192, 3, 3), 1, 1, 2),
                 "conv5": ((256, 192, 3, 3), 1, 1, 2)}
-PRODUCTS = {"fc6": (4096, 9216), "fc7": (4096, 4096), "fc8": (10, 4096)}
+WIDTH = 64  # of fc6 and fc7, in place of 4096
+PRODUCTS = {"fc6": (WIDTH, 9216), "fc7": (WIDTH, WIDTH), "fc8": (10, WIDTH)}
 TAIL = ["conv3", "conv4", "conv5", "pool5", "fc6", "fc7", "fc8"]
 POOL_FIRST = ["conv1", "pool1", "norm1", "conv2", "pool2", "norm2", *TAIL]
 NORM_FIRST = ["conv1", "norm1", "pool1", "conv2", "norm2", "pool2", *TAIL]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow():
+    """This project's network and the formats' with fc6 and fc7 of WIDTH outputs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for layer in ("fc6", "fc7"):
+            patch.setitem(layout.SHAPES, layer, PRODUCTS[layer])
+            patch.setitem(alexnet.LAYERS, layer, PRODUCTS[layer][::-1])
+        patch.setitem(alexnet.LAYERS, alexnet.LAST, (WIDTH, 300))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +92,15 @@ def converted(weights, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     source = write(folder / "model", onnx_model(weights, POOL_FIRST).SerializeToString())
     write(folder / "alexnet.npy", b"old")
-    done = subprocess.run([sys.executable, "weights/convert_alexnet.py", source, folder / "alexnet.npy", "--force"],
-                          cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert fingerprint(source) in done.stdout
-    assert fingerprint(folder / "alexnet.npy") in done.stdout
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(sys, "argv", ["convert_alexnet.py", str(source), str(folder / "alexnet.npy"), "--force"])
+        convert_alexnet.main()
+    assert fingerprint(source) in printed.getvalue()
+    assert fingerprint(folder / "alexnet.npy") in printed.getvalue()
     source.unlink()
     found = read_weights(folder / "alexnet.npy")
     (folder / "alexnet.npy").unlink()
-    return found, done.stdout
+    return found, printed.getvalue()
 
 
 # ---------------------------------------------------------------- ONNX files
@@ -137,7 +150,7 @@ def run_onnx(model, inputs):
     """fc7 before its ReLU for inputs (B, 227, 227, 3)."""
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 227
     model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 227
-    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("fc7_1", onnx.TensorProto.FLOAT, [1, 4096]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("fc7_1", onnx.TensorProto.FLOAT, [1, WIDTH]))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return np.concatenate([session.run(None, {"data_0": np.float32(x.transpose(2, 0, 1)[None])})[0] for x in inputs])
 
@@ -261,7 +274,7 @@ def read(path, content):
 
 
 def network_fc7(images, weights):
-    fc8 = {"fc8": [np.zeros((4096, 300), np.float32), np.zeros(300, np.float32)]}
+    fc8 = {"fc8": [np.zeros((WIDTH, 300), np.float32), np.zeros(300, np.float32)]}
     with tf.Graph().as_default() as graph, open_session(graph) as session:
         variables, first_values = layers.make_variables(alexnet.LAYERS, ())
         _, before = layers.embed(alexnet, tf.constant(images), variables)
@@ -315,7 +328,7 @@ def test_tensorflows_file_is_the_same_network(weights, converted, tmp_path, caps
     # as caffe-tensorflow lays it out
     weights = {name: [kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T, bias]
                for name, (kernel, bias) in weights.items()}
-    weights["fc6"][0] = weights["fc6"][0].reshape(256, 6, 6, 4096).transpose(1, 2, 0, 3).reshape(9216, 4096)
+    weights["fc6"][0] = weights["fc6"][0].reshape(256, 6, 6, WIDTH).transpose(1, 2, 0, 3).reshape(9216, WIDTH)
     source = read(tmp_path / "bvlc_alexnet.npy", tensorflow_file(weights))
     assert source.has_fc8
     assert_same(conversion.convert(source, "reverse"), converted[0])
@@ -341,7 +354,7 @@ def test_the_check_refuses_a_wrong_conversion(weights, converted, fault):
     if fault == "channels":
         wrong["conv1"][0] = wrong["conv1"][0][:, :, ::-1]
     elif fault == "rows":
-        wrong["fc6"][0] = wrong["fc6"][0].reshape(36, 256, 4096).swapaxes(0, 1).reshape(9216, 4096)
+        wrong["fc6"][0] = wrong["fc6"][0].reshape(36, 256, WIDTH).swapaxes(0, 1).reshape(9216, WIDTH)
     else:
         wrong["conv4"][0] = np.roll(wrong["conv4"][0], 192, 3)
     with pytest.raises(UserError, match=r"found a difference of .* nothing was written"):

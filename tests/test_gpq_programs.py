@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import signal
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ import search
 from gpq import config, demo, graphs, measuring, network, retrieval, train, training
 from retrieval import index
 from session import open_session, tf
+from storage.safe_files import replacing_folder
 from storage.states import States
 from test_gpq_network import NARROW
 from tiny import call
@@ -148,6 +150,13 @@ def check_index(folder):
         search.open_index(folder / "index")
 
 
+def test_a_query_that_is_not_there_is_refused():
+    assert measuring.shown_query(SimpleNamespace(query=5), 6) == 5
+    with pytest.raises(UserError, match="expected a row from 0 to 5, found 6"):
+        measuring.shown_query(SimpleNamespace(query=6), 6)
+
+
+@pytest.mark.slow
 def test_the_demo_draws_the_query_that_is_asked_for_or_nothing(root, monkeypatch, capsys):
     call(monkeypatch, capsys, train, "cpu", "--root", root, *TINY, "--epochs", 0)
     arguments = (root / NAME, "cpu", "--root", root, *TINY)
@@ -197,6 +206,15 @@ def test_ctrl_c_saves_the_state_and_a_resumed_run_ends_as_an_undisturbed_one(roo
     assert "the newest checkpoint follows step 3, beyond the 0 of --epochs" in output
 
 
+def test_a_flipped_byte_is_found_before_a_checkpoint_is_read(tmp_path):
+    with replacing_folder(tmp_path / "step_000001") as new:
+        (new / "model.ckpt.index").write_bytes(b"whole")
+    (tmp_path / "step_000001/model.ckpt.index").write_bytes(b"wholf")
+    with pytest.raises(UserError, match=r"model\.ckpt\.index was altered since it was written"):
+        graphs.check_checkpoint(graphs.find_checkpoint(tmp_path), config.Config(), {})
+
+
+@pytest.mark.slow
 def test_a_flipped_byte_in_a_checkpoint_is_found_and_the_file_named(root, monkeypatch, capsys):
     call(monkeypatch, capsys, train, "cpu", "--root", root, *TINY, "--epochs", 0)
     path = root / NAME / "step_000000" / "model.ckpt.data-00000-of-00001"

@@ -26,7 +26,7 @@ from retrieval.client import Remote
 from storage.safe_files import exclusive_lock, fingerprint
 from test_faults import killed_at
 from test_index import make_content
-from tiny import PROJECT, run
+from tiny import PROJECT, command, run
 from util import UserError, stream
 
 pytest.importorskip("faiss")
@@ -54,9 +54,8 @@ def folders(tmp_path_factory):
 
 def start(folder, *options, **environment):
     """A server of an index."""
-    return subprocess.Popen([sys.executable, "serve.py", str(folder), "--port", "0", *map(str, options)],
-                            cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env={**os.environ, **environment})
+    return subprocess.Popen(command("serve.py", folder, "--port", 0, *options), cwd=PROJECT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **environment})
 
 
 def address_of(process):

@@ -17,7 +17,9 @@ from gensim.models import KeyedVectors
 
 import oracles
 import tag_merging
+import tag_processing
 from dataset import read_merge_map, read_tag_embeddings, read_tag_names
+from tiny import call_apart
 from trained_vectors import train_vectors
 from util import UserError
 from word_vectors import find_vectors, read_vectors, spellings
@@ -67,6 +69,16 @@ def make_dataset(root, tags, image_tags):
 def run(root, *arguments, **environment):
     return subprocess.run([sys.executable, REPOSITORY / "tag_processing.py", *map(str, arguments), "--root", root],
                           capture_output=True, text=True, cwd=root, env={**os.environ, **environment})
+
+
+@pytest.fixture
+def run_in_process(pets, monkeypatch, capsys):
+    """The program on the pets data set in this process: its exit code, and what it wrote to stderr."""
+    def run(*arguments):
+        monkeypatch.chdir(pets)
+        code, _, errors = call_apart(monkeypatch, capsys, tag_processing, *arguments, "--root", pets)
+        return code, errors
+    return run
 
 
 TAGS = ["dog", "cat", "qzx", "dogs", "newyork", "rain"]
@@ -390,8 +402,8 @@ def test_a_run_reports_and_writes_what_became_of_each_tag(pets):
         assert shown in done.stdout
 
 
-def test_without_the_graph_every_found_tag_keeps_its_own_direction(pets):
-    assert run(pets, "pets", "v.bin", "0", "--no-graph").returncode == 0
+def test_without_the_graph_every_found_tag_keeps_its_own_direction(pets, run_in_process):
+    assert run_in_process("pets", "v.bin", "0", "--no-graph") == (0, "")
     folder = pets / "data" / "pets" / "tags"
     assert read_merge_map(folder / "TagIdMergeMap.pkl", 6) == [[0], [1], [3], [4], [5]]
     words = read_vectors(pets / "v.bin", {"dog", "Cat", "dogs", "New_York", "rain"})
@@ -450,11 +462,11 @@ def spoil(root, fault):
     ("neighbors", "expected a whole number of at least 1"),
     ("limit", "expected a whole number of at least 1"),
 ])
-def test_bad_input_ends_in_one_sentence_and_exit_code_2(pets, fault, told):
-    done = run(pets, *spoil(pets, fault))
-    assert done.returncode == 2
-    assert told in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_bad_input_ends_in_one_sentence_and_exit_code_2(pets, run_in_process, fault, told):
+    code, errors = run_in_process(*spoil(pets, fault))
+    assert code == 2
+    assert told in errors.splitlines()[-1]
+    assert "Traceback" not in errors
     assert not (pets / "data" / "pets" / "tags").exists()
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from util import UserError, one_line
-from weights.layout import Layer, Source, match, same
+from weights.layout import SHAPES, Layer, Source, match, same
 
 try:
     import onnx
@@ -144,7 +144,7 @@ def until_fc7_model(path, source, normalises_first):
     short = onnx.helper.make_graph(
         [*constants, *nodes], "alexnet",
         [onnx.helper.make_tensor_value_info(nodes[0].input[0], tensor, [1, 3, 227, 227])],
-        [onnx.helper.make_tensor_value_info(nodes[-1].output[0], tensor, [1, 4096])], stored)
+        [onnx.helper.make_tensor_value_info(nodes[-1].output[0], tensor, [1, SHAPES["fc7"][0]])], stored)
     return onnx.helper.make_model(short, ir_version=source.model.ir_version, opset_imports=source.model.opset_import)
 
 
