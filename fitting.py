@@ -11,6 +11,7 @@ from storage.arrays import write_weights
 from storage.checkpoint import (
     FIT,
     FITTED,
+    METRIC,
     check_trained_with,
     default_crops,
     read_checkpoint,
@@ -19,25 +20,32 @@ from storage.checkpoint import (
 )
 from storage.run_log import open_log, plain
 from storage.safe_files import fingerprint
+from tag_metric import chosen_metric
 from training_inputs import FeatureInputs, PhotoInputs
 from util import DIMENSIONS, UserError, stream
 
 
-def fitted_entries(inputs, weights, codebooks, seed, device, precision, log):
-    """The entries of a checkpoint that fitted codebooks make: C, (M·K, D), and the mark that they are fitted.
+def fitted_entries(inputs, weights, codebooks, seed, device, precision, log, tags=None):
+    """The entries of a checkpoint that fitted codebooks make: C, (M·K, D), the mark that they are fitted, and the tag
+    metric, if it is wanted and better.
 
     Args:
         inputs: of `training_inputs`.
         weights: `{layer: [kernel, bias]}`.
         codebooks (int): M.
+        tags: CSR uint8 (N, T), where the tag metric is wanted.
     """
     began = time.perf_counter()
     embeddings = inputs.embeddings(weights, device, precision, unit=True)
+    metric = None if tags is None else chosen_metric(embeddings, tags, stream(seed, "tag metric"), log)
+    if metric is not None:
+        kernel, bias = metric
+        embeddings = embeddings @ kernel + bias
     fitted = fit_codebooks(embeddings, codebooks, stream(seed, "final fit"))
     sample = f", a sample of {len(embeddings):,}" if len(embeddings) > FIT_IMAGES else ""
     log.info(f"fitted {codebooks} codebooks to {min(len(embeddings), FIT_IMAGES):,} embeddings{sample}, duration: "
              f"{time.perf_counter() - began:.2f} sec.")
-    return {"C": fitted.reshape(-1, DIMENSIONS), FIT: FITTED}
+    return {"C": fitted.reshape(-1, DIMENSIONS), FIT: FITTED, **({} if metric is None else {METRIC: metric})}
 
 
 def fit(options):
@@ -51,8 +59,10 @@ def fit(options):
         raise UserError(f"{target} is the checkpoint itself: --output names another file")
     log = open_log(options.root / "logs" / f"{target.stem}.log")
     device = device_name(options.gpu, log.warning, options.precision)
-    inputs = fitting_inputs(options, folder, checkpoint, device, log)
-    entries = fitted_entries(inputs, checkpoint.weights, codebooks, options.seed, device, options.precision, log)
+    training_set = load_training(folder, options.skip_bad, check_images=options.features is None)
+    inputs = fitting_inputs(options, folder, training_set, checkpoint, device, log)
+    entries = fitted_entries(inputs, checkpoint.weights, codebooks, options.seed, device, options.precision, log,
+                             training_set.tags if options.tag_metric else None)
     record = {**read_record(options.checkpoint), "fit": {
         "options": plain(vars(options)), "checkpoint_sha256": fingerprint(options.checkpoint)}}
     write_weights(target, {**checkpoint.weights, **entries}, record)
@@ -65,9 +75,8 @@ def fitted_path(checkpoint, codebooks):
     return checkpoint.with_name(f"{stem}_fit.npy")
 
 
-def fitting_inputs(options, folder, checkpoint, device, log):
+def fitting_inputs(options, folder, training_set, checkpoint, device, log):
     """The training images as the checkpoint has seen them: photos, or features."""
-    training_set = load_training(folder, options.skip_bad, check_images=options.features is None)
     if options.features is not None:
         width = len(checkpoint.weights["fc8"][0])
         features = read_features(options.features, "train", folder.split_files("train")[0], width)[training_set.rows]

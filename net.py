@@ -49,8 +49,9 @@ LOSS_SCALES = {"float32": 1, "bfloat16": 2**12}
 SOFTMAX_LOSSES = {"MILNCE": losses.multiple_instance_loss, "SOFTMAX": losses.softmax_loss}
 CHUNK = 500  # images that share the visiting orders of ICM in training
 SECOND_STAGE = 5  # updates of --two-stage: as many as the released 800 steps have
-OLDER_OPTIONS = {"precision": PRECISIONS[0], "backbone": "alexnet", "crops": "random", "views": 10, "temperature": 0.1,
-                 "pairs": 0.0}  # of states from before there was a choice
+OLDER_OPTIONS = {  # of states from before there was a choice
+    "precision": PRECISIONS[0], "backbone": "alexnet", "crops": "random", "views": 1, "temperature": 0.1, "pairs": 0.0,
+    "features": None, "final_fit": False, "tag_metric": False}
 # what a resumed run may change
 FREE_OPTIONS = ("iterations", "gpu", "cache_gb", "root", "save_every", "resume", "weights", "print_path")
 
@@ -137,7 +138,7 @@ def train(options, target):
         checkpoint = {**weights, "C": alternation.codebooks.reshape(-1, DIMENSIONS)}  # C: (M·K, D)
         if options.final_fit:
             checkpoint |= fitted_entries(inputs, weights, options.codebooks, options.seed, device, options.precision,
-                                         log)
+                                         log, training_set.tags if options.tag_metric else None)
         write_checkpoint(target, checkpoint, record, save_state, options)
     log.info(f"saved {target}.")
 

@@ -22,7 +22,6 @@ from storage.run_log import open_log, provenance
 from storage.safe_files import write_json
 from util import UserError, counting, stream
 
-CHUNK = 700  # images that share the visiting orders of ICM in validation
 PRECISION_AT = (1, 10, 100, 1000)
 
 
@@ -150,7 +149,7 @@ def compute_retrieval(options, dataset, splits, device, log):
         log.info(f"embedded {len(features)} {split} images ({content.skipped} bad ones were left out), "
                  f"duration: {time.perf_counter() - began:.2f} sec.")
         began = time.perf_counter()
-        codes = quantizer.encode(features, checkpoint.codebooks, factor, stream(options.seed, f"encode {split}"), CHUNK)
+        codes = checkpoint.encode(features, factor, stream(options.seed, f"encode {split}"))
         log.info(f"encoded {len(codes)} {split} images, duration: {time.perf_counter() - began:.2f} sec.")
         arrays |= {f"{prefix}_features": features, f"{prefix}_codes": codes, f"{prefix}_label": content.labels}
     return Retrieval(**arrays)

@@ -12,9 +12,8 @@ from experiments import faiss_codes
 from experiments.ablations import plain_name, prepare_tags, program
 from features import embed, photo_features
 from fitting import fitted_entries
-from net_val import CHUNK
 from session import device_name
-from storage.checkpoint import read_checkpoint
+from storage.checkpoint import CHUNK, read_checkpoint
 from storage.retrieval_file import Retrieval
 from storage.run_log import experiment_name
 from storage.safe_files import write_json

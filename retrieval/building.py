@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-import quantizer
 from encoder import Encoder
 from image_files import image_faults, list_faults
-from net_val import CHUNK
 from retrieval import index, photo_files, vocabulary
 from retrieval.checkpoints import check_checkpoint, training_dataset
 from retrieval.sources import photo_source
@@ -239,7 +237,7 @@ def encode_photos(paths, trained, content, gpu):
         block = paths[start:start + BLOCK]
         embeddings = encoder.embed(block, f"embedding photos {start + 1} to {start + len(block)} of {len(paths)}")
         rng = stream(content.facts["seed"], "index", len(content.codes) + start)
-        codes.append(quantizer.encode(embeddings, content.codebooks, factor, rng, CHUNK))
+        codes.append(trained.encode(embeddings, factor, rng))
         if content.embeddings is not None:
             kept.append(index.normalise(embeddings).astype(np.float16))
     return np.concatenate(codes), np.concatenate(kept)

@@ -11,11 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-import quantizer
 from dataset import read_tag_embeddings
 from encoder import Encoder
 from image_files import try_image
-from net_val import CHUNK
 from retrieval import encoded
 from retrieval.checkpoints import training_dataset
 from retrieval.sources import listed_source
@@ -117,12 +115,11 @@ class ShardEncoder:
     """
 
     def __init__(self, model, plan, folder, witness, gpu):
-        checkpoint, self._factor = model
-        self._codebooks = checkpoint.codebooks
+        self._checkpoint, self._factor = model
         self._plan, self._folder, self._witness = plan, folder, witness
         precision = plan["precision"]
-        self._encoder = Encoder(checkpoint.weights, plan["crops"], device_name(gpu, note, precision), precision,
-                                unit=checkpoint.fitted)
+        self._encoder = Encoder(self._checkpoint.weights, plan["crops"], device_name(gpu, note, precision), precision,
+                                unit=self._checkpoint.fitted)
 
     def encode(self, shard, names, advance=lambda photos: None):
         """Codes of a shard's photos that can be used, uint8 (n, M), and {row: what is wrong} of the others.
@@ -134,10 +131,10 @@ class ShardEncoder:
         embeddings, bad = self._encoder.embed_sound([f"{self._folder}/{names[row]}" for row in rows], advance)
         advance(len(faults))
         faults |= {rows[i]: fault for i, fault in bad.items()}
-        codes = np.empty((0, len(self._codebooks)), np.uint8)
+        codes = np.empty((0, len(self._checkpoint.codebooks)), np.uint8)
         if len(embeddings):
             rng = stream(self._plan["seed"], "encode shard", shard)
-            codes = quantizer.encode(embeddings, self._codebooks, self._factor, rng, CHUNK)
+            codes = self._checkpoint.encode(embeddings, self._factor, rng)
         elif self._witness and not os.path.isfile(self._witness):
             raise UserError(f"{platform.node()} does not see the photos: {self._witness}: no such file there")
         return codes, dict(sorted(faults.items()))

@@ -11,19 +11,30 @@ from util import DIMENSIONS, MOST_CODEBOOKS, UserError, note
 
 FIT = "fit"  # the entry that tells of fitted codebooks; the release's checkpoints have none
 FITTED = np.ones(1, np.float32)  # what it holds
+METRIC = "tag_metric"  # the entry that holds what the codes of --tag-metric stand for, as a layer
+CHUNK = 700  # images that share the visiting orders of ICM
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """weights: `{layer: [kernel, bias]}`; codebooks: float32 (M, K, D); fitted: whether the codebooks were fitted at
-    the end, so that embeddings have length 1 and codes are found in plain Euclidean distance."""
+    the end, so that embeddings have length 1 and codes are found in plain Euclidean distance; metric: [kernel (D, D),
+    bias (D,)] that codes of an embedding stand for, or None, and they stand for the embedding."""
     weights: dict
     codebooks: np.ndarray
     fitted: bool
+    metric: list | None = None
 
     def factor(self, tag_embeddings):
         """S of the tags' embeddings W, float32 (T, D), in whose distances codes are found; None for Euclidean ones."""
         return None if self.fitted else quantizer.semantic_factor(tag_embeddings)
+
+    def encode(self, embeddings, factor, rng):
+        """Codes of embeddings, float32 (N, D): uint8 (N, M). `factor`: of the method above."""
+        if self.metric is not None:
+            kernel, bias = self.metric
+            embeddings = embeddings @ kernel + bias
+        return quantizer.encode(embeddings, self.codebooks, factor, rng, CHUNK)
 
 
 def read_checkpoint(path):
@@ -44,7 +55,18 @@ def read_checkpoint(path):
         raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
                         f"{MOST_CODEBOOKS}, found {stacked.shape}")
     return Checkpoint(checked_layers(path, weights), stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS),
-                      FIT in weights)
+                      FIT in weights, checked_metric(path, weights))
+
+
+def checked_metric(path, weights):
+    """[kernel, bias] of the tag metric, or None. Raises UserError if it is of another shape."""
+    if METRIC not in weights:
+        return None
+    kernel, bias = weights[METRIC]
+    if kernel.shape != (DIMENSIONS, DIMENSIONS) or bias.shape != (DIMENSIONS,) or FIT not in weights:
+        raise UserError(f"{path}: expected {METRIC} with shapes ({DIMENSIONS}, {DIMENSIONS}) and ({DIMENSIONS},), and "
+                        f"{FIT} beside it, found {kernel.shape} and {bias.shape}")
+    return [kernel, bias]
 
 
 def checked_layers(path, weights):

@@ -11,11 +11,9 @@ import pyarrow.parquet
 import pytest
 
 import encode
-import quantizer
 import search
 from dataset import read_tag_embeddings
 from encoder import Encoder
-from net_val import CHUNK
 from retrieval import building, encoded, encoding, index, ray_encoding
 from storage.checkpoint import read_checkpoint
 from test_faults import files_of_at_most, flip
@@ -113,7 +111,7 @@ def test_a_shards_codes_depend_on_its_photos_its_number_and_the_seed_alone(root,
         table = pyarrow.parquet.read_table(path)
         assert str(table["code"].type) == "fixed_size_list<element: uint8>[2]"
         embeddings = encoder.embed([root / "photos" / name for name in table["path"].to_pylist()])
-        expected = quantizer.encode(embeddings, trained.codebooks, factor, stream(0, "encode shard", shard), CHUNK)
+        expected = trained.encode(embeddings, factor, stream(0, "encode shard", shard))
         assert table["code"].to_pylist() == expected.tolist()
 
 
