@@ -5,4 +5,4 @@ install requirements-dev.txt
 
 "$PYTHON" -m ruff check .
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1  # two workers, each on a core of its own
-"$PYTHON" -m pytest -q -n 2 --dist loadfile "$@"
+"$PYTHON" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

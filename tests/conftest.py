@@ -6,6 +6,9 @@ import pytest
 
 from tiny import call
 
+# files of tests that take longest: they begin first, so that no worker of xdist ends long after the other
+LONGEST = ("test_serve", "test_web_app", "test_programs", "test_prepare", "test_search", "test_tag_processing")
+
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
@@ -17,6 +20,7 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

@@ -15,6 +15,7 @@ from storage.arrays import write_weights
 from util import run_program, stream
 
 SMALL = "SMALL_NETWORK"  # set in the environment while programs have the small network
+WITH_NETWORK = ("train.py", "validation.py", "search.py", "encode.py", "serve.py")
 PROJECT = Path(__file__).resolve().parent.parent
 TRAINING, QUERIES, TAGS = 10, 3, 6
 STEPS = 8  # with 4 images a step the first update follows step 7
@@ -23,7 +24,7 @@ EXPERIMENT = "tiny_WSDQH_nbits=16_adaMargin_gamma=1_lambda=0.0001_t"
 
 def command(*arguments):
     """The command that runs a program of the project, with the small network where the test has it."""
-    small = SMALL in os.environ and str(arguments[0]).endswith(".py")
+    small = SMALL in os.environ and arguments[0] in WITH_NETWORK
     return [sys.executable, *([PROJECT / "tests/small_network.py"] if small else []), *map(str, arguments)]
 
 
