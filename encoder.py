@@ -1,7 +1,7 @@
 """A trained network that turns photos into embeddings, or into the features below its last layer.
 
 What belongs here: the crops of an image, the graph that runs on them, and running it over many image files.
-Letters: N images, b images a run of the graph, V crops an image, D = 300, F features.
+Letters: N images, B images a run of the graph, V crops an image, D = 300, F features.
 """
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,7 @@ class EncodingGraph:
     """The graph that embeds images by the mean over their crops, finalized.
 
     Attributes:
-        outputs: embeddings r, float32 (b, D).
+        outputs: embeddings r, float32 (B, D).
 
     Args:
         backbone: one of `backbones.BACKBONES`.
@@ -49,7 +49,7 @@ class EncodingGraph:
         self._crops, self._unit = crops, unit
         self.graph = tf.Graph()
         with self.graph.as_default(), tf.device(first_device(device)):
-            self.images = tf.placeholder(tf.uint8, [None, IMAGE_SIDE, IMAGE_SIDE, 3])  # (b, 256, 256, 3)
+            self.images = tf.placeholder(tf.uint8, [None, IMAGE_SIDE, IMAGE_SIDE, 3])  # (B, 256, 256, 3)
             self.variables, self._first_values = layers.make_variables(self._layers(backbone), trainable=())
             self.outputs = in_towers(lambda images, _: self._outputs(backbone, images), self.images, device)
             self._initialize = tf.global_variables_initializer()
@@ -59,7 +59,7 @@ class EncodingGraph:
         return backbone.LAYERS
 
     def _crops_of(self, backbone, images):
-        """All crops of images, uint8 (V·b, SIDE, SIDE, 3)."""
+        """All crops of images, uint8 (V·B, SIDE, SIDE, 3)."""
         parts = []
         for (top, left), flip in crops_of(self._crops, backbone.SIDE):
             seen = tf.reverse(images, [2]) if flip else images
@@ -67,7 +67,7 @@ class EncodingGraph:
         return tf.concat(parts, 0)
 
     def _outputs(self, backbone, images):
-        outputs, _ = layers.embed(backbone, self._crops_of(backbone, images), self.variables)  # (V·b, D)
+        outputs, _ = layers.embed(backbone, self._crops_of(backbone, images), self.variables)  # (V·B, D)
         embeddings = tf.reduce_mean(tf.reshape(outputs, [self._crops, -1, DIMENSIONS]), 0)
         return tf.nn.l2_normalize(embeddings, 1) if self._unit else embeddings
 
@@ -77,13 +77,13 @@ class EncodingGraph:
 
 
 class FeatureGraph(EncodingGraph):
-    """The same without the last layer: outputs are the features of each crop, float32 (b, V, F)."""
+    """The same without the last layer: outputs are the features of each crop, float32 (B, V, F)."""
 
     def _layers(self, backbone):
         return {layer: shape for layer, shape in backbone.LAYERS.items() if layer != layers.LAST}
 
     def _outputs(self, backbone, images):
-        outputs, _ = backbone.features(self._crops_of(backbone, images), self.variables)  # (V·b, F)
+        outputs, _ = backbone.features(self._crops_of(backbone, images), self.variables)  # (V·B, F)
         return tf.transpose(tf.reshape(outputs, [self._crops, -1, backbone.FEATURES]), [1, 0, 2])
 
 
@@ -119,7 +119,7 @@ class Encoder:
         return np.concatenate(list(self.blocks(paths, what)))
 
     def blocks(self, paths, what="embedding"):
-        """The same in parts, (b, D) each, as they are made."""
+        """The same in parts, (B, D) each, as they are made."""
         store = ImageStore(paths, resize=self.resize)
         with progress(total=len(paths), desc=what, unit="image") as bar:
             for rows, outputs, _ in self._run(lambda rows: (store.images(rows), {}), len(paths)):
@@ -145,7 +145,7 @@ class Encoder:
     def _run(self, load, count):
         """For each run of the graph its rows, what it gives of the sound images, and {row: what is wrong}.
 
-        `load(rows)` gives the sound images, uint8 (b, 256, 256, 3), and {place in rows: what is wrong} of the others.
+        `load(rows)` gives the sound images, uint8 (B, 256, 256, 3), and {place in rows: what is wrong} of the others.
         """
         runs = [range(start, min(start + self._at_once, count)) for start in range(0, count, self._at_once)]
         for rows, (images, faults) in zip(runs, prefetch(load, runs, RUNS_AHEAD), strict=True):

@@ -2,7 +2,7 @@
 
 What belongs here: what tag_processing.py does, section 4 of the method. How word vectors are read stands in
 word_vectors.py, how they are trained in trained_vectors.py.
-Letters: N images, R raw tags, V tags with a vector, T merged tags, D = 300.
+Letters: N images, R raw tags, R' of them with a vector, T merged tags, D = 300.
 """
 import collections
 import pickle
@@ -33,16 +33,16 @@ def process(options, train=None):
         vectors, spelled = train(tags, matrix, options.seed)
     else:
         vectors, spelled = find_vectors(tags, options.word_vectors, options.limit)
-    found = np.flatnonzero([spelling is not None for spelling in spelled])  # (V,) raw columns
+    found = np.flatnonzero([spelling is not None for spelling in spelled])  # (R',) raw columns
     if not len(found):
         raise UserError(f"{options.word_vectors}: none of the {len(tags)} tags in {dataset.tag_list} has a vector")
-    unit = normalise(vectors[found].astype(np.float64))  # (V, D)
+    unit = normalise(vectors[found].astype(np.float64))  # (R', D)
 
     if options.no_graph:
         graph, enhanced, groups = None, unit, [[i] for i in range(len(found))]
     else:
         graph = correlation_graph(unit, options.neighbors, options.threshold)
-        enhanced = normalise(graph @ unit)  # (V, D), semantic enhancement
+        enhanced = normalise(graph @ unit)  # (R', D), semantic enhancement
         groups = merge_groups(enhanced, options.merge_radius)
     embeddings = merged_embeddings(enhanced, groups)  # (T, D)
     merge_map = make_merge_map(groups, found, len(tags))
@@ -89,18 +89,18 @@ def correlation_graph(unit, neighbours, tau):
     least τ. Each tag is a neighbour of itself. The entries of a row are 1 / the number of its neighbours.
 
     Args:
-        unit: float (V, D), L2-normalised.
+        unit: float (R', D), L2-normalised.
         neighbours (int): how many nearest tags are looked at, the tag itself not counted.
         tau (float): least cosine. From 0 on, no tag and its neighbours can average to zero.
 
     Returns:
-        CSR float64 (V, V), rows sum to 1. V×V is never dense in memory.
+        CSR float64 (R', R'), rows sum to 1. R'×R' is never dense in memory.
     """
     size = len(unit)
     neighbours = min(neighbours, size - 1)
     rows, columns = [np.arange(size)], [np.arange(size)]  # a tag is its own neighbour
     for start in range(0, size if neighbours else 0, BLOCK_ROWS):
-        cosines = unit[start:start + BLOCK_ROWS] @ unit.T  # (n, V)
+        cosines = unit[start:start + BLOCK_ROWS] @ unit.T  # (n, R')
         block = np.arange(len(cosines))
         cosines[block, start + block] = -np.inf  # the tag itself takes none of the places
         nearest = np.argpartition(cosines, size - neighbours, axis=1)[:, size - neighbours:]  # (n, neighbours)
@@ -116,14 +116,14 @@ def merge_groups(unit, eps):
     """DBSCAN by cosine distance, two points to a core. A noise point is a group of its own.
 
     Args:
-        unit: float (V, D), L2-normalised.
+        unit: float (R', D), L2-normalised.
         eps (float): radius, 1 − cosine.
 
     Returns:
         T ascending lists of rows, ordered by their first.
     """
     with sklearn.config_context(working_memory=DBSCAN_MEMORY):
-        clusters = DBSCAN(eps=eps, min_samples=2, metric="cosine").fit(unit).labels_  # (V,), −1 is noise
+        clusters = DBSCAN(eps=eps, min_samples=2, metric="cosine").fit(unit).labels_  # (R',), −1 is noise
     groups = {}
     for row, cluster in enumerate(clusters.tolist()):
         groups.setdefault(("noise", row) if cluster < 0 else cluster, []).append(row)
@@ -131,14 +131,14 @@ def merge_groups(unit, eps):
 
 
 def merged_embeddings(unit, groups):
-    """W: the mean of each group's L2-normalised embeddings, L2-normalised. (V, D), T groups → (T, D)."""
+    """W: the mean of each group's L2-normalised embeddings, L2-normalised. (R', D), T groups → (T, D)."""
     return normalise(np.stack([unit[group].mean(0) for group in groups]))
 
 
 def make_merge_map(groups, found, raw_tags):
     """{merged tag 0 … T−1: raw columns}, and under −1 the raw columns without a vector, if there are any.
 
-    `groups` holds rows of `found` (V,), the ascending raw columns that have a vector, out of `raw_tags`.
+    `groups` holds rows of `found` (R',), the ascending raw columns that have a vector, out of `raw_tags`.
     """
     merge_map = {merged: found[group].tolist() for merged, group in enumerate(groups)}
     dropped = np.setdiff1d(np.arange(raw_tags), found).tolist()

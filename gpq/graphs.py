@@ -58,7 +58,7 @@ class TrainingGraph:
         self.learning_rate = tf.placeholder(tf.float32, [])
 
     def _build_features(self, shapes, convolutions):
-        """variables, moving averages and their update, F(x) as features (B, M·D) and target_features (U, M·D)."""
+        """variables, moving averages and their update, features (B, M·D) and target_features (U, M·D)."""
         self.variables, self._first_values = network.make_variables(shapes)
         averages = network.MovingAverages(training=True, convolutions=convolutions)
         self.features, statistics = network.extract_features(
@@ -181,11 +181,11 @@ class Encoder:
             [variables[network.CODEBOOKS], variables[network.PROTOTYPES]])
 
     def features(self, images, what):
-        """F(x), raw, float32 (N, M·D) of RGB uint8 (N, 32, 32, 3); `what`: the name on the progress bar."""
+        """Features, raw, float32 (N, M·D), of RGB uint8 (N, 32, 32, 3); `what`: the name on the progress bar."""
         return self._run(self._features, images, what)
 
     def pooled(self, images, what):
-        """The input of F's last layer for the same images, float32 (N, 768)."""
+        """The input of the network's last layer for the same images, float32 (N, 768)."""
         return self._run(self._pooled, images, what)
 
     def _run(self, output, images, what):

@@ -1,4 +1,4 @@
-"""GPQ's network F, a small VGG with batch normalisation, and its parameters under the release's names.
+"""GPQ's network, a small VGG with batch normalisation, and its parameters under the release's names.
 
 Letters: B images of a batch, M segments of D numbers of a feature, K codewords, L classes.
 """
@@ -29,7 +29,7 @@ MOST_HEADER = 10_000  # bytes before the values in an .npz file's arrays
 # ---------------------------------------------------------------- parameters
 
 def parameter_shapes(length, codewords, classes, convolutions=CONVOLUTIONS):
-    """`{name: shape}` of everything that is trained: F, Z and the prototypes."""
+    """`{name: shape}` of everything that is trained: the network, Z and the prototypes."""
     shapes = {}
     for convolution, norm, inputs, outputs in convolutions:
         shapes |= {f"{SCOPE}/{convolution}/kernel": (3, 3, inputs, outputs), f"{SCOPE}/{convolution}/bias": (outputs,),
@@ -52,7 +52,7 @@ def xavier(shapes, rng):
 
 
 def read_pretrained(path, shapes):
-    """The layers of F but the last, `{name: array}`, from a `.mat` or `.npz` with keys `name:0`. Raises UserError."""
+    """All layers but the last, `{name: array}`, from a `.mat` or `.npz` with keys `name:0`. Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     shapes = {name: shape for name, shape in shapes.items()
@@ -138,13 +138,13 @@ class MovingAverages:
 # ---------------------------------------------------------------- features
 
 def extract_features(images, variables, averages, training, convolutions=CONVOLUTIONS):
-    """F(x), float32 (B, M·D), and the statistics of each normalisation. Arguments as of `pool_maps`."""
+    """Features, float32 (B, M·D), and the statistics of each normalisation. Arguments as of `pool_maps`."""
     pooled, statistics = pool_maps(images, variables, averages, training, convolutions)
     return project(pooled, variables), statistics
 
 
 def pool_maps(images, variables, averages, training, convolutions=CONVOLUTIONS):
-    """The input of F's last layer, float32 (B, 768), and the statistics of each normalisation.
+    """The input of the network's last layer, float32 (B, 768), and the statistics of each normalisation.
 
     These are `{norm: (mean, variance)}`, float32 (channels,).
 
@@ -170,5 +170,5 @@ def pool_maps(images, variables, averages, training, convolutions=CONVOLUTIONS):
 
 
 def project(pooled, variables):
-    """F's last layer, float32 (B, M·D) of (B, 768)."""
+    """The network's last layer, float32 (B, M·D) of (B, 768)."""
     return tf.matmul(pooled, variables[f"{DENSE}/kernel"]) + variables[f"{DENSE}/bias"]

@@ -1,9 +1,9 @@
 """The words of a file of word vectors, found without reading the whole file: a query may hold words that are no tags.
 
-The vectors stay in the file. An index keeps a table of its words, uint64 (2, V): a hash of each word, ascending, and
+The vectors stay in the file. An index keeps a table of its words, uint64 (2, n): a hash of each word, ascending, and
 the byte at which the word's row begins in the file. In `facts["vectors"]` it keeps the file's path and size.
 
-Letters: V words, T merged tags, D = 300.
+Letters: n words of a file, T merged tags, D = 300.
 """
 import hashlib
 from pathlib import Path

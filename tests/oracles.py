@@ -177,7 +177,7 @@ def retrieval(scores, query_labels, database_labels, topk):
     return np.mean(released), np.mean(usual), np.mean(precisions, 0), np.mean(recalls, 0)
 
 
-# Tags: `v` is a list of V vectors.
+# Tags: `v` is a list of vectors.
 
 
 def cosine(a, b):

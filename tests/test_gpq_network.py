@@ -26,7 +26,7 @@ def weights():
 
 
 def numpy_features(images, values, normalize):
-    """F(x) in float64; `normalize(norm, x)` stands for batch normalisation."""
+    """Features in float64; `normalize(norm, x)` stands for batch normalisation."""
     x = np.float64(images)
     for convolution, norm, _, outputs in NARROW:
         kernel = np.float64(values[f"Fixed_VGG/{convolution}/kernel"])
