@@ -69,15 +69,13 @@ def photo_features(folder, split, rows, weights, backbone, views, device, precis
         views (int): V, as of `encoder.crops_of`.
         device, precision: as of `encoder.Encoder`.
     """
-    path = root / "features" / f"{folder.name}_{name_of(backbone)}_{views}.h5"
-    facts = {"layers": layers_fingerprint(weights, backbone), "views": views, "precision": precision,
-             **{package: importlib.metadata.version(package) for package in ("tensorflow", "opencv-python")}}
+    path, facts = file_of_photos(folder.name, weights, backbone, views, precision, root)
     names = read_image_list(folder.split_files(split)[0])
     keys = np.zeros((len(names), KEY_BYTES), np.uint8)  # of images that are left out, 0
     for row in rows:
         keys[row] = photo_key(folder.images, names[row])
     with exclusive_lock(path.with_name(f".{path.name}.lock"), f"{path}: another run computes these features"):
-        stored = stored_features(path, facts, log)
+        stored = stored_features(path, facts, log.info)
         there = stored.get(NAMES[split])
         if there is None or not np.array_equal(there[0], keys):
             paths = [folder.images / name for name in names]
@@ -89,6 +87,21 @@ def photo_features(folder, split, rows, weights, backbone, views, device, precis
         else:
             log.info(f"features of the {split} images are those of {path}.")
     return there[1][rows]
+
+
+def kept_features(name, weights, backbone, views, precision, root, tell):
+    """The features that were computed of data set `name`: {bytes of `photo_key`: float16 (V, F)}. None where they are
+    those of other weights; `tell(line)` hears of it."""
+    stored = stored_features(*file_of_photos(name, weights, backbone, views, precision, root), tell)
+    return {key.tobytes(): row for keys, features in stored.values()
+            for key, row in zip(keys, features, strict=True) if key.any()}
+
+
+def file_of_photos(name, weights, backbone, views, precision, root):
+    """The file of the features of data set `name`, and what it must have been made with."""
+    return root / "features" / f"{name}_{name_of(backbone)}_{views}.h5", {
+        "layers": layers_fingerprint(weights, backbone), "views": views, "precision": precision,
+        **{package: importlib.metadata.version(package) for package in ("tensorflow", "opencv-python")}}
 
 
 def layers_fingerprint(weights, backbone):
@@ -169,15 +182,16 @@ class Known:
 
 # ---------------------------------------------------------------- the file
 
-def stored_features(path, facts, log):
-    """`{name: (keys, uint8 (N, 16), features, float16 (N, V, F))}` of a file made here; nothing if its facts differ."""
+def stored_features(path, facts, tell):
+    """`{name: (keys, uint8 (N, 16), features, float16 (N, V, F))}` of a file made here; nothing if its facts differ,
+    of which `tell(line)` hears."""
     if not path.is_file():
         return {}
     with reading(path) as file:
         found = dict(file.attrs)
         if found != facts:
             differing = next(name for name in facts if found.get(name) != facts[name])
-            log.info(f"{path} was made with other {differing}: its features are computed anew.")
+            tell(f"{path} was made with other {differing}: its features are computed anew.")
             return {}
         return {name: (file[f"{name}_keys"][()], file[name][()]) for name in NAMES.values() if name in file}
 

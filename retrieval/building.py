@@ -2,18 +2,22 @@
 import os
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 import dataset
+from backbones import LAST, of_weights
 from encoder import Encoder
+from features import embed as embed_features
+from features import kept_features, photo_key
 from image_files import image_faults, list_faults
 from retrieval import index, photo_files, vocabulary
 from retrieval.checkpoints import check_checkpoint, training_dataset
 from retrieval.sources import photo_source
 from session import device_name
-from storage.checkpoint import default_crops, read_checkpoint, read_record
+from storage.checkpoint import default_crops, read_checkpoint, read_record, trained_on_features
 from storage.retrieval_file import read_retrieval, sources
 from storage.run_log import provenance
 from storage.safe_files import fingerprint
@@ -86,7 +90,8 @@ def changed_content(before, source, changes, rows, checkpoint, trained, gpu):
     else:  # before they are embedded: what changes meanwhile is found the next time
         fingerprints = photo_files.take_fingerprints(paths)
     codes, embeddings = (stored_codes(checkpoint, source, rows, before)
-                         or encode_photos(paths, trained, before, gpu))
+                         or encode_photos([source.names[row] for row in rows], trained, before,
+                                          embedder(source, checkpoint, trained, before.facts, gpu)))
     fingerprints = np.concatenate([changes.fingerprints, fingerprints])
     return replace(before, codes=np.concatenate([before.codes[kept], codes]),
                    images=[*(before.images[row] for row in kept), *(source.names[row] for row in rows)],
@@ -222,22 +227,56 @@ def stored_codes(checkpoint, source, rows, before):
     return retrieval.db_codes, index.normalise(retrieval.db_features).astype(np.float16)
 
 
-def encode_photos(paths, trained, content, gpu):
+def encode_photos(names, trained, content, embed):
     """Codes of N photos, uint8 (N, M), embedded and encoded in blocks, and the embeddings to keep, float16 (N, D).
 
-    `trained`: a storage.checkpoint.Checkpoint.
+    Args:
+        trained: a storage.checkpoint.Checkpoint.
+        embed: of `embedder`.
     """
-    codes, kept = [content.codes[:0]], [np.empty((0, content.codebooks.shape[2]), np.float16)]
-    if paths:
-        precision = precision_of(content.facts)
-        encoder = Encoder(trained.weights, content.facts["crops"], device_name(gpu, note, precision), precision,
-                          unit=trained.fitted)
     factor = trained.factor(content.tag_embeddings)
-    for start in range(0, len(paths), BLOCK):
-        block = paths[start:start + BLOCK]
-        embeddings = encoder.embed(block, f"embedding photos {start + 1} to {start + len(block)} of {len(paths)}")
+    codes, kept = [content.codes[:0]], [np.empty((0, content.codebooks.shape[2]), np.float16)]
+    for start in range(0, len(names), BLOCK):
+        block = names[start:start + BLOCK]
+        embeddings = embed(block, f"embedding photos {start + 1} to {start + len(block)} of {len(names)}")
         rng = stream(content.facts["seed"], "index", len(content.codes) + start)
         codes.append(trained.encode(embeddings, factor, rng))
         if content.embeddings is not None:
             kept.append(index.normalise(embeddings).astype(np.float16))
     return np.concatenate(codes), np.concatenate(kept)
+
+
+def embedder(source, checkpoint, trained, facts, gpu):
+    """A function of n names of the source's photos, and of what to call this work, that gives float32 (n, D).
+
+    A photo whose features were computed for the training is embedded from these; the network sees the others.
+
+    Args:
+        trained: a storage.checkpoint.Checkpoint.
+        facts: of the index.
+    """
+    precision, options = precision_of(facts), read_record(checkpoint).get("options", {})
+    known = {}
+    if trained_on_features(checkpoint) and facts["crops"] == options["views"]:
+        known = kept_features(options["dataset"], trained.weights, of_weights(trained.weights), options["views"],
+                              precision, Path(facts["root"]), note)
+
+    @cache
+    def network():
+        return Encoder(trained.weights, facts["crops"], device_name(gpu, note, precision), precision,
+                       unit=trained.fitted)
+
+    def embed(names, what):
+        kept = [known.get(photo_key(source.folder, name).tobytes()) if known else None for name in names]
+        seen = np.array([features is not None for features in kept])  # (n,)
+        embeddings = np.empty((len(names), DIMENSIONS), np.float32)
+        if seen.any():
+            print(f"{seen.sum():,} of {len(names):,} photos are embedded from the features that training computed")
+            features = np.stack([features for features in kept if features is not None])  # (n', V, F)
+            embeddings[seen] = embed_features(features, trained.weights[LAST], trained.fitted)
+        if not seen.all():
+            embeddings[~seen] = network().embed(
+                [source.folder / name for name, is_seen in zip(names, seen, strict=True) if not is_seen], what)
+        return embeddings
+
+    return embed

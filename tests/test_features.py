@@ -15,7 +15,8 @@ import train
 import validation
 from backbones import LAST, efficientnet_lite0
 from dataset import find_dataset
-from encoder import FeatureExtractor
+from encoder import Encoder, FeatureExtractor
+from retrieval import building
 from storage.arrays import read_weights, write_weights
 from storage.checkpoint import read_checkpoint
 from storage.retrieval_file import read_content
@@ -317,3 +318,19 @@ def test_a_file_that_holds_no_features_is_refused(root, tmp_path):
     for path, sentence in ((tmp_path / "x.h5", "expected an HDF5 file"), (tmp_path / "y.h5", "no such file")):
         with pytest.raises(UserError, match=sentence):
             features.read_features(path, "train", image_list)
+
+
+def test_an_index_takes_the_features_that_training_computed(root, trained, tmp_path, capsys, monkeypatch):
+    """It holds the codes that the network gives, but for what float16 rounds, and only other photos are seen by it."""
+    seen = []
+    embed = Encoder.embed
+    monkeypatch.setattr(Encoder, "embed", lambda self, paths, what: seen.extend(paths) or embed(self, paths, what))
+    photos = root / "datasets" / "tiny"
+    made = building.build(trained, photos, out=tmp_path / "kept", root=root, keep_embeddings=True)
+    assert f"{TRAINING} of {len(made)} photos are embedded from the features" in capsys.readouterr().out
+    assert len(seen) == len(made) - TRAINING
+    seen.clear()
+    whole = building.build(trained, photos, out=tmp_path / "whole", root=root, keep_embeddings=True, crops=1,
+                           precision="bfloat16")
+    assert len(seen) == len(whole) == len(made)  # of another precision
+    np.testing.assert_allclose(made.content.embeddings, whole.content.embeddings, atol=0.02)

@@ -90,6 +90,7 @@ def test_from_a_folder_to_a_page_and_again_when_photos_come_change_and_go(desk):
     photo = (desk.photos / "003.jpg").read_bytes()
     printed, (health, words, like) = desk.run({"/health": None, "/words": {"words": "beach"}, "/photo": photo})
     assert "--- training: " in printed
+    assert "90 of 90 photos are embedded from the features that training computed" in printed
     assert "90 photos, 90 of them new" in printed
     assert health["photos"] == 90
     assert health["no_words"] is None
