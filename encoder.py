@@ -3,7 +3,6 @@
 What belongs here: the crops of an image, the graph that runs on them, and running it over many image files.
 Letters: N images, B images a run of the graph, V crops an image, D = 300, F features.
 """
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -163,5 +162,6 @@ class FeatureExtractor(Encoder):
 
 def _check_finite(outputs, paths):
     finite = np.isfinite(outputs).reshape(len(outputs), -1).all(1)
-    if bad := [os.fspath(paths[row]) for row in np.flatnonzero(~finite)]:
+    named = ("an image" if isinstance(paths[row], np.ndarray) else str(paths[row]) for row in np.flatnonzero(~finite))
+    if bad := list(named):
         raise UserError(f"the network gives NaN or infinite embeddings of {len(bad)} images: {first_few(bad)}")

@@ -85,3 +85,11 @@ def test_the_last_layer_on_the_features_of_a_backbone_is_its_embedding(photos):
 def test_a_last_layer_alone_embeds_no_photo():
     with pytest.raises(UserError, match="no network of its own"):
         encoder.Encoder({"fc8": [np.ones((5, 300)), np.zeros(300)], "C": np.ones((256, 300))}, 1, "/cpu:0")
+
+
+def test_a_photo_that_the_network_makes_nan_of_is_named(photos, monkeypatch):
+    monkeypatch.setattr(encoder, "of_weights", lambda weights: CORNER)
+    network = encoder.Encoder({"fc8": [SHOWN["fc8"][0], np.full(300, np.nan, np.float32)]}, 1, "/cpu:0")
+    for photo, name in ((photos[0][3], r"/3\.png"), (photos[1][3], "an image")):
+        with pytest.raises(UserError, match=f"NaN or infinite embeddings of 1 images: .*{name}"):
+            network.embed([photo])
