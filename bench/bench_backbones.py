@@ -1,8 +1,8 @@
-"""What each start costs: `python bench/bench_backbones.py [--root DIR]`.
+"""What each start costs: `python bench/bench_backbones.py`.
 
-Photos a second of each backbone, decoding included, in turns in one process, so that what else the machine does falls on
-all; then milliseconds of a training step on fixed features, and the seconds in which codebooks are fitted. The weights
-are random ones, which take as long as others.
+Photos a second of each backbone, decoding included, in turns in one process, so that what else the machine does falls
+on all; then milliseconds of a training step on fixed features, and the seconds in which codebooks are fitted. The
+weights are random ones, which take as long as others.
 """
 import argparse
 import statistics
