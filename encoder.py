@@ -3,14 +3,13 @@
 What belongs here: the crops of an image, the graph that runs on them, and running it over many image files.
 Letters: N images, B images a run of the graph, V crops an image, D = 300, F features.
 """
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from backbones import layers, of_weights
 from image_files import IMAGE_SIDE, ImageStore, decodable_images
 from session import first_device, in_towers, open_session, tf
-from util import DIMENSIONS, PRECISIONS, UserError, cores, first_few, prefetch, progress
+from util import DIMENSIONS, PRECISIONS, UserError, first_few, prefetch, progress
 
 CROPS_AT_ONCE = 160  # crops a run of the graph on a GPU
 RUNS_AHEAD = 4  # whose photos are decoded while the graph runs
@@ -86,39 +85,29 @@ class FeatureGraph(EncodingGraph):
         return tf.transpose(tf.reshape(outputs, [self._crops, -1, backbone.FEATURES]), [1, 0, 2])
 
 
-class Encoder:
-    """A trained network that stands ready to embed images.
+class PhotoNetwork:
+    """What stands ready to turn photos into vectors; while it runs, the next photos are decoded.
+
+    A subclass gives `outputs`, a function of images, uint8 (B, …), that gives float32 (B, …).
 
     Attributes:
-        resize: that of the backbone.
+        resize: function of a decoded image, uint8 (h, w, 3), that gives the image that `outputs` takes; such an image
+            stays as it is.
 
     Args:
-        weights: `{layer: [kernel, bias]}`, which tell the backbone.
-        crops, device, unit: as of EncodingGraph.
-        precision: as of `session.open_session`.
-    Raises UserError if the weights are those of a last layer alone.
+        at_once: images a run.
     """
 
-    make_graph = EncodingGraph
-
-    def __init__(self, weights, crops, device, precision=PRECISIONS[0], **options):
-        backbone = of_weights(weights)
-        if backbone is None:
-            raise UserError("this checkpoint was trained on features from elsewhere and has no network of its own that "
-                            "embeds photos")
-        self.resize = backbone.resize
-        self._at_once = max(1, (backbone.CROPS_AT_ONCE if device == "/cpu:0" else CROPS_AT_ONCE) // crops)
-        self._graph = self.make_graph(backbone, crops, device, **options)
-        self._session = open_session(self._graph.graph, precision)
-        self._graph.initialize(self._session, weights)
-        self._pool = ThreadPoolExecutor(cores())
+    def __init__(self, resize, at_once):
+        self.resize = resize
+        self._at_once = at_once
 
     def embed(self, paths, what="embedding"):
-        """Embeddings of image files, float32 (N, D); `what` is told where it takes long. Raises UserError."""
+        """Vectors of N image files, float32 (N, …); `what` is told where it takes long. Raises UserError."""
         return np.concatenate(list(self.blocks(paths, what)))
 
     def blocks(self, paths, what="embedding"):
-        """The same in parts, (B, D) each, as they are made."""
+        """The same in parts, (B, …) each, as they are made."""
         store = ImageStore(paths, resize=self.resize)
         with progress(total=len(paths), desc=what, unit="image") as bar:
             for rows, outputs, _ in self._run(lambda rows: (store.images(rows), {}), len(paths)):
@@ -133,7 +122,7 @@ class Encoder:
         """
         parts, faults = [np.empty((0, DIMENSIONS), np.float32)], {}
         for rows, embeddings, bad in self._run(
-                lambda rows: decodable_images(paths[rows.start:rows.stop], self.resize, self._pool), len(paths)):
+                lambda rows: decodable_images(paths[rows.start:rows.stop], self.resize), len(paths)):
             parts.append(embeddings)
             faults |= bad
             advance(len(rows))
@@ -142,16 +131,42 @@ class Encoder:
         return embeddings, faults
 
     def _run(self, load, count):
-        """For each run of the graph its rows, what it gives of the sound images, and {row: what is wrong}.
+        """For each run its rows, what it gives of the sound images, and {row: what is wrong}.
 
-        `load(rows)` gives the sound images, uint8 (B, 256, 256, 3), and {place in rows: what is wrong} of the others.
+        `load(rows)` gives the sound images, uint8 (B, …), and {place in rows: what is wrong} of the others.
         """
         runs = [range(start, min(start + self._at_once, count)) for start in range(0, count, self._at_once)]
         for rows, (images, faults) in zip(runs, prefetch(load, runs, RUNS_AHEAD), strict=True):
-            outputs = np.empty((0, DIMENSIONS), np.float32)
-            if len(images):
-                outputs = self._session.run(self._graph.outputs, {self._graph.images: images})
+            outputs = self.outputs(images) if len(images) else np.empty((0, DIMENSIONS), np.float32)
             yield rows, outputs, {rows[place]: fault for place, fault in faults.items()}
+
+
+class Encoder(PhotoNetwork):
+    """A trained network that stands ready to embed images, float32 (N, D).
+
+    Args:
+        weights: `{layer: [kernel, bias]}`, which tell the backbone.
+        crops, device, unit: as of EncodingGraph.
+        precision: as of `session.open_session`.
+    Raises UserError if the weights are those of a last layer alone.
+    """
+
+    make_graph = EncodingGraph
+
+    def __init__(self, weights, crops, device, precision=PRECISIONS[0], **options):
+        backbone = of_weights(weights)
+        if backbone is None:
+            raise UserError("this checkpoint was trained on features from elsewhere and has no network of its own that "
+                            "embeds photos, nor does its record name the model of prepare/features.py")
+        super().__init__(backbone.resize, max(1, (backbone.CROPS_AT_ONCE if device == "/cpu:0" else CROPS_AT_ONCE)
+                                              // crops))
+        self._graph = self.make_graph(backbone, crops, device, **options)
+        self._session = open_session(self._graph.graph, precision)
+        self._graph.initialize(self._session, weights)
+
+    def outputs(self, images):
+        """What the graph gives of images, uint8 (B, 256, 256, 3)."""
+        return self._session.run(self._graph.outputs, {self._graph.images: images})
 
 
 class FeatureExtractor(Encoder):

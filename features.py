@@ -2,7 +2,8 @@
 
 The file holds `train`, `database` and `query`, (N, V, F) or for one view (N, F), floats, rows as in the image lists.
 Of photos it is made here, `features/<dataset>_<backbone>_<views>.h5` in float16, with a key of each image, so that only
-new or changed photos are computed. Features of other models come in files without keys (see prepare/features.py).
+new or changed photos are computed. Those of a model in ONNX are kept so too, by prepare/features.py. Files of features
+from elsewhere have no keys.
 
 Letters: N images, V views (crops) an image, F features, D = 300.
 """
@@ -70,22 +71,36 @@ def photo_features(folder, split, rows, weights, backbone, views, device, precis
         device, precision: as of `encoder.Encoder`.
     """
     path, facts = file_of_photos(folder.name, weights, backbone, views, precision, root)
+    return complete_features(path, facts, folder, split, rows, np.dtype((np.float16, (views, backbone.FEATURES))),
+                         lambda: FeatureExtractor(weights, views, device, precision), log.info)
+
+
+def complete_features(path, facts, folder, split, rows, kind, make_network, tell):
+    """Features of a split's images `rows` as a file keeps them; those that it lacks are computed and kept.
+
+    Args:
+        facts: `{name: text or number}` of all that features depend on beside the image.
+        folder, rows: as above.
+        kind: the dtype and shape of an image's features, as one dtype.
+        make_network: gives the encoder.PhotoNetwork that computes them.
+        tell: function of a sentence.
+    """
     names = read_image_list(folder.split_files(split)[0])
     keys = np.zeros((len(names), KEY_BYTES), np.uint8)  # of images that are left out, 0
     for row in rows:
         keys[row] = photo_key(folder.images, names[row])
     with exclusive_lock(path.with_name(f".{path.name}.lock"), f"{path}: another run computes these features"):
-        stored = stored_features(path, facts, log.info)
+        stored = stored_features(path, facts, tell)
         there = stored.get(NAMES[split])
         if there is None or not np.array_equal(there[0], keys):
             paths = [folder.images / name for name in names]
-            known = Known(path, facts, stored, (views, backbone.FEATURES))
-            known.compute(keys, rows, paths, lambda: FeatureExtractor(weights, views, device, precision))
+            known = Known(path, facts, stored, kind)
+            known.compute(keys, rows, paths, make_network)
             stored[NAMES[split]] = there = keys, known.rows(keys)
             write_features(path, stored, facts)
             known.forget()
         else:
-            log.info(f"features of the {split} images are those of {path}.")
+            tell(f"features of the {split} images are those of {path}.")
     return there[1][rows]
 
 
@@ -125,13 +140,13 @@ class Known:
     """Features by the keys of their images: those of a file of features, and those in a file of records beside it,
     which grows while they are computed, so that little is lost by an interruption.
 
-    A record is the key and the features in float16; the first line of the file tells the facts.
+    A record is the key and the features; the facts are in a JSON file beside it. `kind`: as of `complete_features`.
     """
 
-    def __init__(self, path, facts, stored, shape):
+    def __init__(self, path, facts, stored, kind):
         self._path = path.with_name(f".{path.name}.partial")
-        self._facts, self._shape = facts, shape
-        self._record = np.dtype([("key", np.uint8, KEY_BYTES), ("features", np.float16, shape)])
+        self._facts, self._kind = facts, kind
+        self._record = np.dtype([("key", np.uint8, KEY_BYTES), ("features", kind)])
         self._found = {key.tobytes(): row for keys, features in stored.values()
                        for key, row in zip(keys, features, strict=True) if key.any()}
         for record in self._records():
@@ -148,7 +163,7 @@ class Known:
         self.forget()
         return ()
 
-    def compute(self, keys, rows, paths, make_extractor):
+    def compute(self, keys, rows, paths, make_network):
         """Compute the features of the images `rows` that are not known yet. Raises UserError."""
         missing = [row for row in rows if keys[row].tobytes() not in self._found]
         if not missing:
@@ -158,7 +173,7 @@ class Known:
         write_json(self._path.with_suffix(".json"), self._facts)
         done = 0
         with naming(self._path), open(self._path, "ab") as file:
-            for block in make_extractor().blocks([paths[row] for row in missing], "computing features"):
+            for block in make_network().blocks([paths[row] for row in missing], "computing features"):
                 records = np.zeros(len(block), self._record)
                 records["key"] = keys[missing[done:done + len(block)]]
                 records["features"] = block
@@ -167,8 +182,8 @@ class Known:
                 done += len(block)
 
     def rows(self, keys):
-        """The features of images by their keys, float16 (N, V, F); NaN where a key is 0."""
-        features = np.full((len(keys), *self._shape), np.nan, np.float16)
+        """The features of images by their keys, (N, …); NaN where a key is 0."""
+        features = np.full((len(keys), *self._kind.shape), np.nan, self._kind.base)
         for row, key in enumerate(keys):
             if key.any():
                 features[row] = self._found[key.tobytes()]
@@ -183,8 +198,8 @@ class Known:
 # ---------------------------------------------------------------- the file
 
 def stored_features(path, facts, tell):
-    """`{name: (keys, uint8 (N, 16), features, float16 (N, V, F))}` of a file made here; nothing if its facts differ,
-    of which `tell(line)` hears."""
+    """`{name: (keys, uint8 (N, 16), features (N, …))}` of a file made here; nothing if its facts differ, of which
+    `tell(line)` hears."""
     if not path.is_file():
         return {}
     with reading(path) as file:

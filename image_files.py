@@ -151,6 +151,23 @@ def resize_bilinearly(image):
     return cv2.resize(image, (IMAGE_SIDE, IMAGE_SIDE))
 
 
+def resize_evenly(image, side):
+    """A decoded image, uint8 (h, w, 3) to uint8 (side, side, 3): by area where a side shrinks, bilinear where it grows.
+
+    INTER_AREA makes blocks where it enlarges, and bilinear skips pixels where it shrinks.
+    """
+    height, width = image.shape[:2]
+    image = cv2.resize(image, (min(width, side), min(height, side)), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
+
+
+def central_square(image):
+    """The middle of a decoded image, uint8 (h, w, 3) to uint8 (s, s, 3) with s the shorter side."""
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    return image[top:top + side, left:left + side]
+
+
 def read_image(path, resize=resize_bilinearly):
     """An image as `resize` of a backbone gives it, BGR, uint8 (256, 256, 3). Raises UserError."""
     image, fault = try_image(path, resize)

@@ -5,10 +5,8 @@ kernels and biases, as weights/convert_efficientnet.py writes them.
 
 Weights are `{layer: [kernel, bias]}` of float32 arrays in TensorFlow's layouts, as in `efficientnet_lite0.npy`.
 """
-import cv2
-
 from backbones.layers import LAST
-from image_files import IMAGE_SIDE
+from image_files import IMAGE_SIDE, resize_evenly
 from session import tf
 from util import DIMENSIONS
 
@@ -48,18 +46,8 @@ LAYERS = layer_shapes()
 # ---------------------------------------------------------------- images
 
 def resize(image):
-    """A decoded image as this backbone wants it: by area where a side shrinks, bilinear where it grows.
-
-    INTER_AREA makes blocks where it enlarges, and bilinear skips pixels where it shrinks.
-
-    Args:
-        image: uint8 (h, w, 3).
-    Returns:
-        uint8 (256, 256, 3), the channels in the same order.
-    """
-    height, width = image.shape[:2]
-    image = cv2.resize(image, (min(width, IMAGE_SIDE), min(height, IMAGE_SIDE)), interpolation=cv2.INTER_AREA)
-    return cv2.resize(image, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_LINEAR)
+    """A decoded image as this backbone wants it, uint8 (h, w, 3) to uint8 (256, 256, 3), channels in the same order."""
+    return resize_evenly(image, IMAGE_SIDE)
 
 
 # ---------------------------------------------------------------- the network

@@ -9,19 +9,18 @@ import numpy as np
 
 import dataset
 from backbones import LAST, of_weights
-from encoder import Encoder
 from features import embed as embed_features
 from features import kept_features, photo_key
 from image_files import image_faults, list_faults
 from retrieval import index, photo_files, vocabulary
 from retrieval.checkpoints import check_checkpoint, training_dataset
+from retrieval.photo_encoder import encoder_of
 from retrieval.sources import photo_source
-from session import device_name
 from storage.checkpoint import default_crops, read_checkpoint, read_record, trained_on_features
 from storage.retrieval_file import read_retrieval, sources
 from storage.run_log import provenance
 from storage.safe_files import fingerprint
-from util import DIMENSIONS, PRECISIONS, ROOT, UserError, note, stream
+from util import DIMENSIONS, PRECISIONS, ROOT, UserError, stream
 
 BLOCK = 4096  # images that are embedded before they are encoded, so that no more embeddings are held
 
@@ -263,8 +262,7 @@ def embedder(source, checkpoint, trained, facts, gpu):
 
     @cache
     def network():
-        return Encoder(trained.weights, facts["crops"], device_name(gpu, note, precision), precision,
-                       unit=trained.fitted)
+        return encoder_of(trained, facts["crops"], gpu, precision)
 
     def embed(names, what):
         kept = [known.get(photo_key(source.folder, name).tobytes()) if known else None for name in names]

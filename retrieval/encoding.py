@@ -12,12 +12,11 @@ from dataclasses import replace
 import numpy as np
 
 from dataset import read_tag_embeddings
-from encoder import Encoder
 from image_files import try_image
 from retrieval import encoded
 from retrieval.checkpoints import training_dataset
+from retrieval.photo_encoder import encoder_of
 from retrieval.sources import listed_source
-from session import device_name
 from storage.checkpoint import default_crops, read_checkpoint
 from storage.safe_files import exclusive_lock, fingerprint, read_json
 from util import PRECISIONS, ROOT, UserError, cores, note, progress, stream
@@ -117,9 +116,7 @@ class ShardEncoder:
     def __init__(self, model, plan, folder, witness, gpu):
         self._checkpoint, self._factor = model
         self._plan, self._folder, self._witness = plan, folder, witness
-        precision = plan["precision"]
-        self._encoder = Encoder(self._checkpoint.weights, plan["crops"], device_name(gpu, note, precision), precision,
-                                unit=self._checkpoint.fitted)
+        self._encoder = encoder_of(self._checkpoint, plan["crops"], gpu, plan["precision"])
 
     def encode(self, shard, names, advance=lambda photos: None):
         """Codes of a shard's photos that can be used, uint8 (n, M), and {row: what is wrong} of the others.

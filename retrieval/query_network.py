@@ -2,18 +2,16 @@
 from functools import partial
 from pathlib import Path
 
-from encoder import Encoder
 from retrieval.checkpoints import check_checkpoint
+from retrieval.photo_encoder import encoder_of
 from retrieval.photo_searcher import Photos
 from retrieval.searcher import load_index
 from retrieval.shared_network import SharedNetwork
-from session import device_name
 from storage.checkpoint import read_checkpoint
-from util import note
 
 
 def load(folder, facts, checkpoint, gpu):
-    """The network that embedded the photos of the index in `folder`: an encoder.Encoder. Raises UserError.
+    """The network that embedded the photos of the index in `folder`: an encoder.PhotoNetwork. Raises UserError.
 
     Args:
         facts: of the index.
@@ -21,8 +19,7 @@ def load(folder, facts, checkpoint, gpu):
         gpu: number of the GPU that embeds photos, None for the CPU.
     """
     check_checkpoint(folder, facts, checkpoint)
-    trained = read_checkpoint(checkpoint)
-    return Encoder(trained.weights, facts["crops"], device_name(gpu, note), unit=trained.fitted)
+    return encoder_of(read_checkpoint(checkpoint), facts["crops"], gpu)
 
 
 def open_index(folder, checkpoint=None, gpu=None, images=None):

@@ -6,6 +6,7 @@ import numpy as np
 import quantizer
 from backbones import find, layers, of_weights
 from storage.arrays import read_weights
+from storage.image_model import KEY, ImageModel, checked_model
 from storage.safe_files import check_checksums, fingerprint, read_json
 from util import DIMENSIONS, MOST_CODEBOOKS, UserError, note
 
@@ -19,11 +20,13 @@ CHUNK = 700  # images that share the visiting orders of ICM
 class Checkpoint:
     """weights: `{layer: [kernel, bias]}`; codebooks: float32 (M, K, D); fitted: whether the codebooks were fitted at
     the end, so that embeddings have length 1 and codes are found in plain Euclidean distance; metric: [kernel (D, D),
-    bias (D,)] that codes of an embedding stand for, or None, and they stand for the embedding."""
+    bias (D,)] that codes of an embedding stand for, or None, and they stand for the embedding; model: of a last layer
+    alone, what gives the features that it sees, or None if its record does not tell."""
     weights: dict
     codebooks: np.ndarray
     fitted: bool
     metric: list | None = None
+    model: ImageModel | None = None
 
     def factor(self, tag_embeddings):
         """S of the tags' embeddings W, float32 (T, D), in whose distances codes are found; None for Euclidean ones."""
@@ -55,7 +58,8 @@ def read_checkpoint(path):
         raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
                         f"{MOST_CODEBOOKS}, found {stacked.shape}")
     return Checkpoint(checked_layers(path, weights), stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS),
-                      FIT in weights, checked_metric(path, weights))
+                      FIT in weights, checked_metric(path, weights),
+                      read_model(path) if of_weights(weights) is None else None)
 
 
 def checked_metric(path, weights):
@@ -90,6 +94,12 @@ def read_record(path):
     return read_json(record) if record.is_file() else {}
 
 
+def read_model(path):
+    """The ImageModel in the record beside a checkpoint, or None. Its file may have been moved beside the checkpoint."""
+    content = read_record(path).get(KEY)
+    return None if content is None else checked_model(content, path.with_suffix(".json")).found_near(path.parent)
+
+
 def trained_on_features(path):
     """Whether the record beside the checkpoint tells that its last layer was trained on fixed features of photos."""
     return read_record(path).get("options", {}).get("crops") == "fixed"
@@ -97,7 +107,10 @@ def trained_on_features(path):
 
 def default_crops(path):
     """Crops an image that the checkpoint's embeddings are the mean of, unless told otherwise; of the release's, ten."""
-    options = read_record(path).get("options", {})
+    record = read_record(path)
+    options = record.get("options", {})
+    if KEY in record:
+        return 1
     return options["views"] if trained_on_features(path) else find(options.get("backbone", "alexnet")).CROPS
 
 
