@@ -157,7 +157,7 @@ class Encoder(PhotoNetwork):
         backbone = of_weights(weights)
         if backbone is None:
             raise UserError("this checkpoint was trained on features from elsewhere and has no network of its own that "
-                            "embeds photos, nor does its record name the model of prepare/features.py")
+                            "embeds photos")
         super().__init__(backbone.resize, max(1, (backbone.CROPS_AT_ONCE if device == "/cpu:0" else CROPS_AT_ONCE)
                                               // crops))
         self._graph = self.make_graph(backbone, crops, device, **options)

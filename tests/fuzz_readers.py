@@ -327,6 +327,21 @@ def onnx_models():
     return Kind({"x.onnx": model.SerializeToString()}, onnx_model.read_source)
 
 
+def image_encoders():
+    try:
+        import onnx_writer
+    except ImportError:
+        return None
+    from onnx_encoder import OnnxFeatures
+    from storage.image_model import ImageModel
+    from storage.safe_files import fingerprint
+
+    def read(path):
+        colours = [0.5, 0.5, 0.5]
+        OnnxFeatures(ImageModel(str(path), fingerprint(path), 32, 32, False, False, colours, colours, None))
+    return Kind({"x.onnx": made_by(onnx_writer.write_tiny)}, read)
+
+
 def torch_files():
     import torch_writer
     from weights import torch_file
@@ -343,7 +358,7 @@ KINDS = {
     "CIFAR batch": cifar_batches, "CIFAR names": cifar_names, "pretrained GPQ": pretrained,
     "index": lambda: indexes(engine=False), "index of FAISS": lambda: indexes(engine=True),
     "retrieval file": retrievals, "Caffe model": caffe_models, "ONNX model": onnx_models,
-    "PyTorch file": torch_files,
+    "image encoder in ONNX": image_encoders, "PyTorch file": torch_files,
 }
 
 

@@ -66,8 +66,28 @@ def test_no_module_imports_itself_by_way_of_others():
         visit(name, [])
 
 
+def all_needs(name):
+    """The modules that a module loads, itself or by way of others, also those that its functions load."""
+    found, waiting = set(), [name]
+    while waiting:
+        tree = ast.parse(MODULES[waiting.pop()].read_text(encoding="utf-8"))
+        new = {other for statement, _ in imports_of(tree) for other in modules_named(statement)} - found
+        found |= new
+        waiting += new
+    return found
+
+
 PROGRAMS = [path for path in SOURCES if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
             and "argparse" in path.read_text(encoding="utf-8") and path.parent.name != "bench"]
+
+
+@pytest.mark.parametrize("path", [path for path in PROGRAMS if path.parent != PROJECT and path.parent.name != "gpq"],
+                         ids=lambda path: str(path.relative_to(PROJECT)))  # those of gpq are run by -m
+def test_no_file_beside_a_program_is_taken_for_a_room_that_it_needs(path):
+    """Python looks for modules in the folder of a program first."""
+    beside = {other.stem for other in path.parent.glob("*.py")}
+    needed = all_needs(".".join(path.relative_to(PROJECT).with_suffix("").parts))
+    assert not beside & needed or "del sys.path[0]" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(PROJECT)))

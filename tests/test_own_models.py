@@ -362,8 +362,13 @@ def test_a_photo_finds_itself_first_in_an_index_that_the_model_embedded(trained,
     assert code == 0, output
     code, output = run_program(search, "build", checkpoint, "tiny", "--name", "own", "--root", trained)
     assert code == 0, output
-    for row in (0, 7):
-        code, output = run_program(search, "query", "own", photo(trained, row), "--json", "--root", trained)
+    assert "the codes are those of" in output
+    code, output = run_program(search, "build", checkpoint, trained / "datasets" / "tiny", "--name", "folder", "--root",
+                               trained)
+    assert code == 0, output
+    assert f"{TRAINING + QUERIES} photos" in output
+    for index, row in (("own", 0), ("own", 7), ("folder", 1), ("folder", 4)):
+        code, output = run_program(search, "query", index, photo(trained, row), "--json", "--root", trained)
         assert code == 0, output
         found = json.loads(output.splitlines()[-1])["results"][0]
         assert os.path.basename(found["path"]) == f"{row}.jpg"
@@ -443,6 +448,32 @@ def test_crops_and_precision_are_the_models_own(trained, run_program, copied, op
     code, output = build(run_program, trained, copied, *options)
     assert code == 2
     assert "expected --crops 1 and --precision float32" in output
+
+
+def test_without_a_model_an_index_of_validations_codes_is_asked_by_words_only(trained, run_program, copied):
+    record = read_json(copied.with_suffix(".json"))
+    del record["image_model"]
+    write_json(copied.with_suffix(".json"), record)
+    code, output = build(run_program, trained, copied)
+    assert code == 2
+    assert "has no network of its own that embeds photos" in output
+    code, output = run_program(validation, "tiny", copied, "cpu", "--features", trained / "features" / "own.h5",
+                               "--root", trained)
+    assert code == 0, output
+    assert build(run_program, trained, copied, "--crops", default_crops(copied))[0] == 0
+    code, output = run_program(search, "query", copied.parent / "index", "--words", "a", "--root", trained)
+    assert code == 0, output
+    code, output = run_program(search, "query", copied.parent / "index", photo(trained, 0), "--root", trained)
+    assert code == 2
+    assert "has no network of its own that embeds photos" in output
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", "{}", 3])
+def test_a_file_of_features_that_describes_no_model_is_refused(tmp_path, text):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.attrs["image_model"] = text
+    with pytest.raises(UserError, match=r"x\.h5: expected .* 'image_model'"):
+        model_of_features(tmp_path / "x.h5")
 
 
 @pytest.mark.parametrize("change", [
