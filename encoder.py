@@ -176,7 +176,7 @@ class FeatureExtractor(Encoder):
 
 
 def _check_finite(outputs, paths):
-    finite = np.isfinite(outputs).reshape(len(outputs), -1).all(1)
+    finite = np.isfinite(outputs).all(tuple(range(1, outputs.ndim)))
     named = ("an image" if isinstance(paths[row], np.ndarray) else str(paths[row]) for row in np.flatnonzero(~finite))
     if bad := list(named):
         raise UserError(f"the network gives NaN or infinite embeddings of {len(bad)} images: {first_few(bad)}")
