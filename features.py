@@ -72,7 +72,7 @@ def photo_features(folder, split, rows, weights, backbone, views, device, precis
     """
     path, facts = file_of_photos(folder.name, weights, backbone, views, precision, root)
     return complete_features(path, facts, folder, split, rows, np.dtype((np.float16, (views, backbone.FEATURES))),
-                         lambda: FeatureExtractor(weights, views, device, precision), log.info)
+                             lambda: FeatureExtractor(weights, views, device, precision), log.info)
 
 
 def complete_features(path, facts, folder, split, rows, kind, make_network, tell):

@@ -20,7 +20,7 @@ from storage.checkpoint import default_crops, read_checkpoint, read_record, trai
 from storage.retrieval_file import read_retrieval, sources
 from storage.run_log import provenance
 from storage.safe_files import fingerprint
-from util import DIMENSIONS, PRECISIONS, ROOT, UserError, stream
+from util import DIMENSIONS, PRECISIONS, ROOT, UserError, note, stream
 
 BLOCK = 4096  # images that are embedded before they are encoded, so that no more embeddings are held
 
