@@ -13,6 +13,7 @@ install() {
     for file; do wanted+=(-r "$file"); done
     if [ ! -e "$stamp" ] || [ -n "$(find . -maxdepth 1 \( -name 'requirements*.txt' -o -name pyproject.toml \) -newer "$stamp")" ]; then
         [ -x .venv/bin/python ] || "$(base_python)" -m venv .venv
+        echo "installing packages; the first time this takes minutes"
         .venv/bin/python -m pip install --quiet --disable-pip-version-check "${wanted[@]}" -e .
         touch "$stamp"
     fi
