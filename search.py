@@ -117,11 +117,12 @@ def main():
     if options.command == "build":
         out = options.out or named_folder(options.checkpoint.stem if options.name is None else options.name,
                                           options.root)
-        from retrieval import freshness  # without TensorFlow
-        if freshness.is_up_to_date(options, out):
+        from retrieval import sources, up_to_date  # without TensorFlow
+        source = sources.photo_source(options.dataset, options.root)
+        if up_to_date.tell_if_up_to_date(source, out, options):
             return
         from retrieval import building
-        building.build(options.checkpoint, options.dataset, out, options.root, options.trained_on,
+        building.build(options.checkpoint, source, out, options.root, options.trained_on,
                        options.crops, options.lists, options.skip_bad, options.seed, options.gpu, options.precision,
                        options.prune, options.keep_embeddings, options.vectors)
     elif options.command == "tags" and options.list_words:

@@ -1,6 +1,5 @@
 """Building an index of photos from a trained checkpoint, and bringing one up to date. It loads TensorFlow."""
 import os
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,11 +10,19 @@ import dataset
 from backbones import LAST, of_weights
 from features import embed as embed_features
 from features import kept_features, photo_key
-from image_files import image_faults, list_faults
 from retrieval import index, photo_files, vocabulary
-from retrieval.checkpoints import check_checkpoint, training_dataset
+from retrieval.checkpoints import training_dataset
 from retrieval.photo_encoder import encoder_of
-from retrieval.sources import photo_source
+from retrieval.sources import Source, photo_source
+from retrieval.up_to_date import (
+    check_embeddings,
+    check_settings,
+    is_up_to_date,
+    knows_vectors,
+    precision_of,
+    summary,
+    usable_rows,
+)
 from storage.checkpoint import default_crops, read_checkpoint, read_record, trained_on_features
 from storage.retrieval_file import read_retrieval, sources
 from storage.run_log import provenance
@@ -32,7 +39,7 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=None, 
     Photos that are new or whose content is changed are embedded; the others keep their codes.
 
     Args:
-        images: name of a data set, a folder of photos, or what encode.py wrote.
+        images: name of a data set, a folder of photos, or what encode.py wrote; or a Source.
         gpu: number of a GPU, a list of them, or None for the CPU.
         inverted_lists (int): how many, 0 for none, or None to choose by the number of photos.
         prune: photos that are gone leave the index.
@@ -44,9 +51,8 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=None, 
     """
     checkpoint, root = Path(checkpoint), Path(root)
     out = Path(out) if out else root / "indexes" / checkpoint.stem
-    source = photo_source(str(images), root)
+    source = images if isinstance(images, Source) else photo_source(str(images), root)
     trained = read_checkpoint(checkpoint)
-    crops = crops or default_crops(checkpoint)
     tagged = training_dataset(checkpoint, source, root, trained_on)
     with index.writing(out) as save:  # no other process may write the index after this one has read it
         old = index.load(out) if index.has_index(out) else None
@@ -54,12 +60,14 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=None, 
             before = old.content
             check_settings(out, before, checkpoint, source, crops, seed, precision)
         else:
-            before = new_content(checkpoint, trained.codebooks, source, tagged, root, crops, seed, precision)
+            before = new_content(checkpoint, trained.codebooks, source, tagged, root,
+                                 crops or default_crops(checkpoint), seed, precision)
             if keep_embeddings:
                 before.embeddings = np.empty((0, trained.codebooks.shape[2]), np.float16)
         check_embeddings(out, before, source, keep_embeddings)
         found = find_vocabulary(before, vectors, None if old else tagged, root)
         changes = photo_files.compare(source, before, out, prune)
+        photo_files.tell_gone(changes, source.folder, out, prune)
         rows = usable_rows(source, changes, skip_bad)
         count = len(changes.kept) + len(rows)
         lists = index.default_inverted_lists(count) if inverted_lists is None else inverted_lists
@@ -69,16 +77,8 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=None, 
             if found:
                 before = replace(before, vocabulary=found[0], facts={**before.facts, "vectors": found[1]})
             made = save(changed_content(before, source, changes, rows, checkpoint, trained, gpu), lists)
-    print(f"{out}: {len(made):,} photos{told_changes(source, before, changes, rows)}, "
-          f"{8 * len(trained.codebooks)} bits each" + (f", in {lists} lists" if lists else ""))
+    print(summary(out, source, before, changes, rows, lists))
     return made
-
-
-def is_up_to_date(before, changes, rows, lists):
-    """Whether an index need not be written again."""
-    return (len(changes.kept) == len(before.images) and not len(rows) and lists == before.facts["lists"]
-            and (not changes.fingerprints.any() if before.fingerprints is None
-                 else np.array_equal(changes.fingerprints, before.fingerprints)))
 
 
 def changed_content(before, source, changes, rows, checkpoint, trained, gpu):
@@ -101,16 +101,6 @@ def changed_content(before, source, changes, rows, checkpoint, trained, gpu):
                                                                                      embeddings]))
 
 
-def told_changes(source, before, changes, rows):
-    """How many photos of an index are new, changed and dropped, in words."""
-    known = set(before.images)
-    new = sum(source.names[row] not in known for row in rows)
-    changed = len(rows) - new
-    dropped = len(before.images) - len(changes.kept) - changed
-    return (f", {new:,} of them new" + (f", {changed:,} changed" if changed else "")
-            + (f", {dropped:,} dropped" if dropped else ""))
-
-
 # ---------------------------------------------------------------- the content before
 
 def new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision):
@@ -131,27 +121,6 @@ def new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precis
         labels=None if source.labels is None else source.labels[:0], label_names=list(source.label_names), facts=facts)
 
 
-def check_settings(out, content, checkpoint, source, crops, seed, precision):
-    """Raise UserError if the source's photos, encoded in this way, do not belong into the index in `out`."""
-    check_checkpoint(out, content.facts, checkpoint)
-    for what, there, here in (("crops", content.facts["crops"], crops),
-                              ("seed", content.facts["seed"], seed),
-                              ("precision", precision_of(content.facts), precision),
-                              ("the photos of", content.facts["images"], os.path.realpath(source.folder)),
-                              ("labels", _columns(content.labels), _columns(source.labels))):
-        if there != here:
-            raise UserError(f"{out} is an index with {what} {there}, not {here}: choose another --out or --name")
-
-
-def check_embeddings(out, content, source, keep_embeddings):
-    """Raise UserError if the embeddings that an index is to keep cannot be had."""
-    if keep_embeddings and content.embeddings is None:
-        raise UserError(f"{out} is an index without embeddings: for --keep-embeddings choose another --out or --name")
-    if content.embeddings is not None and source.encoded:
-        raise UserError(f"{source.encoded.folder} holds codes alone, and {out} is to keep embeddings: give the folder "
-                        f"of the photos, {source.folder}")
-
-
 def find_vocabulary(content, vectors, tagged, root):
     """More words for an index and the facts of their file, as of `vocabulary.make_table`; None: it keeps what it has.
 
@@ -160,46 +129,13 @@ def find_vocabulary(content, vectors, tagged, root):
     Raises UserError if `vectors` are not those of the tags.
     """
     if vectors is not None:
-        there = content.facts.get("vectors")
-        if vectors.is_file() and there == {"path": str(vectors.resolve()), "bytes": vectors.stat().st_size}:
+        if knows_vectors(content.facts, vectors):
             return None
         return vocabulary.vocabulary_of(vectors, content.tag_names, content.tag_embeddings)
     return tagged and vocabulary.recorded_vocabulary(tagged, root, content.tag_names, content.tag_embeddings)
 
 
-def precision_of(facts):
-    """The precision of an index's embeddings by its facts."""
-    return facts.get("precision", PRECISIONS[0])
-
-
-def _columns(labels):
-    return 0 if labels is None else labels.shape[1]
-
-
-# ---------------------------------------------------------------- photos that are new or changed
-
-def usable_rows(source, changes, skip_bad):
-    """Rows of the source's photos that are to be encoded, int64; bad ones are refused, or left out and told."""
-    rows = changes.to_encode
-    if source.encoded:  # without the bad ones
-        return rows
-    names = [source.names[row] for row in rows]
-    if source.dataset:
-        faults = dataset.faults_in(source.folder, names)
-    else:  # links in a person's own folder are that person's own
-        faults = image_faults([source.folder / name for name in names])
-    if not faults:
-        return rows
-    listed = list_faults(
-        faults, lambda i: f"{source.folder / names[i]}" + (f" (row {rows[i] + 1})" if source.dataset else ""))
-    told = f"{len(faults)} of {len(rows)} photos cannot be used"
-    if not skip_bad:
-        raise UserError(f"{told} (--skip-bad leaves them out): {listed}")
-    print(f"left out: {told}: {listed}", file=sys.stderr)
-    if len(faults) == len(rows) and not len(changes.kept):
-        raise UserError(f"{source.folder}: none of the {len(rows)} photos can be used")
-    return np.delete(rows, list(faults))
-
+# ---------------------------------------------------------------- codes
 
 def stored_codes(checkpoint, source, rows, before):
     """The codes of the source's photos `rows`, uint8 (n, M), and their embeddings to keep, float16 (n, D), or None.

@@ -1,7 +1,6 @@
-"""What a checkpoint belongs to: the data set whose tags it learned, and the index that was made with it."""
+"""The data set whose tags a checkpoint learned."""
 import dataset
 from storage.checkpoint import check_trained_with, read_record
-from storage.safe_files import fingerprint
 from util import UserError
 
 
@@ -21,11 +20,3 @@ def training_dataset(checkpoint, source, root, name):
     found = dataset.find_dataset(name, root)
     check_trained_with(checkpoint, found.tag_embeddings)
     return found
-
-
-def check_checkpoint(folder, facts, checkpoint):
-    """Raise UserError if the index in `folder` was made with another checkpoint, or this one is not there."""
-    if not checkpoint.is_file():
-        raise UserError(f"{checkpoint}: no such file, but {folder} was made with it; --checkpoint names it if it moved")
-    if fingerprint(checkpoint) != facts["checkpoint_sha256"]:
-        raise UserError(f"{folder} is an index of another checkpoint ({facts['experiment']}), not of {checkpoint}")

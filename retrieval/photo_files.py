@@ -21,10 +21,12 @@ STATUS = 3  # of them tell size and times
 @dataclass(frozen=True)
 class Changes:
     """What becomes of an index's photos. kept: its rows that stay as they are, int64; fingerprints: theirs, int64
-    (kept, 7); to_encode: rows of the source, whose photos are new or changed, int64."""
+    (kept, 7); to_encode: rows of the source, whose photos are new or changed, int64; gone: names of photos that are not
+    there any more."""
     kept: np.ndarray
     fingerprints: np.ndarray
     to_encode: np.ndarray
+    gone: list
 
 
 def compare(source, before, out, prune):
@@ -40,8 +42,6 @@ def compare(source, before, out, prune):
         there, changed = rows >= 0, np.zeros(len(rows), bool)
     else:
         there, changed = _look_at([source.folder / name for name in before.images], rows >= 0, stored)
-    if not there.all():
-        _tell_gone([before.images[row] for row in np.flatnonzero(~there)], source.folder, out, prune)
     kept = np.flatnonzero(there & ~changed if prune else ~changed)
     known = set(before.images)
     new = [row for row, name in enumerate(source.names) if name not in known]
@@ -49,7 +49,14 @@ def compare(source, before, out, prune):
     if not len(kept) + len(to_encode):
         raise UserError(f"{source.folder}: none of the {len(rows):,} photos of {out} is there any more, so the index "
                         "stays as it is")
-    return Changes(kept, stored[kept], to_encode)
+    return Changes(kept, stored[kept], to_encode, [before.images[row] for row in np.flatnonzero(~there)])
+
+
+def tell_gone(changes, folder, out, prune):
+    """Note the photos of an index that are gone."""
+    if changes.gone:
+        note(f"{len(changes.gone):,} photos of {out} are not in {folder} any more, such as {min(changes.gone)}; they "
+             + ("leave the index" if prune else "stay in the index (--prune drops them)"))
 
 
 def take_fingerprints(paths):
@@ -58,11 +65,6 @@ def take_fingerprints(paths):
     taken[:, :STATUS] = _statuses(paths)
     taken[:, STATUS:] = _digests(paths)
     return taken
-
-
-def are_untouched(paths, stored):
-    """Whether N files have the sizes and times of their fingerprints, int64 (N, 7), or None if nothing is known."""
-    return stored is not None and np.array_equal(_statuses(paths), np.asarray(stored)[:, :STATUS])
 
 
 # ---------------------------------------------------------------- looking at files
@@ -100,8 +102,3 @@ def _digests(paths):
     with ThreadPoolExecutor(cores()) as pool:
         found = progress(pool.map(digest, paths), total=len(paths), desc="reading photos", leave=False)
         return np.array(list(found), np.int64).reshape(-1, NUMBERS - STATUS)
-
-
-def _tell_gone(names, folder, out, prune):
-    note(f"{len(names):,} photos of {out} are not in {folder} any more, such as {min(names)}; they "
-         + ("leave the index" if prune else "stay in the index (--prune drops them)"))

@@ -2,11 +2,11 @@
 from functools import partial
 from pathlib import Path
 
-from retrieval.checkpoints import check_checkpoint
 from retrieval.photo_encoder import encoder_of
 from retrieval.photo_searcher import Photos
 from retrieval.searcher import load_index
 from retrieval.shared_network import SharedNetwork
+from retrieval.up_to_date import check_checkpoint
 from storage.checkpoint import read_checkpoint
 
 

@@ -26,16 +26,13 @@ class Source:
     encoded: object = None
 
 
-def photo_source(name, root, tell=note):
-    """The photos of data set `name`, or of the folder of that name; `tell(line)` hears of what was left out.
-
-    Raises UserError.
-    """
+def photo_source(name, root):
+    """The photos of data set `name`, or of the folder of that name. Raises UserError."""
     if encoded.writes_to(Path(name)):
         codes = encoded.read_encoded(Path(name))
         return Source(Path(codes.manifest["images"]), codes.names, encoded=codes)
     if "/" in name or not (root / "data" / dataset.RELEASE_FOLDERS.get(name, name)).is_dir():
-        return folder_source(Path(name), dataset.known_datasets(root), tell)
+        return folder_source(Path(name), dataset.known_datasets(root))
     found = dataset.find_dataset(name, root)
     images, matrix = found.split_files("database")
     if not images.is_file():  # for training only
@@ -47,11 +44,11 @@ def photo_source(name, root, tell=note):
     return Source(found.images, names, labels, dataset.read_label_names(found, labels.shape[1]), found)
 
 
-def folder_source(folder, known, tell=note):
+def folder_source(folder, known):
     """The photos in a folder and its subfolders, by name. `known`: data sets to name if it is no folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is neither a data set nor a folder; data sets: {', '.join(known) or 'none yet'}")
-    names = photo_names(folder, tell)
+    names = photo_names(folder)
     if broken := [name for name in names if "\n" in name]:
         raise UserError(f"{folder}: expected file names without line breaks, found {broken[0]!r}")
     return Source(folder, names)
@@ -70,16 +67,16 @@ def listed_source(images):
 
 # ---------------------------------------------------------------- a folder
 
-def photo_names(folder, tell=note):
+def photo_names(folder):
     """The photos in a folder and its subfolders, relative to it and sorted. Raises UserError if there are none.
 
     A photo is a file that is named as one, or that begins as an image that OpenCV reads. What is hidden does not count;
-    `tell(line)` hears of what else is left out.
+    what else is left out is told on stderr.
     """
-    return photos_and_descriptions(folder, tell)[0]
+    return photos_and_descriptions(folder)[0]
 
 
-def photos_and_descriptions(folder, tell=note):
+def photos_and_descriptions(folder):
     """The same photos, and the files that may describe them, such as `photo.jpg.xmp`; of these nothing is told."""
     try:
         os.path.realpath(folder).encode()
@@ -94,7 +91,7 @@ def photos_and_descriptions(folder, tell=note):
         found = _left_out(descriptions + others, closed)
         raise UserError(f"{folder}: expected photos that OpenCV reads, found {found or 'none'}")
     if told := _left_out(others, closed):
-        tell(f"{folder}: left out {told}")
+        note(f"{folder}: left out {told}")
     return names, descriptions
 
 

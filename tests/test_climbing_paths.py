@@ -10,8 +10,9 @@ import pytest
 
 import dataset
 from prepare import check, photos
-from retrieval import building, index, photo_files, sources
+from retrieval import index, photo_files, sources
 from retrieval.manifest import MANIFEST, _digest
+from retrieval.up_to_date import usable_rows
 from test_index import make_content
 from tiny import TRAINING, call, make_tiny
 from util import UserError
@@ -199,15 +200,15 @@ def test_links_in_a_person_s_own_folder_are_that_person_s_and_loops_end(tiny, im
     (images / "sub" / "up").symlink_to(images)
     source = sources.folder_source(images, [])
     assert sorted(source.names) == sorted([*(f"{i}.jpg" for i in range(13)), "x.jpg"])
-    assert len(building.usable_rows(source, all_new(source), skip_bad=False)) == 14
+    assert len(usable_rows(source, all_new(source), skip_bad=False)) == 14
 
 
 def test_links_out_of_a_data_set_are_left_out_of_its_index_too(tiny, images, outside):
     rename(tiny, 4, file_link(images, outside))
     source = sources.photo_source("tiny", tiny)
     with pytest.raises(UserError, match=r"x\.jpg \(row 4\) is a link to"):
-        building.usable_rows(source, all_new(source), skip_bad=False)
-    assert building.usable_rows(source, all_new(source), skip_bad=True).tolist() == [0, 1, 2, *range(4, 10)]
+        usable_rows(source, all_new(source), skip_bad=False)
+    assert usable_rows(source, all_new(source), skip_bad=True).tolist() == [0, 1, 2, *range(4, 10)]
 
 
 def test_a_file_name_with_a_line_break_is_refused_before_any_photo_is_embedded(images):

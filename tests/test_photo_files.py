@@ -29,6 +29,7 @@ def before(folder):
 
 def changes(folder, before, names=NAMES, prune=False, encoded=None):
     found = compare(Source(folder, names, encoded=encoded), before, "out", prune)
+    photo_files.tell_gone(found, folder, "out", prune)
     return found.kept.tolist(), found.to_encode.tolist(), found.fingerprints
 
 

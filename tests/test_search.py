@@ -126,6 +126,29 @@ def test_embeddings_that_are_kept_are_those_of_the_photos(root, checkpoint, phot
         building.build(checkpoint, "tiny", root=root, crops=1, keep_embeddings=True)
 
 
+def test_an_index_that_is_up_to_date_is_told_so_without_tensorflow(root, checkpoint, photos, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in (3, 4):
+        shutil.copy(photo(root, number), folder)
+    arguments = [checkpoint, folder, "--root", root, "--out", tmp_path / "index"]  # crops are those of the index
+    building.build(*arguments[:2], tmp_path / "index", root, crops=1)
+    (folder / "3.jpg").unlink()
+    (folder / "bad.jpg").write_text("no photo")
+    code = ("import search, sys, util; sys.argv[0] = 'search.py'; util.run_program(search.main); "
+            "sys.exit('tensorflow' in sys.modules)")
+    exit_code, output = run("-c", code, "build", *arguments, "--skip-bad")
+    assert exit_code == 0, output
+    assert "2 photos, 0 of them new, 16 bits each" in output
+    assert output.count("left out: 1 of 1 photos cannot be used") == 1
+    assert output.count("3.jpg; they stay in the index (--prune drops them)") == 1
+    exit_code, output = run("search.py", "build", *arguments, "--skip-bad", "--prune")
+    assert exit_code == 0, output
+    assert "1 photos, 0 of them new, 1 dropped, 16 bits each" in output
+    assert output.count("left out: 1 of 1 photos cannot be used") == 1
+    assert output.count("3.jpg; they leave the index") == 1
+
+
 def test_with_a_file_of_word_vectors_any_of_its_words_is_a_query(root, checkpoint, photos, tmp_path):
     content = photos.index.content
     rows = [*zip("abcde", content.tag_embeddings, strict=True), ("wave", content.tag_embeddings[1])]
