@@ -6,6 +6,7 @@ read. Zeros stand for what is not known: of photos that encode.py encoded, and i
 fingerprints.
 """
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -85,20 +86,23 @@ def _look_at(paths, listed, stored):
 
 
 def _statuses(paths):
-    """Size and times of files, int64 (N, 3), zeros of those that are not there."""
+    """Size and times of files, int64 (N, 3), zeros of those that are not there or are no regular files."""
     def status(path):
         try:
             found = os.stat(path)
         except OSError:
             return 0, 0, 0
-        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        return (found.st_size, found.st_mtime_ns, found.st_ctime_ns) if stat.S_ISREG(found.st_mode) else (0, 0, 0)
     return np.array([status(path) for path in paths], np.int64).reshape(-1, STATUS)
 
 
 def _digests(paths):
-    """SHA-256 of files, int64 (N, 4)."""
+    """SHA-256 of files, int64 (N, 4), that of no file for those that cannot be read."""
     def digest(path):
-        return np.frombuffer(bytes.fromhex(fingerprint(path)), np.int64)
+        try:
+            return np.frombuffer(bytes.fromhex(fingerprint(path)), np.int64)
+        except OSError:
+            return np.full(NUMBERS - STATUS, -1)
     with ThreadPoolExecutor(cores()) as pool:
         found = progress(pool.map(digest, paths), total=len(paths), desc="reading photos", leave=False)
         return np.array(list(found), np.int64).reshape(-1, NUMBERS - STATUS)

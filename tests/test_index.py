@@ -13,7 +13,7 @@ import pytest
 import oracles
 import quantizer
 import search
-from retrieval import faiss_engine, index, lines, manifest
+from retrieval import faiss_engine, index, lines, manifest, shards
 from storage.safe_files import fingerprint
 from util import ROOT, UserError, stream
 
@@ -104,6 +104,17 @@ def test_equal_scores_come_in_the_order_of_their_embeddings_cosines_where_these_
         for i, row in enumerate(rows):
             np.testing.assert_array_equal(row, np.lexsort((-cosines[:, i], -code_scores[i]))[:topk])
             np.testing.assert_allclose(scores[i], code_scores[i, row], rtol=1e-4, atol=1e-4)
+
+
+def test_shards_put_equal_scores_in_the_order_of_the_whole(tmp_path):
+    pytest.importorskip("faiss")
+    content = make_content()
+    content.codes[:] = content.codes[:70].repeat(N // 70, 0)
+    index.save(tmp_path / "index", content)
+    whole = index.load(tmp_path / "index")
+    sharded = shards.Sharded(whole, shards.Threads(shards.cut(whole, 3, "source")))
+    for ours, expected in zip(sharded.search(queries(), 40), whole.search(queries(), 40), strict=True):
+        np.testing.assert_array_equal(ours, expected)
 
 
 def test_blocks_change_nothing_in_numpy_s_search(monkeypatch):

@@ -56,6 +56,22 @@ def test_a_content_that_changed_under_its_old_size_and_date_is_noticed(folder, b
     assert changes(folder, before)[:2] == ([0, 1], [2])
 
 
+def test_a_photo_that_is_no_file_any_more_is_gone_and_not_waited_for(folder, before, capsys):
+    (folder / "a.jpg").unlink()
+    os.mkfifo(folder / "a.jpg")
+    assert changes(folder, before, prune=True)[:2] == ([1, 2], [])
+    assert "such as a.jpg; they leave the index" in capsys.readouterr().err
+
+
+def test_a_photo_that_cannot_be_read_any_more_counts_as_changed(folder, before, monkeypatch):
+    (folder / "a.jpg").write_text("another photo")
+
+    def refuse(path):  # a limit that holds for the superuser too
+        raise PermissionError(13, "Permission denied", str(path))
+    monkeypatch.setattr(photo_files, "fingerprint", refuse)
+    assert changes(folder, before)[:2] == ([1, 2], [0])  # so that it is looked at, and refused by name
+
+
 def test_photos_that_are_gone_stay_unless_they_are_to_be_pruned(folder, before, capsys):
     (folder / "a.jpg").unlink()
     assert changes(folder, before)[:2] == ([0, 1, 2], [])  # a data set's list still names it

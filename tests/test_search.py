@@ -1,9 +1,6 @@
 """Searching photos: building an index, asking it by photo and by words, the model's tags."""
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import cv2
 import h5py
@@ -14,8 +11,8 @@ import quantizer
 import search
 from retrieval import building, faiss_engine, index
 from retrieval.client import Remote
-from test_serve import served
-from tiny import EXPERIMENT, PROJECT, TRAINING, make_tiny, run, train, validate
+from test_serve import post, served
+from tiny import EXPERIMENT, TRAINING, make_tiny, run, train, validate
 from util import UserError
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -82,35 +79,6 @@ def test_photos_that_are_added_leave_the_others_as_they_are(root, checkpoint, tm
     assert "5 photos, 0 of them new" in capsys.readouterr().out
 
 
-def test_an_index_that_is_up_to_date_needs_no_tensorflow(root, checkpoint, tmp_path):
-    folder, out = tmp_path / "photos", tmp_path / "index"
-    folder.mkdir()
-    for number in range(4):
-        shutil.copy(photo(root, number), folder / f"{number}.jpg")
-    (folder / "notes.txt").write_text("no photo")
-    building.build(checkpoint, folder, out=out, root=root, crops=1)
-
-    def build(*options, crops=1):
-        """In a process in which TensorFlow cannot be imported."""
-        blocked = ("import runpy, sys; sys.modules['tensorflow'] = None; sys.argv[0] = 'search.py'; "
-                   "runpy.run_path('search.py', run_name='__main__')")
-        done = subprocess.run([sys.executable, "-c", blocked, "build", checkpoint, folder, "--out", out, "--root", root,
-                               "--crops", str(crops), *options], cwd=PROJECT, capture_output=True, text=True)
-        return done.returncode, done.stdout, done.stderr
-
-    code, printed, notes = build("--prune")
-    assert (code, printed) == (0, f"{out}: 4 photos, 0 of them new, 16 bits each\n")
-    assert notes.count("left out 1 files that are no photos: notes.txt") == 1
-    assert build(crops=5)[0] != 0
-    assert build("--seed", "1")[0] != 0
-    shutil.copy(photo(root, 5), folder / "5.jpg")
-    assert build()[0] != 0
-    (folder / "5.jpg").unlink()
-    assert build()[0] == 0
-    os.utime(folder / "3.jpg", ns=(1, 1))
-    assert build()[0] != 0
-
-
 def test_embeddings_that_are_kept_are_those_of_the_photos(root, checkpoint, photos, tmp_path):
     arguments = {"out": tmp_path / "index", "root": root, "crops": 1}
     folder = tmp_path / "photos"
@@ -126,7 +94,7 @@ def test_embeddings_that_are_kept_are_those_of_the_photos(root, checkpoint, phot
         building.build(checkpoint, "tiny", root=root, crops=1, keep_embeddings=True)
 
 
-def test_an_index_that_is_up_to_date_is_told_so_without_tensorflow(root, checkpoint, photos, tmp_path):
+def test_an_index_that_is_up_to_date_is_told_so_without_tensorflow(run_here, root, checkpoint, photos, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in (3, 4):
@@ -135,14 +103,16 @@ def test_an_index_that_is_up_to_date_is_told_so_without_tensorflow(root, checkpo
     building.build(*arguments[:2], tmp_path / "index", root, crops=1)
     (folder / "3.jpg").unlink()
     (folder / "bad.jpg").write_text("no photo")
+    (folder / "notes.txt").write_text("no photo")
     code = ("import search, sys, util; sys.argv[0] = 'search.py'; util.run_program(search.main); "
             "sys.exit('tensorflow' in sys.modules)")
     exit_code, output = run("-c", code, "build", *arguments, "--skip-bad")
     assert exit_code == 0, output
     assert "2 photos, 0 of them new, 16 bits each" in output
     assert output.count("left out: 1 of 1 photos cannot be used") == 1
+    assert output.count("left out 1 files that are no photos: notes.txt") == 1
     assert output.count("3.jpg; they stay in the index (--prune drops them)") == 1
-    exit_code, output = run("search.py", "build", *arguments, "--skip-bad", "--prune")
+    exit_code, output = run_here("search.py", "build", *arguments, "--skip-bad", "--prune")
     assert exit_code == 0, output
     assert "1 photos, 0 of them new, 1 dropped, 16 bits each" in output
     assert output.count("left out: 1 of 1 photos cannot be used") == 1
@@ -379,6 +349,12 @@ def test_a_photo_gives_the_same_json_with_a_server_and_without(root, photos, tmp
             assert code == 0, there
             here = {"query": str(asked), "results": [vars(found) for found in photos.by_photo(asked)]}
             assert printed_json(there) == here
+        status, answer = post(address, "tags?topk=2", photo(root, 3).read_bytes())
+        assert status == 200, answer
+        assert [(tag["cosine"], tag["names"]) for tag in answer["tags"]] == photos.tags(photo(root, 3))[:2]
+        direction = post(address, "embedding", photo(root, 3).read_bytes())[1]["photo"]
+        best = post(address, "query", {"photo": direction, "topk": 1})[1]["results"][0]
+        assert best["row"] == photos.by_photo(photo(root, 3), topk=1)[0].row
         (tmp_path / "bad.jpg").write_text("no photo")
         bad, gone, good = Remote(address).by_photos([tmp_path / "bad.jpg", "gone.jpg", photo(root, 3)])
         assert "bad.jpg is not an image that OpenCV reads" in str(bad[1])
