@@ -9,7 +9,7 @@ import runpy
 import sys
 
 from backbones import alexnet
-from tiny import SMALL
+from tiny import PROJECT, SMALL
 
 LAYERS = {"conv1": (11, 11, 3, 8), "conv2": (5, 5, 4, 16), "conv3": (3, 3, 16, 16), "conv4": (3, 3, 8, 16),
           "conv5": (3, 3, 8, 16), "fc6": (6 * 6 * 16, 32), "fc7": (32, 32), "fc8": (32, 300)}
@@ -30,5 +30,6 @@ def small_network():
 
 if __name__ == "__main__":
     del sys.argv[0]
+    sys.path[0] = str(PROJECT)  # as if the program itself had been started
     with small_network():
         runpy.run_path(sys.argv[0], run_name="__main__")
