@@ -3,7 +3,6 @@
 What belongs here: the crops of an image, the graph that runs on them, and running it over many image files.
 Letters: N images, B images a run of the graph, V crops an image, D = 300, F features.
 """
-
 import numpy as np
 
 from backbones import layers, of_weights

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import os
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from backbones import LAST, name_of
 from dataset import read_image_list
 from encoder import FeatureExtractor
+from storage.image_model import model_of_features
 from storage.safe_files import (
     check_checksums,
     check_space,
@@ -107,7 +109,30 @@ def complete_features(path, facts, folder, split, rows, kind, make_network, tell
 def kept_features(name, weights, backbone, views, precision, root, tell):
     """The features that were computed of data set `name`: {bytes of `photo_key`: float16 (V, F)}. None where they are
     those of other weights; `tell(line)` hears of it."""
-    stored = stored_features(*file_of_photos(name, weights, backbone, views, precision, root), tell)
+    return by_keys(stored_features(*file_of_photos(name, weights, backbone, views, precision, root), tell))
+
+
+def kept_model_features(path, model, width):
+    """The same of a model in ONNX, as prepare/features.py has kept them: float32 (1, F). None where the file is gone or
+    holds those of another model. Raises UserError.
+
+    Args:
+        model: storage.image_model.ImageModel.
+        width (int): F.
+    """
+    there = model_of_features(path)
+    if there is None or replace(there, path=model.path) != model:
+        return {}
+    with reading(path) as file:
+        stored = {name: (file[f"{name}_keys"][()], file[name][()]) for name in NAMES.values() if f"{name}_keys" in file}
+    for name, (keys, features) in stored.items():
+        if keys.shape != (len(keys), KEY_BYTES) or features.shape != (len(keys), width):
+            raise UserError(f"{path}: expected {name} of shape {(len(keys), width)}, found {features.shape}")
+    return by_keys({name: (keys, features[:, None]) for name, (keys, features) in stored.items()})
+
+
+def by_keys(stored):
+    """{bytes of `photo_key`: features} of `stored_features`."""
     return {key.tobytes(): row for keys, features in stored.values()
             for key, row in zip(keys, features, strict=True) if key.any()}
 

@@ -9,7 +9,7 @@ import numpy as np
 import dataset
 from backbones import LAST, of_weights
 from features import embed as embed_features
-from features import kept_features, photo_key
+from features import kept_features, kept_model_features, photo_key
 from retrieval import index, photo_files, vocabulary
 from retrieval.checkpoints import training_dataset
 from retrieval.photo_encoder import encoder_of
@@ -195,6 +195,8 @@ def embedder(source, checkpoint, trained, facts, gpu):
     if trained_on_features(checkpoint) and facts["crops"] == options["views"]:
         known = kept_features(options["dataset"], trained.weights, of_weights(trained.weights), options["views"],
                               precision, Path(facts["root"]), note)
+    elif trained.model is not None and (facts["crops"], precision) == (1, PRECISIONS[0]):
+        known = kept_model_features(Path(options["features"]), trained.model, len(trained.weights[LAST][0]))
 
     @cache
     def network():

@@ -24,9 +24,10 @@ import validation
 from backbones import LAST
 from backbones import efficientnet_lite0 as lite0
 from encoder import FeatureExtractor, PhotoNetwork
-from features import embed, read_features
+from features import embed, kept_model_features, read_features
 from onnx_writer import Writer, tiny_graph, write_lite0, write_tiny
 from prepare import features as prepare_features
+from retrieval import index
 from retrieval.photo_encoder import encoder_of
 from storage.checkpoint import default_crops, read_checkpoint
 from storage.image_model import model_of_features
@@ -367,8 +368,9 @@ def test_a_photo_finds_itself_first_in_an_index_that_the_model_embedded(trained,
                                trained)
     assert code == 0, output
     assert f"{TRAINING + QUERIES} photos" in output
-    for index, row in (("own", 0), ("own", 7), ("folder", 1), ("folder", 4)):
-        code, output = run_program(search, "query", index, photo(trained, row), "--json", "--root", trained)
+    assert "13 of 13 photos are embedded from the features that training computed" in output
+    for name, row in (("own", 0), ("own", 7), ("folder", 1), ("folder", 4)):
+        code, output = run_program(search, "query", name, photo(trained, row), "--json", "--root", trained)
         assert code == 0, output
         found = json.loads(output.splitlines()[-1])["results"][0]
         assert os.path.basename(found["path"]) == f"{row}.jpg"
@@ -405,13 +407,37 @@ def test_many_photos_are_encoded_by_the_model_and_fit_keeps_it(trained, run_prog
     assert read_checkpoint(tmp_path / "f.npy").model == read_checkpoint(checkpoint_of(trained)).model
 
 
+def test_an_index_by_the_model_is_that_of_the_kept_features(trained, copied, run_program):
+    indexes = []
+    for checkpoint in (checkpoint_of(trained), copied):
+        out = copied.parent / f"index{len(indexes)}"
+        code, output = run_program(search, "build", checkpoint, trained / "datasets" / "tiny", "--out", out, "--root",
+                                   trained, "--keep-embeddings")
+        assert code == 0, output
+        assert ("from the features that training computed" in output) == (checkpoint != copied)
+        indexes.append(index.load(out).content)
+    np.testing.assert_array_equal(indexes[0].codes, indexes[1].codes)
+    np.testing.assert_allclose(indexes[0].embeddings, indexes[1].embeddings, atol=1e-3)
+
+
+def test_features_of_another_width_are_refused(trained, tmp_path):
+    model = read_checkpoint(checkpoint_of(trained)).model
+    assert len(kept_model_features(trained / "features" / "own.h5", model, 12)) == TRAINING + QUERIES
+    assert not kept_model_features(trained / "features" / "own.h5", replace(model, size=31), 12)
+    assert not kept_model_features(tmp_path / "gone.h5", model, 12)
+    with pytest.raises(UserError, match=r"own\.h5: expected train of shape \(10, 13\), found \(10, 12\)"):
+        kept_model_features(trained / "features" / "own.h5", model, 13)
+
+
 @pytest.fixture
 def copied(trained, tmp_path):
-    """A copy of the checkpoint and its record in a folder of its own."""
-    for suffix in (".npy", ".json"):
-        source = checkpoint_of(trained).with_suffix(suffix)
-        (tmp_path / source.name).write_bytes(source.read_bytes())
-    return tmp_path / f"{CHECKPOINT}.npy"
+    """A copy of the checkpoint and its record in a folder of its own, without the features."""
+    copy = tmp_path / f"{CHECKPOINT}.npy"
+    copy.write_bytes(checkpoint_of(trained).read_bytes())
+    record = read_json(checkpoint_of(trained).with_suffix(".json"))
+    record["options"]["features"] = str(tmp_path / "gone.h5")
+    write_json(copy.with_suffix(".json"), record)
+    return copy
 
 
 def build(run_program, trained, checkpoint, *options):
