@@ -71,8 +71,8 @@ def parse_arguments():
                          help="of fixed crops: 1 is the centre, 2 its mirror image too, 5 and 10 as in validation "
                               "(default 1)")
     network.add_argument("--features", type=Path, metavar="FILE.h5",
-                         help="train fc8 on features of any other model, with `train`, `database` and `query` in one "
-                              "file, images × features, rows as in the image lists")
+                         help="train fc8 on features of any other model, as prepare/features.py writes them: `train`, "
+                              "`database` and `query` in one file, images × features, rows as in the image lists")
     network.add_argument("--dropout", type=number(float, 0, 0.99),
                          help="share that is dropped of what the last layers see (default 0.5 of fc6 and fc7 of "
                               "AlexNet, else 0.2)")
