@@ -5,7 +5,10 @@
 # Run it again after an interruption, or after photos were added, changed or deleted: what is done is not done again.
 # Nothing is written into FOLDER. docs/photos.md has the time that each part takes.
 set -euo pipefail
-[ -d "${1-}" ] || { echo "usage: search_photos.sh FOLDER [GPU] [WORD_VECTORS] [options of serve.py], with a folder of photos" >&2; exit 2; }
+if [ ! -d "${1-}" ]; then
+    echo "error: search_photos.sh FOLDER [GPU] [WORD_VECTORS] [options of serve.py]: expected a folder of photos, found ${1:-nothing}" >&2
+    exit 2
+fi
 folder=$(cd "$1" && pwd -P) gpu=${2:-0} vectors=${3:-train}
 [ ! -f "$vectors" ] || vectors=$(realpath "$vectors")
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -16,24 +19,30 @@ part() {  # part TITLE COMMAND…: run a command, and tell how long it took
     "${@:2}"
     echo "--- $1: $((SECONDS - began)) s"
 }
+index_of() { echo "indexes/$(basename "$1" .npy)"; }  # of a checkpoint
 
 part "environment" install requirements.txt requirements-{backbone,photos,search,serve}.txt
 [ -e efficientnet_lite0.json ] || part "backbone" "$PYTHON" weights/convert_efficientnet.py --force
 # the name of the folder, and a number that tells two folders of one name apart
 name=$(basename "$folder" | tr -c '[:alnum:]._\n-' _ | sed 's/^[.-]/_/')-$(cksum <<< "$folder" | cut -d' ' -f1)
 training=("$name" 0.003 800 0 2 SOFTMAX photos "$gpu" --backbone efficientnet_lite0 --pairs 1)
-untagged=("$name" 2 photos "$gpu")
 checkpoint=$("$PYTHON" train.py "${training[@]}" --print-path)
-if [ ! -e "${checkpoint%.npy}.json" ]; then  # written last: nothing has been learned from these photos' tags yet
+again="To learn the tags of newer photos too, remove $checkpoint and run this again."
+if [ ! -e "$checkpoint" ] || [ ! -e "${checkpoint%.npy}.json" ]; then  # nothing has been learned from these tags yet
     part "photos and their tags" "$PYTHON" prepare/photos.py "$name" --from-photos "$folder" --skip-bad
     if [ -e "data/$name/train_tag.txt" ]; then
         part "word vectors" "$PYTHON" tag_processing.py "$name" "$vectors" "$gpu"
+        rm -rf "$(index_of "$checkpoint")"  # of a checkpoint that was removed
         part "training" "$PYTHON" train.py "${training[@]}"
     else
+        # 2^k or more photos, up to 4,096: another checkpoint, and another index, when there are twice as many photos
+        photos=$(wc -l < "data/$name/train_img.txt") least=1
+        while [ $least -lt 4096 ] && [ $((2 * least)) -le "$photos" ]; do least=$((2 * least)); done
+        untagged=("$name" 2 "of_$least" "$gpu") again=
         checkpoint=$("$PYTHON" train_untagged.py "${untagged[@]}" --print-path)
         [ -e "${checkpoint%.npy}.json" ] || part "training" "$PYTHON" train_untagged.py "${untagged[@]}"
     fi
 fi
 part "index" "$PYTHON" search.py build "$checkpoint" "$folder" --gpu "$gpu" --skip-bad --prune
-printf '\n%s\n' "The page's address follows. To learn the tags of new photos too, remove $checkpoint and run this again."
-exec "$PYTHON" serve.py "indexes/$(basename "$checkpoint" .npy)" --gpu "$gpu" "${@:4}"
+printf '\n%s\n' "The page's address follows; Ctrl-C ends the server. $again"
+exec "$PYTHON" serve.py "$(index_of "$checkpoint")" --gpu "$gpu" "${@:4}"

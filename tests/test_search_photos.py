@@ -111,13 +111,25 @@ def test_from_a_folder_to_a_page_and_again_when_photos_come_change_and_go(desk):
     assert "105 photos, 20 of them new, 5 changed, 5 dropped" in printed
     assert health["photos"] == 105
 
+    checkpoint, = (desk.project / "checkpoints").glob("*_SOFTMAX_*.npy")
+    assert f"To learn the tags of newer photos too, remove {checkpoint} and run this again." in printed
+    checkpoint.unlink()
+    printed, _ = desk.run()
+    assert "--- training: " in printed
+    assert "105 photos, 105 of them new" in printed
+
 
 def test_photos_with_too_few_tags_are_searched_by_photo_until_they_have_more(desk):
+    for number in range(5):
+        desk.draw(number)
+    printed, (health,) = desk.run({"/health": None})
+    assert (health["photos"], health["tags"]) == (5, 0)
     for number in range(60):
         desk.draw(number, tagged=number < 30)
     photo = (desk.photos / "003.jpg").read_bytes()
     printed, (health, like) = desk.run({"/health": None, "/photo": photo})
     assert "too few tags: " in printed
+    assert "--- training: " in printed  # of 60 photos, for 5 tell little
     assert "learning from tags takes at least 50 photos" in health["no_words"]
     assert (health["photos"], health["tags"]) == (60, 0)
     assert len(like["results"]) > 5
