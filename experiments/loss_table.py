@@ -13,8 +13,7 @@ from experiments.ablations import plain_name, prepare_tags, program
 from features import embed, photo_features
 from fitting import fitted_entries
 from session import device_name
-from storage.checkpoint import CHUNK, read_checkpoint
-from storage.retrieval_file import Retrieval
+from storage.checkpoint import read_checkpoint
 from storage.run_log import experiment_name
 from storage.safe_files import write_json
 from training_inputs import FeatureInputs
@@ -48,11 +47,12 @@ def compare(options):
         if name not in VARIANTS:
             raise UserError(f"--only: expected one of {', '.join(VARIANTS)}, found {name}")
     prepare_tags(options)
-    sets = [LabelledFeatures(name, options) for name in (options.dataset, *options.also)]
+    images = FixedFeatures(options)
+    labels = {name: labels_of(name, options) for name in (options.dataset, *options.also)}
     table = {}
     for name in options.only or VARIANTS:
         for seed in range(options.seeds):
-            measured = measure(train(options, VARIANTS[name], seed), sets, seed, options.faiss)
+            measured = measure(train(options, VARIANTS[name], seed), images, labels, seed, options.faiss)
             for key, value in measured.items():
                 table.setdefault(name, {}).setdefault(key, []).append(value)
         print_row(name, table[name])
@@ -60,17 +60,16 @@ def compare(options):
                    {"options": {key: str(value) for key, value in vars(options).items()}, "map": table})
 
 
-class LabelledFeatures:
-    """The fixed features of a data set's images, and what is measured with its labels."""
+class FixedFeatures:
+    """The fixed features of a data set's images, computed once."""
 
-    def __init__(self, name, options):
-        self.name, self._options = name, options
-        self._folder = dataset.find_dataset(name, options.root)
-        self._splits = {split: dataset.load_retrieval(self._folder, split) for split in ("database", "test")}
+    def __init__(self, options):
+        self._options = options
+        self._folder = dataset.find_dataset(options.dataset, options.root)
         self._found = {}
 
     def split(self, split, checkpoint):
-        """Features of a split, float16 (N, V, F), computed once."""
+        """Features of a split, float16 (N, V, F)."""
         if split not in self._found:
             options = self._options
             rows = np.arange(len(dataset.read_split(self._folder, split)[0]))
@@ -79,14 +78,18 @@ class LabelledFeatures:
                 device_name(gpu_numbers(options.gpu), note), "float32", options.root, Quiet())
         return self._found[split]
 
-    def retrieval(self, checkpoint, codebooks, seed):
-        """The Retrieval of unit embeddings and codes of fitted `codebooks`, float32 (M, K, D)."""
-        embeddings = {split: embed(self.split(split, checkpoint), checkpoint.weights[LAST], unit=True)
-                      for split in self._splits}
-        codes = {split: quantizer.encode(found, codebooks, None, stream(seed, f"encode {split}"), CHUNK)
-                 for split, found in embeddings.items()}
-        return Retrieval(embeddings["database"], codes["database"], self._splits["database"].labels,
-                         embeddings["test"], codes["test"], self._splits["test"].labels, codebooks)
+
+def labels_of(name, options):
+    """0/1 labels of queries and of the database, uint8 (Q, L) and (N, L). Raises UserError for other images."""
+    found = dataset.find_dataset(name, options.root)
+    same = dataset.find_dataset(options.dataset, options.root)
+    labels = []
+    for split in ("test", "database"):
+        names, matrix = dataset.read_split(found, split)
+        if names != dataset.read_split(same, split)[0]:
+            raise UserError(f"{name}: expected the {split} images of {options.dataset}, found others")
+        labels.append(matrix.toarray())
+    return labels
 
 
 class Quiet:
@@ -111,26 +114,43 @@ def train(options, variant, seed):
     return read_checkpoint(path)
 
 
-def measure(checkpoint, sets, seed, with_faiss):
-    """`{(data set, ranking): MAP}` of one training, keys as text."""
+def measure(checkpoint, images, labels, seed, with_faiss):
+    """`{"data set: ranking": MAP}` of one training.
+
+    `labels`: `{data set: (labels of queries, labels of the database)}`.
+    """
     found = {}
-    inputs = FeatureInputs(sets[0].split("train", checkpoint), seed)
+    inputs = FeatureInputs(images.split("train", checkpoint), seed)
+    embeddings = {split: embed(images.split(split, checkpoint), checkpoint.weights[LAST], unit=True)
+                  for split in ("test", "database")}
     for m in CODEBOOKS:
         entries = fitted_entries(inputs, checkpoint.weights, m, seed, None, None, Quiet())
         codebooks = entries["C"].reshape(m, quantizer.CODEWORDS, DIMENSIONS)
-        for labelled in sets:
-            content = labelled.retrieval(checkpoint, codebooks, seed)
-            methods = {f"{8 * m} bits": faiss_codes.own_method(content)}
-            if m == CODEBOOKS[0]:
-                methods["floats"] = faiss_codes.exact_method(content)
-            if with_faiss and m in COMPARED:
-                training = faiss_codes.training_images(content.db_features, seed)
-                methods |= {f"{8 * m} bits {name}": faiss_codes.baseline_method(name, content, training, seed)
-                            for name in QUANTIZERS}
-            for ranking, method in methods.items():
-                found[f"{labelled.name}: {ranking}"] = metrics.evaluate(
-                    method.score, content.qry_label, content.db_label, len(content.db_label)).map
+        for ranking, score in scores(embeddings, codebooks, seed, with_faiss and m in COMPARED):
+            for name, (queries, database) in labels.items():
+                found[f"{name}: {ranking}"] = metrics.evaluate(score, queries, database, len(database)).map
     return found
+
+
+def scores(embeddings, codebooks, seed, with_faiss):
+    """Give the name and the score function, as of `metrics.evaluate`, of floats, of codes, and of FAISS's codes.
+
+    Args:
+        embeddings: `{split: float32 (N, D)}`.
+        codebooks: float32 (M, K, D).
+    """
+    queries, database = embeddings["test"], embeddings["database"]
+    bits = f"{8 * len(codebooks)} bits"
+    codes = quantizer.local_search(database, codebooks, stream(seed, "encode database"))
+    yield "floats", lambda q: queries[q] @ database.T
+    yield bits, lambda q: quantizer.quantized_scores(queries[q], codes, codebooks)
+    if with_faiss:
+        training = faiss_codes.training_images(database, seed)
+        for name in QUANTIZERS:
+            index = faiss_codes.BASELINES[name][0](len(codebooks), seed)
+            index.train(training)
+            index.add(database)
+            yield f"{bits} {name}", faiss_codes.additive_score(index, faiss_codes.codes_of(index), queries)
 
 
 def print_row(name, values):
