@@ -116,7 +116,7 @@ def train(options, target):
             if options.save_every or options.two_stage:
                 state_bytes = graph.state_bytes + sum(table.nbytes for table in alternation.tables().values())
                 check_space(states.folder, state_bytes * (1 if states.steps() else 2))  # the new beside the old one
-            bar = progress(total=len(steps), desc="training", unit="step")
+            bar = progress(total=len(steps), delay=0, desc="training", unit="step")
             with StopRequest() as stop, events, bar:
                 for step, scalars, seconds in take_steps(batches, training_set.tags, schedule, graph, alternation,
                                                          session, options.lr, options.lambda_, joint):

@@ -168,9 +168,9 @@ def cores():
     return os.cpu_count() or 1
 
 
-def progress(iterable=None, **options):
-    """A tqdm bar for what takes over two seconds where a person watches; nothing in a file or a pipe."""
-    return tqdm(iterable, disable=None, dynamic_ncols=True, delay=2, **options)
+def progress(iterable=None, delay=2, **options):
+    """A tqdm bar for what takes over `delay` seconds where a person watches; nothing in a file or a pipe."""
+    return tqdm(iterable, disable=None, dynamic_ncols=True, delay=delay, **options)
 
 
 def advance(bar, loss):

@@ -49,7 +49,8 @@ def train(options, config):
             graph.initialize(session, first)
         if config.steps == 0:
             states.save(0, session, graph)
-        with StopRequest() as stop, events, progress(total=len(steps), desc="training", unit="step") as bar:
+        with StopRequest() as stop, events, progress(
+                total=len(steps), delay=0, desc="training", unit="step") as bar:
             for step, batch in zip(steps, batches, strict=True):
                 rate = learning_rate(config.learning_rate, step)
                 loss, hash_, cls, ent = graph.step(session, *batch, rate)

@@ -443,7 +443,7 @@ def test_a_manifest_without_a_key_is_one_sentence(tmp_path, key):
     ("images", [7, "", None, "../../../etc", "/photos/../etc", "a\0b", []]), ("generation", [0, -1, "1", True, 2**70]),
     ("lists", [-1, 0.0, None]), ("count", [0, "700"]), ("codebooks", [None, [2]]), ("seed", [-1, 2**40, "0"]),
     ("format", [2, True, "1"]), ("checkpoint", [None, 7, "", ["x"]]), ("checkpoint_sha256", [7]),
-    ("experiment", [None]), ("root", [7, None]), ("dataset", [7, ""]), ("crops", [2, "10", None, True]),
+    ("experiment", [None]), ("root", [7, None]), ("dataset", [7, ""]), ("crops", [3, "10", None, True]),
     ("precision", ["float64", 32, []]), ("vectors", ["x.txt", None, {}, {"path": "", "bytes": 5}, {"path": "x"}])])
 def test_a_manifest_with_a_value_of_another_kind_is_one_sentence(tmp_path, key, values):
     save_photos(tmp_path)
