@@ -172,8 +172,7 @@ class Known:
         self._path = path.with_name(f".{path.name}.partial")
         self._facts, self._kind = facts, kind
         self._record = np.dtype([("key", np.uint8, KEY_BYTES), ("features", kind)])
-        self._found = {key.tobytes(): row for keys, features in stored.values()
-                       for key, row in zip(keys, features, strict=True) if key.any()}
+        self._found = by_keys(stored)
         for record in self._records():
             self._found[record["key"].tobytes()] = record["features"]
 

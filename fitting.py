@@ -2,7 +2,7 @@
 import re
 import time
 
-from backbones import of_weights
+from backbones import LAST, of_weights
 from codebooks import FIT_IMAGES, fit_codebooks
 from dataset import find_dataset, load_training
 from features import photo_features, read_features
@@ -78,7 +78,7 @@ def fitted_path(checkpoint, codebooks):
 def fitting_inputs(options, folder, training_set, checkpoint, device, log):
     """The training images as the checkpoint has seen them: photos, or features."""
     if options.features is not None:
-        width = len(checkpoint.weights["fc8"][0])
+        width = len(checkpoint.weights[LAST][0])
         features = read_features(options.features, "train", folder.split_files("train")[0], width)[training_set.rows]
         return FeatureInputs(features, options.seed)
     backbone = of_weights(checkpoint.weights)

@@ -4,6 +4,7 @@ Both have the network that takes them, and a batch is drawn from nothing but the
 """
 import numpy as np
 
+from backbones import LAST
 from backbones.head import Head
 from encoder import Encoder
 from features import embed, unit_length
@@ -63,4 +64,4 @@ class FeatureInputs:
 
     def embeddings(self, weights, _device, _precision, unit):
         """Embeddings of all images by the mean over their views, without dropout, float32 (N, D)."""
-        return embed(self._features, weights[next(iter(self.network.LAYERS))], unit)
+        return embed(self._features, weights[LAST], unit)
