@@ -7,7 +7,8 @@ import pytest
 from tiny import call
 
 # files of tests that take longest: they begin first, so that no worker of xdist ends long after the other
-LONGEST = ("test_serve", "test_web_app", "test_programs", "test_prepare", "test_search", "test_tag_processing")
+LONGEST = ("test_programs", "test_serve", "test_search", "test_features", "test_gpq_programs", "test_faults",
+           "test_tag_processing", "test_hostile_files", "test_web_app", "test_net")
 
 
 def pytest_addoption(parser):
@@ -20,7 +21,7 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

@@ -1,7 +1,7 @@
 """AlexNet with few filters, for tests of programs: a checkpoint has 1 MB in place of 235, and a step costs little.
 
 `python tests/small_network.py train.py …` runs a program with it. What the programs promise does not depend on the
-size; tests of the network itself, and test_programs.py's of run.sh, have the full one.
+size; tests of the network itself have the full one.
 """
 import contextlib
 import os

@@ -2,7 +2,6 @@
 
 Tests of the published weights need the package in requirements-backbone.txt.
 """
-import subprocess
 import sys
 from pathlib import Path
 
@@ -136,11 +135,10 @@ def test_an_image_is_shrunk_by_area_and_enlarged_bilinearly():
 
 # ---------------------------------------------------------------- the conversion
 
-def test_a_file_is_converted_by_the_program(tmp_path):
+def test_a_file_is_converted_by_the_program(tmp_path, monkeypatch, capsys):
     (tmp_path / "x.pth").write_bytes(state_dict(random_tensors()))
-    command = [sys.executable, "weights/convert_efficientnet.py", tmp_path / "x.pth", "--output", tmp_path / "x.npy"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    code, output = call(monkeypatch, capsys, convert, tmp_path / "x.pth", "--output", tmp_path / "x.npy")
+    assert code == 0, output
     found, expected = read_weights(tmp_path / "x.npy"), convert.convert("x", random_tensors(), SHAPES)
     assert list(found) == list(expected) == list(SHAPES)
     for layer, arrays in expected.items():

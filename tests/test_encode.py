@@ -17,7 +17,7 @@ from encoder import Encoder
 from retrieval import building, encoded, encoding, index, ray_encoding
 from storage.checkpoint import read_checkpoint
 from test_faults import files_of_at_most, flip
-from tiny import EXPERIMENT, TRAINING, call, make_tiny, train
+from tiny import EXPERIMENT, TRAINING, call, make_tiny, train_in_fixture
 from util import UserError, stream
 
 SHARD = 4
@@ -38,8 +38,7 @@ def root(tmp_path_factory, small):
 def make_root(folder):
     """The tiny data set, a complete checkpoint, and in photos/ 13 sound photos among 7 bad ones."""
     root = make_tiny(folder)
-    code, output = train(root, iterations=0)
-    assert code == 0, output
+    train_in_fixture(root, iterations=0)
     photos, sound = root / "photos", root / "datasets/tiny"
     (photos / "sub").mkdir(parents=True)
     for number in range(TRAINING + 3):

@@ -152,11 +152,12 @@ def killed_at(call, save, folder):
 @pytest.mark.parametrize("kind", SAVED)
 def test_a_kill_at_any_moment_of_a_save_leaves_the_old_one_or_the_new_one_whole(tmp_path, kind):
     save, load = SAVED[kind]
+    before = tmp_path / "before"
+    before.mkdir()
+    save(before, 1)
     found, call = [], 1
     while True:
-        folder = tmp_path / str(call)
-        folder.mkdir()
-        save(folder, 1)
+        folder = shutil.copytree(before, tmp_path / str(call))
         killed = killed_at(call, save, folder)
         found.append(load(folder))
         shutil.rmtree(folder)

@@ -59,8 +59,8 @@ def test_learning_rate_falls_by_a_twentieth_every_100_steps():
 
 # ---------------------------------------------------------------- the training step
 
-def narrow_step(loss, steps=1):
-    """Losses of the last step, the features of its two batches, and the variables before and after."""
+def narrow_steps(loss, steps=1):
+    """Losses of every step, the features of its two batches, and the variables before and after."""
     rng = stream(0, "gpq step test")
     images, unlabelled = (rng.standard_normal((n, 32, 32, 3), np.float32) for n in (6, 5))
     labels = np.array([0, 1, 1, 2, 0, 1])
@@ -70,13 +70,17 @@ def narrow_step(loss, steps=1):
         before = session.run(graph.variables)
         fetched = [graph.features] + ([graph.target_features] if loss == "gpq" else [])
         features = session.run(fetched, {graph.images: images, graph.unlabelled: unlabelled})
-        for _ in range(steps):
-            values = graph.step(session, images, labels, unlabelled, 0.001)
+        values = [graph.step(session, images, labels, unlabelled, 0.001) for _ in range(steps)]
         return values, features, labels, before, session.run(graph.variables)
 
 
-def test_losses_of_a_step_are_the_oracles():
-    (loss, hash_, cls, ent), (features, target), labels, values, _ = narrow_step("gpq")
+@pytest.fixture(scope="module")
+def learned():
+    return narrow_steps("gpq", steps=10)
+
+
+def test_losses_of_a_step_are_the_oracles(learned):
+    ((loss, hash_, cls, ent), *_), (features, target), labels, values, _ = learned
     f, g, p = (oracles.intra(x, 3) for x in (features, target, values["C"]))
     d = oracles.soft(oracles.soft(p, values["Z"], 3, 20), f, 3, 20)
     assert hash_ == pytest.approx(oracles.n_pair(f, d, labels, 3), rel=1e-5)
@@ -85,15 +89,14 @@ def test_losses_of_a_step_are_the_oracles():
     assert loss == pytest.approx(hash_ + 0.1 * ent + 0.1 * cls, rel=1e-6)
 
 
-def test_steps_learn_and_move_every_parameter():
-    first, *_ = narrow_step("gpq")
-    last, _, _, before, after = narrow_step("gpq", steps=15)
+def test_steps_learn_and_move_every_parameter(learned):
+    (first, *_, last), _, _, before, after = learned
     assert last[0] < first[0] - 0.1
     assert all((before[name] != after[name]).any() for name in before)
 
 
 def test_classification_alone_leaves_the_codebooks():
-    (loss, _, cls, ent), _, _, before, after = narrow_step("classification")
+    ((loss, _, cls, ent),), _, _, before, after = narrow_steps("classification")
     assert loss == cls
     assert ent == 0
     assert (before["Z"] == after["Z"]).all()

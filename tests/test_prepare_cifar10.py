@@ -15,7 +15,7 @@ from tiny import call
 
 def make_archive(files):
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+    with tarfile.open(fileobj=content, mode="w:gz", compresslevel=1) as tar:
         for name, data in files.items():
             member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
             member.size = len(data)

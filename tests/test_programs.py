@@ -9,14 +9,12 @@ import signal
 import subprocess
 import sys
 import termios
-from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
-import parity_inputs as parity
 from backbones import alexnet
 from storage.arrays import read_weights, write_weights
 from tiny import (
@@ -41,9 +39,9 @@ pytestmark = pytest.mark.usefixtures("small")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, small):
-    """A tiny data set and what training printed."""
+    """A tiny data set and what training showed on a terminal."""
     root = make_tiny(tmp_path_factory.mktemp("trained"))
-    code, output = train(root, "--save-every", 5)
+    code, output = run_in_terminal(*training(root, "--save-every", 5))
     assert code == 0, output
     return root, output
 
@@ -70,14 +68,12 @@ def test_training_writes_a_checkpoint_in_the_released_format_and_tells_what_it_w
 
 
 def test_log_lines_are_the_released_ones(trained):
-    root, output = trained
-    log = (root / "logs" / f"{EXPERIMENT}.log").read_text()
+    log = (trained[0] / "logs" / f"{EXPERIMENT}.log").read_text()
     lines = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} step \[ {3}\d\], lr \[0\.0000300\], embedding loss "
                        r"\[ \d\.\d{4}\], quantization loss \[ ?\d+\.\d{4}\], +\d+\.\d\d sec/batch\.$", log, re.M)
     assert len(lines) == STEPS
     assert all("quantization loss [ 0.0000]" in line for line in lines[:7])
     assert "quantization loss [ 0.0000]" not in lines[7]
-    assert lines[0].split(",", 1)[1] in output
 
 
 @pytest.mark.slow
@@ -157,25 +153,27 @@ def test_run_sh_validates_what_it_trained_with_other_options_in_another_root(tin
     older.parent.mkdir()
     older.write_text("of an earlier training")
     root = tiny.rename(tiny.with_name("a root with spaces"))
+    scripts, python = tiny.with_name("scripts"), tiny.with_name(".venv") / "bin/python"
+    shutil.copytree(PROJECT / "scripts", scripts)
+    python.parent.mkdir(parents=True)  # the environment that run.sh finds has the small network
+    python.write_text(f'#!/bin/sh\ncd "{PROJECT}"\ncase $* in *--print-path) ;; *) set -- tests/small_network.py "$@" ;; esac\n'
+                      f'exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     done = subprocess.run(
-        ["bash", PROJECT / "scripts/run.sh", "tiny", "0.00003", "1", "0.0001", "2", "t", "cpu", "--gamma", "2",
+        ["bash", scripts / "run.sh", "tiny", "0.00003", "1", "0.0001", "2", "t", "cpu", "--gamma", "2",
          f"--root={root}", "--batch-size", "4", "--backbone-init", "lsuv"],
-        capture_output=True, text=True, cwd=root,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})  # for want of .venv
+        capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
     metrics, = (root / "checkpoints").glob("*_metrics.json")
     assert metrics.name == EXPERIMENT.replace("gamma=1", "gamma=2") + "_metrics.json"
-    weights = read_weights(metrics.with_name(metrics.name.replace("_metrics.json", ".npy")))
-    assert {layer: weights[layer][0].shape for layer in weights if layer != "C"} == parity.KERNELS
 
 
-def test_a_terminal_shows_a_bar_with_the_loss_and_the_log_keeps_the_lines(tiny):
-    code, shown = run_in_terminal(*training(tiny))
-    assert code == 0, shown
+def test_a_terminal_shows_a_bar_with_the_loss_and_the_log_keeps_the_lines(trained):
+    root, shown = trained
     assert re.search(r"training:.*8/8.*loss=\d\.\d{4}", shown), shown
     assert "step [" not in shown
     assert "saved" in shown
-    assert (tiny / "logs" / f"{EXPERIMENT}.log").read_text().count("step [") == STEPS
+    assert (root / "logs" / f"{EXPERIMENT}.log").read_text().count("step [") == STEPS
 
 
 def run_in_terminal(*arguments):

@@ -12,7 +12,7 @@ import search
 from retrieval import building, faiss_engine, index
 from retrieval.client import Remote
 from test_serve import post, served
-from tiny import EXPERIMENT, TRAINING, make_tiny, run, train, validate
+from tiny import EXPERIMENT, TRAINING, make_tiny, run, train_in_fixture, validate
 from util import UserError
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -23,8 +23,7 @@ def root(tmp_path_factory, small):
     """The tiny data set and a checkpoint that was not trained long, but is complete."""
     root = make_tiny(tmp_path_factory.mktemp("search"))
     (root / "data/tiny/labels.txt").write_text("a\nz\n")
-    code, output = train(root, iterations=1)
-    assert code == 0, output
+    train_in_fixture(root, iterations=1)
     return root
 
 

@@ -411,11 +411,11 @@ def test_without_the_graph_every_found_tag_keeps_its_own_direction(pets, run_in_
     np.testing.assert_allclose(read_tag_embeddings(folder / "FinalTagEmbs.txt"), expected, atol=1e-7)
 
 
-def test_two_runs_write_the_same_bytes(pets):
+def test_two_processes_write_the_same_bytes(pets, run_in_process):
     folder = pets / "data" / "pets" / "tags"
     written = []
-    for _ in range(2):
-        assert run(pets, "pets", "v.bin", "0").returncode == 0
+    for code in (lambda *arguments: run(pets, *arguments).returncode, lambda *arguments: run_in_process(*arguments)[0]):
+        assert code("pets", "v.bin", "0") == 0
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert set(written[0]) == {"FinalTagEmbs.txt", "TagIdMergeMap.pkl", "report.json"}
     assert written[0] == written[1]

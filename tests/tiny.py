@@ -1,6 +1,9 @@
 """A dozen small photos as a data set `tiny`, and the programs run on it as people run them."""
 import atexit
+import contextlib
 import functools
+import importlib
+import io
 import os
 import pickle
 import subprocess
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from storage.arrays import write_weights
 from util import run_program, stream
@@ -24,7 +28,7 @@ EXPERIMENT = "tiny_WSDQH_nbits=16_adaMargin_gamma=1_lambda=0.0001_t"
 
 def command(*arguments):
     """The command that runs a program of the project, with the small network where the test has it."""
-    small = SMALL in os.environ and arguments[0] in WITH_NETWORK
+    small = SMALL in os.environ and arguments[0] in WITH_NETWORK and "--server" not in arguments
     return [sys.executable, *([PROJECT / "tests/small_network.py"] if small else []), *map(str, arguments)]
 
 
@@ -77,6 +81,14 @@ def random_weights(_small):
 def train(root, *options, run=run, **arguments):
     """Train, with `run` or the fixture `run_here`."""
     return run(*training(root, *options, **arguments))
+
+
+def train_in_fixture(root, *options, **arguments):
+    """The same in this process for a fixture of a module, which `run_here` cannot serve."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(sys, "argv", [*map(str, training(root, *options, **arguments))])
+        importlib.import_module("train").main()
+    return printed.getvalue()
 
 
 def start(root, *options):
