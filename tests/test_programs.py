@@ -156,7 +156,8 @@ def test_run_sh_validates_what_it_trained_with_other_options_in_another_root(tin
     scripts, python = tiny.with_name("scripts"), tiny.with_name(".venv") / "bin/python"
     shutil.copytree(PROJECT / "scripts", scripts)
     python.parent.mkdir(parents=True)  # the environment that run.sh finds has the small network
-    python.write_text(f'#!/bin/sh\ncd "{PROJECT}"\ncase $* in *--print-path) ;; *) set -- tests/small_network.py "$@" ;; esac\n'
+    python.write_text(f'#!/bin/sh\ncd "{PROJECT}"\n'
+                      'case $* in *--print-path) ;; *) set -- tests/small_network.py "$@" ;; esac\n'
                       f'exec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     done = subprocess.run(
