@@ -84,6 +84,7 @@ def test_every_code_ranks_clusters_better_than_a_random_order(printed_and_saved)
     assert all(row["map"] > 1.5 * rows["random"]["map"] for name, row in rows.items() if name != "random")
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_every_map(printed_and_saved, content):
     with faiss_codes.threadpool_limits(1):
         again = faiss_codes.measure(content, content.db_features, 300, 3)

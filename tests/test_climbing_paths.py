@@ -164,6 +164,7 @@ def test_a_loop_of_links_is_a_fault_and_no_endless_search(tiny, images):
     assert faults == dict.fromkeys((0, 1), "cannot be read (Too many levels of symbolic links)")
 
 
+@pytest.mark.slow
 def test_200_000_names_are_checked_within_seconds(images, tmp_path):
     for folder in range(100):
         (images / f"{folder:03}").mkdir()

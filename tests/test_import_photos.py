@@ -212,6 +212,7 @@ def test_photos_that_already_lie_in_datasets(desk):
     assert not folder.is_symlink()
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows_are_imported(desk):
     desk.images.joinpath("0.jpg").hardlink_to(desk.images / "a.jpg")
     for number in range(1, 10_000):

@@ -325,6 +325,7 @@ def test_without_onnx_runtime_the_requirements_are_named(compute, tmp_path, monk
     assert "pip install -r requirements-features.txt" in output
 
 
+@pytest.mark.slow
 def test_the_program_runs_as_a_file(root, tmp_path):
     """Python looks for modules in the folder of a program first, and there `features` is the program itself."""
     model = write_tiny(tmp_path / "m.onnx")

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
+import net
 from backbones import alexnet
 from storage.arrays import read_weights, write_weights
 from tiny import (
@@ -100,24 +101,24 @@ def test_tensorboard_finds_the_scalars(trained):
 
 
 def test_sigterm_and_ctrl_c_save_the_state_and_a_resumed_run_ends_as_an_undisturbed_one(
-        trained, tmp_path, run_here):
+        trained, tmp_path, run_here, monkeypatch):
     root, _ = trained
     expected = (root / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes()
     shutil.copytree(root / "data", tmp_path / "data")
     shutil.copytree(root / "datasets", tmp_path / "datasets")
-    for number, step, resume in ((signal.SIGTERM, 2, []), (signal.SIGINT, 5, ["--resume"])):
-        process = start(tmp_path, *resume)
-        wait_for(f"step [{step:4d}]", process)
-        process.send_signal(number)
-        output = process.communicate()[0]
-        assert process.returncode == 128 + number, output
-        saved, = re.findall(rf"{number.name} came: saved the state after step (\d+); --resume goes on from it", output)
-        assert "Traceback" not in output
+    process = start(tmp_path)
+    wait_for("step [   2]", process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[0]
+    saved_after(signal.SIGTERM, process.returncode, output)
+    with monkeypatch.context() as patch:
+        interrupt_at(6, patch)
+        saved = saved_after(signal.SIGINT, *train(tmp_path, "--resume", run=run_here))
     states = tmp_path / "checkpoints" / f"{EXPERIMENT}_state"
-    assert [path.name for path in states.iterdir()] == [f"step_{int(saved):08d}"]
+    assert [path.name for path in states.iterdir()] == [f"step_{saved:08d}"]
     code, output = train(tmp_path, "--resume", run=run_here)
     assert code == 0, output
-    assert f"resumed before step {int(saved) + 1}" in output
+    assert f"resumed before step {saved + 1}" in output
     assert (tmp_path / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes() == expected
     code, output = train(tmp_path, "--resume", iterations=4, run=run_here)
     assert code == 2
@@ -125,6 +126,25 @@ def test_sigterm_and_ctrl_c_save_the_state_and_a_resumed_run_ends_as_an_undistur
     code, output = train(tmp_path, "--resume", "--seed", 1, run=run_here)
     assert code == 2
     assert "seed was 0, now 1" in output
+
+
+def saved_after(number, code, output):
+    """The step whose state a training saved, checked, when a signal came."""
+    assert code == 128 + number, output
+    assert "Traceback" not in output
+    saved, = re.findall(rf"{number.name} came: saved the state after step (\d+); --resume goes on from it", output)
+    return int(saved)
+
+
+def interrupt_at(last, patch):
+    """Send Ctrl-C's signal to this process while it takes the step of a 1-based number."""
+    learning_rate = net.learning_rate
+
+    def interrupted(initial, step):
+        if step + 1 == last:
+            os.kill(os.getpid(), signal.SIGINT)
+        return learning_rate(initial, step)
+    patch.setattr(net, "learning_rate", interrupted)
 
 
 def test_a_checkpoint_starts_another_training_with_its_embedding_and_codebooks(trained, run_here):

@@ -363,14 +363,15 @@ def test_minus_one_is_left_out_when_nothing_was_dropped():
 
 # ---------------------------------------------------------------- the program
 
-def test_the_files_hold_what_the_oracles_compute(tmp_path):
+def test_the_files_hold_what_the_oracles_compute(tmp_path, run_here):
     count = 120
     v = clustered(count, 300, seed=2).astype(np.float32)
     tags = [f"tag{i}" for i in range(count)]
     folder = make_dataset(tmp_path, tags, [tags])
     write_binary(tmp_path / "v.bin.gz", tags, v)
-    done = run(tmp_path, "pets", "v.bin.gz", "0", "--neighbors", "3", "--threshold", "0.8", "--merge-radius", "0.03")
-    assert done.returncode == 0, done.stderr
+    code, output = run_here("tag_processing.py", "pets", tmp_path / "v.bin.gz", 0, "--neighbors", 3, "--threshold", 0.8,
+                            "--merge-radius", 0.03, "--root", tmp_path)
+    assert code == 0, output
     enhanced = oracles.enhanced(np.float64(v), 3, 0.8)
     groups = oracles.dbscan_groups(enhanced, 0.03)
     assert 1 < len(groups) < count
@@ -505,14 +506,15 @@ def test_the_script_serves_both_released_data_sets_from_any_folder(tmp_path):
 
 
 @needs_shared
-def test_the_defaults_merge_synonyms_on_nus_wides_list(tmp_path):
+def test_the_defaults_merge_synonyms_on_nus_wides_list(tmp_path, run_here):
     folder = tmp_path / "data" / "nus-wide"
     folder.mkdir(parents=True)
     shutil.copyfile(SHARED / "nus-wide" / "TagList1k.txt", folder / "TagList1k.txt")
     tags = read_tag_names(folder / "TagList1k.txt")
     (folder / "train_tag.txt").write_text(" ".join("1" * len(tags)) + "\n")
-    done = run(tmp_path, "nuswide", SHARED / "vectors" / "glove300_nuswide_tags.bin", "0")
-    assert done.returncode == 0, done.stderr
+    code, output = run_here("tag_processing.py", "nuswide", SHARED / "vectors" / "glove300_nuswide_tags.bin", 0,
+                            "--root", tmp_path)
+    assert code == 0, output
     report = json.loads((folder / "tags" / "report.json").read_text())
     assert report["found"] == 1000
     assert abs(report["merged_tags"] - 928) <= 5  # the release's T

@@ -44,9 +44,10 @@ def train(device, loss, size):
         return [report[1:] for report in reports], reports[-1][0], session.run(graph.variables)["fc8"]
 
 
-@pytest.mark.parametrize("size", [8, 7, 1])
-@pytest.mark.parametrize("loss", [adaptive_margin_loss, partial(adaptive_margin_loss, negative_sampling=True),
-                                  wdht_loss], ids=["margin", "negative sampling", "WDHT"])
+@pytest.mark.parametrize(("loss", "size"), [
+    (adaptive_margin_loss, 8), (adaptive_margin_loss, 7), (adaptive_margin_loss, 1),
+    (partial(adaptive_margin_loss, negative_sampling=True), 7), (wdht_loss, 7)],
+    ids=["margin-8", "margin-7", "margin-1", "negative sampling-7", "WDHT-7"])
 def test_two_towers_take_the_steps_of_one(loss, size):
     for one, two in zip(train("/cpu:0", loss, size), train(TWO, loss, size), strict=True):
         np.testing.assert_allclose(one[0], two[0], atol=1e-5)
