@@ -5,6 +5,7 @@ No TensorFlow in this file, so that `--help` answers at once.
 import argparse
 import collections
 import contextlib
+import gc
 import itertools
 import math
 import os
@@ -41,6 +42,7 @@ def first_few(texts):
 
 def run_program(main):
     """Run `main()`; bad input and failing files end in one sentence and exit code 2, not in a traceback."""
+    gc.set_threshold(50_000, 20, 100)  # while TensorFlow is imported, looking for garbage takes a second and finds none
     for stream_ in (sys.stdout, sys.stderr):
         stream_.reconfigure(errors="backslashreplace")  # a file's name need not be UTF-8
     try:

@@ -1,4 +1,5 @@
 """Shared by all tests: the --slow switch, programs run in this process, and a small network."""
+import gc
 import importlib
 import signal
 
@@ -17,7 +18,12 @@ def pytest_addoption(parser):
 
 def pytest_configure():
     """A suite in the background is started deaf to Ctrl-C, and so would the programs be that it starts."""
+    gc.set_threshold(50_000, 20, 100)  # as run_program has it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays, and is not looked through for garbage again and again
 
 
 def pytest_collection_modifyitems(config, items):

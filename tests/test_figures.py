@@ -1,6 +1,4 @@
 """Pictures of a trained model: what they promise, and that there is something to see in each."""
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -298,10 +296,8 @@ def test_without_bad_images_figures_show_the_listed_files(tmp_path):
     assert found["test"] == [Path("images/test/1.jpg"), Path("images/test/2.jpg")]
 
 
-def test_figures_without_matplotlib_are_refused_at_once(tmp_path):
-    (tmp_path / "matplotlib.py").write_text("raise ImportError('not here')\n")
-    done = subprocess.run(
-        [sys.executable, "validation.py", "none", "none.npy", "cpu", "--figures", "--root", tmp_path],
-        cwd=PROJECT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 2
-    assert done.stderr == "error: figures need matplotlib: pip install -r requirements-search.txt\n"
+def test_figures_without_matplotlib_are_refused_at_once(tmp_path, run_here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "figures", raising=False)
+    code, output = run_here("validation.py", "none", "none.npy", "cpu", "--figures", "--root", tmp_path)
+    assert (code, output) == (2, "error: figures need matplotlib: pip install -r requirements-search.txt\n")

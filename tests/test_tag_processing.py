@@ -383,9 +383,9 @@ def test_the_files_hold_what_the_oracles_compute(tmp_path, run_here):
     assert (report["edges"], report["merged_tags"]) == (edges, len(groups))
 
 
-def test_a_run_reports_and_writes_what_became_of_each_tag(pets):
-    done = run(pets, "pets", "v.bin", "0")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_run_reports_and_writes_what_became_of_each_tag(pets, monkeypatch, capsys):
+    code, printed, errors = call_apart(monkeypatch, capsys, tag_processing, "pets", pets / "v.bin", 0, "--root", pets)
+    assert (code, errors) == (0, "")
     folder = pets / "data" / "pets" / "tags"
     with open(folder / "TagIdMergeMap.pkl", "rb") as file:
         assert pickle.load(file) == {0: [0, 3], 1: [1], 2: [4], 3: [5], -1: [2]}
@@ -400,7 +400,7 @@ def test_a_run_reports_and_writes_what_became_of_each_tag(pets):
     assert report["options"]["neighbors"] == 5
     for shown in ("raw tags          6", "found             5", "missing           1", "    qzx",
                   "edges             2", "merged tags       4", "    dog, dogs"):
-        assert shown in done.stdout
+        assert shown in printed
 
 
 def test_without_the_graph_every_found_tag_keeps_its_own_direction(pets, run_in_process):
