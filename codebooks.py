@@ -70,8 +70,8 @@ def update_codebooks(embeddings, codes, codebooks):
     return np.where(used, solved, codebooks).astype(np.float32)
 
 
-def fit_codebooks(vectors, codebooks, rng):
-    """Codebooks that come near vectors which no longer change, in plain Euclidean distance: float32 (M, K, D).
+def fit_codebooks(vectors, codebooks, rng, factor=None):
+    """Codebooks that come near vectors which no longer change: float32 (M, K, D).
 
     Codebooks from k-means on slices, then codes by ICM from the last ones and codebooks in closed form, in turns. Of
     more than FIT_IMAGES vectors a random sample is used.
@@ -79,6 +79,8 @@ def fit_codebooks(vectors, codebooks, rng):
     Args:
         vectors: float32 (N, D).
         codebooks (int): M.
+        factor: S, (D, D), of the distance ‖x S‖ in which codes are found, or None for the plain one. The closed form is
+            the same in both.
     """
     if len(vectors) > FIT_IMAGES:
         vectors = vectors[np.sort(rng.choice(len(vectors), FIT_IMAGES, replace=False))]
@@ -86,6 +88,6 @@ def fit_codebooks(vectors, codebooks, rng):
                                make=partial(KMeans, n_init=1, max_iter=25, init="random"))
     codes = None
     for _ in progress(range(FIT_ROUNDS), desc="fitting the codebooks", leave=False):
-        codes = local_search(vectors, fitted, rng, codes, rounds=0)
+        codes = local_search(vectors, fitted, rng, codes, rounds=0, factor=factor)
         fitted = update_codebooks(vectors, codes, fitted)
     return fitted

@@ -1,8 +1,8 @@
 """The quantizer: codes by ICM, reconstructions and scores, in NumPy (sections 6 and 7 of the method).
 
-Letters: N images, D = 300, M codebooks, K = 256, S the semantic factor. Codebooks are `codebooks`, float32 (M, K, D);
-files stack them as `C`, (M·K, D). Codes are uint8 (N, M): one byte for each codebook. An image's reconstruction is
-q = Σ_m codebooks[m, code_m].
+Letters: N images, D = 300, M codebooks, K = 256, S the semantic factor, or that of queries. Codebooks are `codebooks`,
+float32 (M, K, D); files stack them as `C`, (M·K, D). Codes are uint8 (N, M): one byte for each codebook. An image's
+reconstruction is q = Σ_m codebooks[m, code_m].
 """
 import numpy as np
 
@@ -26,6 +26,23 @@ def semantic_factor(tag_embeddings):
         S, float32 (D, D'), where D' = min(T, D).
     """
     return np.linalg.qr(tag_embeddings.astype(np.float64), mode="r").T.astype(np.float32)
+
+
+def query_factor(vectors):
+    """S in whose distances ‖x S‖ the codes of fitted codebooks are found: Σ^¼ of the second moment Σ = E[x xᵀ].
+
+    Queries are like the vectors, so a reconstruction's error e is one of eᵀΣe = ‖e Σ^½‖² in their scores, on average.
+    Σ^¼ is half way from the plain error to that of the scores: of the powers 0 to ½ it ranked best by held-out tags
+    (docs/results.md).
+
+    Args:
+        vectors: float32 (N, D).
+    Returns:
+        S, float32 (D, D), symmetric.
+    """
+    moment = vectors.T.astype(np.float64) @ vectors / len(vectors)  # (D, D)
+    values, directions = np.linalg.eigh(moment)
+    return (directions * np.maximum(values, 0) ** 0.25 @ directions.T).astype(np.float32)
 
 
 def icm_encode(embeddings, codebooks, factor, orders):
@@ -58,11 +75,8 @@ def icm_encode(embeddings, codebooks, factor, orders):
 def encode(embeddings, codebooks, factor, rng, chunk):
     """ICM codes, uint8 (N, M); the visiting order is drawn anew for each sweep and each `chunk` images.
 
-    `factor`: S of `semantic_factor`; or None for codebooks that were fitted at the end, which are searched as in
-    `local_search`.
+    `factor`: S of `semantic_factor`.
     """
-    if factor is None:
-        return local_search(embeddings, codebooks, rng)
     def orders():
         return [rng.permutation(len(codebooks)) for _ in range(SWEEPS)]
     starts = progress(range(0, len(embeddings), chunk), desc="encoding", leave=False)
@@ -70,8 +84,8 @@ def encode(embeddings, codebooks, factor, rng, chunk):
                            for start in starts])
 
 
-def local_search(vectors, codebooks, rng, codes=None, rounds=SEARCH_ROUNDS):
-    """Codes of vectors in plain Euclidean distance by iterated local search (Martinez et al. 2018): uint8 (N, M).
+def local_search(vectors, codebooks, rng, codes=None, rounds=SEARCH_ROUNDS, factor=None):
+    """Codes of vectors by iterated local search (Martinez et al. 2018): uint8 (N, M).
 
     A round changes one random codeword of each image, lets ICM settle, and keeps what is nearer than before.
 
@@ -80,7 +94,10 @@ def local_search(vectors, codebooks, rng, codes=None, rounds=SEARCH_ROUNDS):
         codebooks: float32 (M, K, D).
         codes: to begin with, uint8 (N, M), or None: the better of two runs of ICM from zero.
         rounds (int): 0 is ICM from `codes` alone.
+        factor: S, (D, D), of the distance ‖x S‖ in which they are near, or None for the plain one.
     """
+    if factor is not None:
+        vectors, codebooks = vectors @ factor, codebooks @ factor
     gram = codebooks[:, None] @ codebooks[None].transpose(0, 1, 3, 2)  # (M, M, K, K)
     starts = progress(range(0, len(vectors), SEARCHED_AT_ONCE), desc="encoding", leave=False)
     found = [np.empty((0, len(codebooks)), np.uint8)]

@@ -10,8 +10,7 @@ from storage.image_model import KEY, ImageModel, checked_model
 from storage.safe_files import check_checksums, fingerprint, read_json
 from util import DIMENSIONS, MOST_CODEBOOKS, UserError, note
 
-FIT = "fit"  # the entry that tells of fitted codebooks; the release's checkpoints have none
-FITTED = np.ones(1, np.float32)  # what it holds
+FIT = "fit"  # the entry of fitted codebooks: S of the distances in which codes are found; the release's have none
 METRIC = "tag_metric"  # the entry that holds what the codes of --tag-metric stand for, as a layer
 CHUNK = 700  # images that share the visiting orders of ICM
 
@@ -19,24 +18,29 @@ CHUNK = 700  # images that share the visiting orders of ICM
 @dataclass(frozen=True)
 class Checkpoint:
     """weights: `{layer: [kernel, bias]}`; codebooks: float32 (M, K, D); fitted: whether the codebooks were fitted at
-    the end, so that embeddings have length 1 and codes are found in plain Euclidean distance; metric: [kernel (D, D),
-    bias (D,)] that codes of an embedding stand for, or None, and they stand for the embedding; model: of a last layer
-    alone, what gives the features that it sees, or None if its record does not tell."""
+    the end, so that embeddings have length 1; fit_factor: of fitted ones, S of `quantizer.query_factor`, or None for
+    plain distances, as of older files; metric: [kernel (D, D), bias (D,)] that codes of an embedding stand for, or
+    None, and they stand for the embedding; model: of a last layer alone, what gives the features that it sees, or None
+    if its record does not tell."""
     weights: dict
     codebooks: np.ndarray
     fitted: bool
+    fit_factor: np.ndarray | None = None
     metric: list | None = None
     model: ImageModel | None = None
 
     def factor(self, tag_embeddings):
-        """S of the tags' embeddings W, float32 (T, D), in whose distances codes are found; None for Euclidean ones."""
-        return None if self.fitted else quantizer.semantic_factor(tag_embeddings)
+        """S of the distances in which codes are found, which the tags' embeddings W, float32 (T, D), give unless the
+        codebooks were fitted; None for plain distances."""
+        return self.fit_factor if self.fitted else quantizer.semantic_factor(tag_embeddings)
 
     def encode(self, embeddings, factor, rng):
         """Codes of embeddings, float32 (N, D): uint8 (N, M). `factor`: of the method above."""
         if self.metric is not None:
             kernel, bias = self.metric
             embeddings = embeddings @ kernel + bias
+        if self.fitted:
+            return quantizer.local_search(embeddings, self.codebooks, rng, factor=factor)
         return quantizer.encode(embeddings, self.codebooks, factor, rng, CHUNK)
 
 
@@ -58,8 +62,18 @@ def read_checkpoint(path):
         raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
                         f"{MOST_CODEBOOKS}, found {stacked.shape}")
     return Checkpoint(checked_layers(path, weights), stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS),
-                      FIT in weights, checked_metric(path, weights),
+                      FIT in weights, checked_factor(path, weights), checked_metric(path, weights),
                       read_model(path) if of_weights(weights) is None else None)
+
+
+def checked_factor(path, weights):
+    """S of fitted codebooks, or None for plain distances. Raises UserError if it is of another shape."""
+    factor = weights.get(FIT)
+    if factor is None or np.shape(factor) == (1,):  # the mark of fitted codebooks before there was a factor
+        return None
+    if np.shape(factor) != (DIMENSIONS, DIMENSIONS):
+        raise UserError(f"{path}: expected {FIT} with shape ({DIMENSIONS}, {DIMENSIONS}), found {np.shape(factor)}")
+    return factor
 
 
 def checked_metric(path, weights):

@@ -126,6 +126,13 @@ def icm_encode(r, codebooks, w, orders):
     return codes
 
 
+def query_error(errors, queries):
+    """Between the squared length of each error (N, D) and its mean squared score with queries (Q, D): eᵀ √Σ e, (N,)."""
+    values, directions = np.linalg.eigh(np.mean([np.outer(q, q) for q in queries], 0))
+    root = sum(np.sqrt(max(value, 0)) * np.outer(d, d) for value, d in zip(values, directions.T, strict=True))
+    return np.array([e @ root @ e for e in errors])
+
+
 def nearest_reconstruction(x, codebooks):
     """The squared distance of each vector to the nearest of all K^M reconstructions, by trying every one."""
     sums = [np.zeros(codebooks.shape[2])]

@@ -6,7 +6,6 @@ import quantizer
 from storage.arrays import write_weights
 from storage.checkpoint import (
     FIT,
-    FITTED,
     check_trained_with,
     default_crops,
     read_checkpoint,
@@ -22,20 +21,22 @@ def head(width):
             "C": rng.normal(size=(512, 300)).astype(np.float32)}
 
 
-def test_codes_of_fitted_codebooks_are_found_in_euclidean_distance_and_others_in_that_of_the_tags(tmp_path):
+def test_codes_of_fitted_codebooks_are_found_in_their_own_distance_and_others_in_that_of_the_tags(tmp_path):
     path, tags = tmp_path / "x.npy", stream(0, "tags").normal(size=(9, 300)).astype(np.float32)
-    for entries, fitted in ((head(7), False), (head(7) | {FIT: FITTED}, True)):
-        write_weights(path, entries)
+    factor = stream(1, "factor").normal(size=(300, 300)).astype(np.float32)
+    for entry, fitted, expected in (({}, False, quantizer.semantic_factor(tags)), ({FIT: factor}, True, factor),
+                                    ({FIT: np.ones(1, np.float32)}, True, None)):  # of older files
+        write_weights(path, head(7) | entry)
         found = read_checkpoint(path)
         assert (found.fitted, found.codebooks.shape) == (fitted, (2, 256, 300))
-        np.testing.assert_array_equal(found.weights["fc8"][0], entries["fc8"][0])
-    assert found.factor(tags) is None
-    np.testing.assert_array_equal(read_factor(tmp_path, tags), quantizer.semantic_factor(tags))
-
-
-def read_factor(folder, tags):
-    write_weights(folder / "y.npy", head(7))
-    return read_checkpoint(folder / "y.npy").factor(tags)
+        np.testing.assert_array_equal(found.weights["fc8"][0], head(7)["fc8"][0])
+        if expected is None:
+            assert found.factor(tags) is None
+        else:
+            np.testing.assert_array_equal(found.factor(tags), expected)
+    write_weights(path, head(7) | {FIT: factor[:9]})
+    with pytest.raises(UserError, match=r"expected fit with shape \(300, 300\), found \(9, 300\)"):
+        read_checkpoint(path)
 
 
 def test_a_last_layer_that_gives_no_embedding_is_refused(tmp_path):

@@ -138,6 +138,28 @@ def test_local_search_finds_the_nearest_reconstruction_of_nearly_every_vector():
     assert np.isclose(errors, nearest, rtol=1e-4).mean() > 0.9
 
 
+def test_codes_are_found_in_the_distance_of_a_factor():
+    vectors, books = vectors_near_codewords(60, 1, 256)
+    queries = stream(5, "queries").normal(size=(400, 300)) * np.linspace(0.1, 3, 300)
+    factor = quantizer.query_factor(queries.astype(np.float32))
+    errors = vectors[0] - books[0]
+    np.testing.assert_allclose(np.square(errors @ factor).sum(1), oracles.query_error(errors, queries), rtol=1e-4)
+    codes = quantizer.local_search(vectors, books, stream(1, "codes"), factor=factor)
+    nearest = [oracles.query_error(vector - books[0], queries).argmin() for vector in vectors]
+    np.testing.assert_array_equal(codes[:, 0], nearest)
+    assert (codes != quantizer.local_search(vectors, books, stream(1, "codes"))).any()
+
+
+def test_codebooks_fitted_in_a_distance_come_nearer_in_it():
+    vectors = (stream(6, "fit").normal(size=(900, 300)) * np.linspace(0.1, 3, 300)).astype(np.float32)
+    factor, errors = quantizer.query_factor(vectors), []
+    for s in (factor, None):
+        fitted = fit_codebooks(vectors, 2, stream(0, "slices"), s)
+        codes = quantizer.local_search(vectors, fitted, stream(1, "codes"), factor=s)
+        errors.append(oracles.query_error(vectors - quantizer.reconstruct(codes, fitted), vectors).mean())
+    assert errors[0] < errors[1]
+
+
 def test_more_rounds_of_local_search_bring_no_vector_farther_away():
     rng = stream(2, "local search")
     vectors, books = (rng.normal(size=size).astype(np.float32) for size in ((50, 300), (4, 256, 300)))
@@ -150,12 +172,12 @@ def test_more_rounds_of_local_search_bring_no_vector_farther_away():
 
 def test_codes_of_fitted_codebooks_do_not_depend_on_how_many_vectors_are_searched_at_once(monkeypatch):
     vectors, books = vectors_near_codewords(10, 1, 7)
-    whole = quantizer.encode(vectors, books, None, stream(0, "codes"), 700)
+    whole = quantizer.local_search(vectors, books, stream(0, "codes"))
     monkeypatch.setattr(quantizer, "SEARCHED_AT_ONCE", 3)
-    np.testing.assert_array_equal(quantizer.encode(vectors, books, None, stream(0, "codes"), 700), whole)
+    np.testing.assert_array_equal(quantizer.local_search(vectors, books, stream(0, "codes")), whole)
     distances = np.square(vectors[:, None] - books[0][None]).sum(2)
     np.testing.assert_array_equal(whole[:, 0], distances.argmin(1))
-    assert quantizer.encode(vectors[:0], books, None, stream(0, "codes"), 700).shape == (0, 1)
+    assert quantizer.local_search(vectors[:0], books, stream(0, "codes")).shape == (0, 1)
 
 
 def test_fitted_codebooks_come_nearer_than_slices_of_k_means():

@@ -6,7 +6,7 @@ import scipy.sparse
 import oracles
 from features import unit_length
 from storage.arrays import write_weights
-from storage.checkpoint import FIT, FITTED, METRIC, read_checkpoint
+from storage.checkpoint import FIT, METRIC, read_checkpoint
 from tag_metric import chosen_metric, tag_metric
 from util import UserError, stream
 
@@ -53,7 +53,7 @@ def test_codes_of_a_checkpoint_with_a_metric_stand_for_what_it_makes_of_embeddin
     kernel, bias = tag_metric(embeddings, tags, 1)
     seen = embeddings @ kernel + bias
     codebooks = seen[:256]
-    entries = {"fc8": [np.zeros((5, 300), np.float32), np.zeros(300, np.float32)], "C": codebooks, FIT: FITTED}
+    entries = {"fc8": [np.zeros((5, 300), np.float32), np.zeros(300, np.float32)], "C": codebooks, FIT: np.eye(300)}
     write_weights(tmp_path / "x.npy", {**entries, METRIC: [kernel, bias]})
     codes = read_checkpoint(tmp_path / "x.npy").encode(embeddings[:256], None, stream(0, "codes"))
     np.testing.assert_array_equal(codebooks[codes[:, 0]], codebooks)
