@@ -28,12 +28,12 @@ def semantic_factor(tag_embeddings):
     return np.linalg.qr(tag_embeddings.astype(np.float64), mode="r").T.astype(np.float32)
 
 
-def query_factor(vectors):
+def query_factor(vectors, power=0.25):
     """S in whose distances ‖x S‖ the codes of fitted codebooks are found: Σ^¼ of the second moment Σ = E[x xᵀ].
 
     Queries are like the vectors, so a reconstruction's error e is one of eᵀΣe = ‖e Σ^½‖² in their scores, on average.
     Σ^¼ is half way from the plain error to that of the scores: of the powers 0 to ½ it ranked best by held-out tags
-    (docs/results.md).
+    (experiments/distances.py).
 
     Args:
         vectors: float32 (N, D).
@@ -42,7 +42,7 @@ def query_factor(vectors):
     """
     moment = vectors.T.astype(np.float64) @ vectors / len(vectors)  # (D, D)
     values, directions = np.linalg.eigh(moment)
-    return (directions * np.maximum(values, 0) ** 0.25 @ directions.T).astype(np.float32)
+    return (directions * np.maximum(values, 0) ** power @ directions.T).astype(np.float32)
 
 
 def icm_encode(embeddings, codebooks, factor, orders):

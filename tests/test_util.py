@@ -189,7 +189,8 @@ def test_cores_are_those_that_this_process_may_use_not_all_of_the_machine():
 
 
 def test_cores_are_counted_where_the_system_tells_nothing_of_the_process(monkeypatch):
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for name in ("sched_getaffinity", "process_cpu_count"):
+        monkeypatch.delattr(os, name, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert cores() == 1
 
