@@ -16,7 +16,7 @@ from image_files import try_image
 from retrieval import encoded
 from retrieval.checkpoints import training_dataset
 from retrieval.photo_encoder import encoder_of
-from retrieval.sources import listed_source
+from retrieval.sources import listed_source, name_fault
 from storage.checkpoint import default_crops, read_checkpoint
 from storage.safe_files import exclusive_lock, fingerprint, read_json
 from util import PRECISIONS, ROOT, UserError, cores, note, progress, stream
@@ -76,7 +76,7 @@ def photos_to_add(job, missing, names):
     if gone := listed.difference(names):
         note(f"{len(gone):,} photos of {job.out} are not in {job.folder} any more, such as {min(gone)}; their codes "
              "stay")
-    left_out = [name for name in job.left_out(missing) if name not in gone and not name_fault(name)]
+    left_out = [name for name in job.left_out(missing) if name not in gone and not fault_of(name)]
     with ThreadPoolExecutor(cores()) as pool:
         faults = pool.map(lambda name: try_image(f"{job.folder}/{name}")[1], left_out)
         back = {name for name, fault in zip(left_out, faults, strict=True) if not fault}
@@ -123,7 +123,7 @@ class ShardEncoder:
 
         Raises UserError if the network gives NaN, and if no photo can be read since their folder is not there.
         """
-        faults = {row: fault for row, name in enumerate(names) if (fault := name_fault(name))}
+        faults = {row: fault for row, name in enumerate(names) if (fault := fault_of(name))}
         rows = [row for row in range(len(names)) if row not in faults]
         embeddings, bad = self._encoder.embed_sound([f"{self._folder}/{names[row]}" for row in rows], advance)
         advance(len(faults))
@@ -137,10 +137,10 @@ class ShardEncoder:
         return codes, dict(sorted(faults.items()))
 
 
-def name_fault(name):
+def fault_of(name):
     """What is wrong with a photo's name, or None."""
     try:
         name.encode()
     except UnicodeEncodeError:
         return "has a name that is not UTF-8"
-    return "has a line break in its name" if "\n" in name else None
+    return name_fault(name)

@@ -48,10 +48,7 @@ def folder_source(folder, known):
     """The photos in a folder and its subfolders, by name. `known`: data sets to name if it is no folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is neither a data set nor a folder; data sets: {', '.join(known) or 'none yet'}")
-    names = photo_names(folder)
-    if broken := [name for name in names if "\n" in name]:
-        raise UserError(f"{folder}: expected file names without line breaks, found {broken[0]!r}")
-    return Source(folder, names)
+    return Source(folder, photo_names(folder))
 
 
 def listed_source(images):
@@ -63,6 +60,11 @@ def listed_source(images):
     else:
         raise UserError(f"{images}: expected a folder of photos or a list of them, found neither")
     return Source(Path(os.path.realpath(folder)), names)
+
+
+def name_fault(name):
+    """Why a list of photos, which has one on a line, cannot hold this name; or None."""
+    return "has a line break in its name" if "\n" in name else None
 
 
 # ---------------------------------------------------------------- a folder

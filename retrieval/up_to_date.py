@@ -10,6 +10,7 @@ import numpy as np
 import dataset
 from image_files import image_faults, list_faults
 from retrieval import index, photo_files
+from retrieval.sources import name_fault
 from storage.safe_files import fingerprint
 from util import PRECISIONS, UserError
 
@@ -116,7 +117,7 @@ def usable_rows(source, changes, skip_bad):
     if not faults:
         return rows
     listed = list_faults(
-        faults, lambda i: f"{source.folder / names[i]}" + (f" (row {rows[i] + 1})" if source.dataset else ""))
+        faults, lambda i: f"{source.folder / names[i]}".replace("\n", " ") + (f" (row {rows[i] + 1})" if source.dataset else ""))
     told = f"{len(faults)} of {len(rows)} photos cannot be used"
     if not skip_bad:
         raise UserError(f"{told} (--skip-bad leaves them out): {listed}")
@@ -134,4 +135,5 @@ def _faults(source, names):
     """{place in names: what is wrong} of the photos that cannot be used."""
     if source.dataset:
         return dataset.faults_in(source.folder, names)
-    return image_faults([source.folder / name for name in names])  # links in a person's own folder are theirs
+    faults = {row: fault for row, name in enumerate(names) if (fault := name_fault(name))}
+    return image_faults([source.folder / name for name in names]) | faults  # links in a person's own folder are theirs

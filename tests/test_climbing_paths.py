@@ -212,10 +212,14 @@ def test_links_out_of_a_data_set_are_left_out_of_its_index_too(tiny, images, out
     assert usable_rows(source, all_new(source), skip_bad=True).tolist() == [0, 1, 2, *range(4, 10)]
 
 
-def test_a_file_name_with_a_line_break_is_refused_before_any_photo_is_embedded(images):
+def test_a_file_name_with_a_line_break_is_refused_or_left_out_before_any_photo_is_embedded(images, capsys):
     shutil.copy(images / "0.jpg", images / "a\nb.jpg")
-    with pytest.raises(UserError, match=r"expected file names without line breaks, found 'a\\nb.jpg'"):
-        sources.folder_source(images, [])
+    source = sources.folder_source(images, [])
+    with pytest.raises(UserError, match=r"--skip-bad leaves them out\): .*a b\.jpg has a line break in its name"):
+        usable_rows(source, all_new(source), skip_bad=False)
+    left = usable_rows(source, all_new(source), skip_bad=True)
+    assert [source.names[row] for row in left] == [name for name in source.names if name != "a\nb.jpg"]
+    assert "a b.jpg has a line break in its name" in capsys.readouterr().err
 
 
 def test_a_folder_whose_name_an_index_cannot_hold_is_refused_before_any_photo_is_embedded(images):
