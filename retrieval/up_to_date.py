@@ -116,8 +116,10 @@ def usable_rows(source, changes, skip_bad):
     faults = _faults(source, names)
     if not faults:
         return rows
-    listed = list_faults(
-        faults, lambda i: f"{source.folder / names[i]}".replace("\n", " ") + (f" (row {rows[i] + 1})" if source.dataset else ""))
+    def described(i):
+        path = str(source.folder / names[i]).replace("\n", " ")
+        return f"{path} (row {rows[i] + 1})" if source.dataset else path
+    listed = list_faults(faults, described)
     told = f"{len(faults)} of {len(rows)} photos cannot be used"
     if not skip_bad:
         raise UserError(f"{told} (--skip-bad leaves them out): {listed}")
