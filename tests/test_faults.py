@@ -221,8 +221,9 @@ def test_a_training_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tm
     for _ in range(40):
         resume = ["--resume"] if list(states.glob("step_*")) else []
         process = start(root, "--save-every", 1, *resume)
+        wait_for("training images", process)  # which a busy machine comes to later
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=float(rng.uniform(6, 20)))
+            process.communicate(timeout=float(rng.uniform(2, 15)))
         process.kill()
         output = process.communicate()[0]
         assert not re.search(r"\berror\b", output), output  # TensorFlow tells of round-off errors
