@@ -40,9 +40,14 @@ def first_few(texts):
     return "; ".join(texts[:SHOWN]) + (f"; and {more:,} more" if more > 0 else "")
 
 
+def collect_garbage_seldom():
+    """While TensorFlow is imported, looking for garbage as often as Python does takes a second and finds none."""
+    gc.set_threshold(50_000, 20, 100)
+
+
 def run_program(main):
     """Run `main()`; bad input and failing files end in one sentence and exit code 2, not in a traceback."""
-    gc.set_threshold(50_000, 20, 100)  # while TensorFlow is imported, looking for garbage takes a second and finds none
+    collect_garbage_seldom()
     for stream_ in (sys.stdout, sys.stderr):
         stream_.reconfigure(errors="backslashreplace")  # a file's name need not be UTF-8
     try:

@@ -2,7 +2,6 @@
 
 Letters: N images, D = 300, M codebooks, T tags.
 """
-
 import metrics
 import quantizer
 from codebooks import fit_codebooks

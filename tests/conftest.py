@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from tiny import call
+from util import collect_garbage_seldom
 
 # files of tests that take longest: they begin first, so that no worker of xdist ends long after the other
 LONGEST = ("test_programs", "test_serve", "test_search", "test_features", "test_gpq_programs", "test_faults",
@@ -18,7 +19,7 @@ def pytest_addoption(parser):
 
 def pytest_configure():
     """A suite in the background is started deaf to Ctrl-C, and so would the programs be that it starts."""
-    gc.set_threshold(50_000, 20, 100)  # as run_program has it
+    collect_garbage_seldom()
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -111,6 +111,8 @@ def test_sigterm_and_ctrl_c_save_the_state_and_a_resumed_run_ends_as_an_undistur
     process.send_signal(signal.SIGTERM)
     output = process.communicate()[0]
     saved_after(signal.SIGTERM, process.returncode, output)
+    log = (tmp_path / "logs" / f"{EXPERIMENT}.log").read_text()
+    assert all(line in log for line in output.splitlines())
     with monkeypatch.context() as patch:
         interrupt_at(6, patch)
         saved = saved_after(signal.SIGINT, *train(tmp_path, "--resume", run=run_here))
