@@ -3,14 +3,17 @@
 What belongs here: the crops of an image, the graph that runs on them, and running it over many image files.
 Letters: N images, B images a run of the graph, V crops an image, D = 300, F features.
 """
+import threading
+
 import numpy as np
 
 from backbones import layers, of_weights
 from image_files import IMAGE_SIDE, ImageStore, decodable_images
 from session import first_device, in_towers, open_session, tf
-from util import DIMENSIONS, PRECISIONS, UserError, first_few, prefetch, progress
+from util import DIMENSIONS, PRECISIONS, UserError, cores, first_few, prefetch, progress
 
 CROPS_AT_ONCE = 160  # crops a run of the graph on a GPU
+RUNS_AT_ONCE = 8  # of the graph on a CPU, or as many as it has cores: each leaves some of them idle
 RUNS_AHEAD = 4  # whose photos are decoded while the graph runs
 
 
@@ -95,11 +98,13 @@ class PhotoNetwork:
 
     Args:
         at_once: images a run.
+        runs: how many may run at the same time.
     """
 
-    def __init__(self, resize, at_once):
+    def __init__(self, resize, at_once, runs=1):
         self.resize = resize
-        self._at_once = at_once
+        self._at_once, self._runs = at_once, runs
+        self._turn = threading.Semaphore(runs)
 
     def embed(self, paths, what="embedding"):
         """Vectors of N image files, float32 (N, …); `what` is told where it takes long. Raises UserError."""
@@ -134,10 +139,14 @@ class PhotoNetwork:
 
         `load(rows)` gives the sound images, uint8 (B, …), and {place in rows: what is wrong} of the others.
         """
-        runs = [range(start, min(start + self._at_once, count)) for start in range(0, count, self._at_once)]
-        for rows, (images, faults) in zip(runs, prefetch(load, runs, RUNS_AHEAD), strict=True):
-            outputs = self.outputs(images) if len(images) else np.empty((0, DIMENSIONS), np.float32)
-            yield rows, outputs, {rows[place]: fault for place, fault in faults.items()}
+        def run(rows):
+            images, faults = load(rows)
+            with self._turn:
+                outputs = self.outputs(images) if len(images) else np.empty((0, DIMENSIONS), np.float32)
+            return rows, outputs, {rows[place]: fault for place, fault in faults.items()}
+
+        runs = (range(start, min(start + self._at_once, count)) for start in range(0, count, self._at_once))
+        return prefetch(run, runs, self._runs + RUNS_AHEAD, workers=self._runs + 1)  # the one more decodes
 
 
 class Encoder(PhotoNetwork):
@@ -157,8 +166,9 @@ class Encoder(PhotoNetwork):
         if backbone is None:
             raise UserError("this checkpoint was trained on features from elsewhere and has no network of its own that "
                             "embeds photos")
-        super().__init__(backbone.resize, max(1, (backbone.CROPS_AT_ONCE if device == "/cpu:0" else CROPS_AT_ONCE)
-                                              // crops))
+        at_once, runs = ((backbone.CROPS_AT_ONCE, min(cores(), RUNS_AT_ONCE)) if device == "/cpu:0"
+                         else (CROPS_AT_ONCE, 1))
+        super().__init__(backbone.resize, max(1, at_once // crops), runs)
         self._graph = self.make_graph(backbone, crops, device, **options)
         self._session = open_session(self._graph.graph, precision)
         self._graph.initialize(self._session, weights)

@@ -197,12 +197,13 @@ def counting(score, queries, what):
         yield counted
 
 
-def prefetch(make, keys, ahead=1):
-    """An iterator over make(key) for each key in order; the next `ahead` ones are made in the background.
+def prefetch(make, keys, ahead=1, workers=1):
+    """An iterator over make(key) for each key in order; the next `ahead` ones are made in the background, by so many
+    workers.
 
     The first are begun by the call itself, before anyone asks for them.
     """
-    pool = ThreadPoolExecutor(1)
+    pool = ThreadPoolExecutor(workers)
     keys = iter(keys)
     pending = collections.deque(pool.submit(make, key) for key in itertools.islice(keys, ahead + 1))
 

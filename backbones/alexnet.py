@@ -18,7 +18,7 @@ MEAN = (103.939, 116.779, 123.68)
 SIDE = 227  # pixels of the crop that it sees
 INPUT = tf.uint8, (SIDE, SIDE, 3)
 FEATURES = LAYERS[LAST][0]
-CROPS, CROPS_AT_ONCE = 10, 160
+CROPS, CROPS_AT_ONCE = 10, 40
 resize = resize_bilinearly
 
 

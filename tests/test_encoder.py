@@ -1,4 +1,5 @@
 """The crops of an image, the released ten-crop embeddings, and embedding many files."""
+import time
 from types import SimpleNamespace
 
 import cv2
@@ -80,6 +81,27 @@ def test_the_last_layer_on_the_features_of_a_backbone_is_its_embedding(photos):
     features = encoder.FeatureExtractor(weights, 2, "/cpu:0").embed(photos[0][:2])
     kernel, bias = weights[layers.LAST]
     np.testing.assert_allclose(np.tanh(features @ kernel + bias).mean(1), embeddings, atol=1e-4)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_a_processor_runs_as_many_batches_side_by_side_as_it_has_cores(cores, photos, monkeypatch):
+    monkeypatch.setattr(encoder, "of_weights", lambda weights: CORNER)
+    monkeypatch.setattr(encoder, "cores", lambda: cores)
+    network = encoder.Encoder(SHOWN, 10, "/cpu:0")  # four photos a run
+    outputs, running, most = network.outputs, [], []
+
+    def counted(images):
+        running.append(images)
+        most.append(len(running))
+        time.sleep(0.05)
+        found = outputs(images)
+        running.pop()
+        return found
+    monkeypatch.setattr(network, "outputs", counted)
+    found = network.embed(photos[0] * 4)  # seven runs
+    assert max(most) == cores
+    expected = np.mean(np.tanh(corners(photos[1], 10)), axis=0)
+    np.testing.assert_allclose(found, np.tile(expected, 4)[:, None].repeat(300, 1), rtol=1e-5)
 
 
 def test_a_last_layer_alone_embeds_no_photo():

@@ -6,6 +6,7 @@ import pickle
 import pickletools
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -211,6 +212,16 @@ def test_the_next_batch_is_made_while_this_one_is_used():
     assert next(batches) == 0
     assert wait_for(3) == [0, 1, 2]
     assert list(batches) == [1, 2, 3, 4, 5]
+
+
+def test_several_workers_make_batches_side_by_side_and_they_come_in_order():
+    side_by_side = threading.Barrier(3, timeout=5)
+
+    def make(key):
+        side_by_side.wait()  # raises where there are fewer workers
+        time.sleep(0.02 * (2 - key % 3))  # the first of three is made last
+        return key
+    assert list(prefetch(make, range(9), ahead=4, workers=3)) == list(range(9))
 
 
 def test_an_error_while_a_batch_is_made_reaches_the_one_who_waits_for_it():
