@@ -6,12 +6,14 @@ from backbones import LAST, of_weights
 from codebooks import FIT_IMAGES, fit_codebooks
 from dataset import find_dataset, load_training
 from features import photo_features, read_features
+from neighbourhoods import averages, neighbourhoods
 from quantizer import query_factor
 from session import device_name
 from storage.arrays import write_weights
 from storage.checkpoint import (
     FIT,
     METRIC,
+    NEIGHBOURS,
     check_trained_with,
     default_crops,
     read_checkpoint,
@@ -27,7 +29,7 @@ from util import DIMENSIONS, UserError, stream
 
 def fitted_entries(inputs, weights, codebooks, seed, device, precision, log, tags=None):
     """The entries of a checkpoint that fitted codebooks make: C, (M·K, D), the factor S, (D, D), of the distances in
-    which codes are found, and the tag metric, if it is wanted and better.
+    which codes are found, the neighbourhoods, and the tag metric, if it is wanted and better.
 
     Args:
         inputs: of `training_inputs`.
@@ -37,8 +39,10 @@ def fitted_entries(inputs, weights, codebooks, seed, device, precision, log, tag
     """
     began = time.perf_counter()
     embeddings = inputs.embeddings(weights, device, precision, unit=True)
-    factor = query_factor(embeddings)
     metric = None if tags is None else chosen_metric(embeddings, tags, stream(seed, "tag metric"), log)
+    neighbours = neighbourhoods(embeddings, stream(seed, "anchors"))
+    embeddings = averages(embeddings, *neighbours)
+    factor = query_factor(embeddings)
     if metric is not None:
         kernel, bias = metric
         embeddings = embeddings @ kernel + bias
@@ -46,7 +50,8 @@ def fitted_entries(inputs, weights, codebooks, seed, device, precision, log, tag
     sample = f", a sample of {len(embeddings):,}" if len(embeddings) > FIT_IMAGES else ""
     log.info(f"fitted {codebooks} codebooks to {min(len(embeddings), FIT_IMAGES):,} embeddings{sample}, duration: "
              f"{time.perf_counter() - began:.2f} sec.")
-    return {"C": fitted.reshape(-1, DIMENSIONS), FIT: factor, **({} if metric is None else {METRIC: metric})}
+    return {"C": fitted.reshape(-1, DIMENSIONS), FIT: factor, NEIGHBOURS: neighbours,
+            **({} if metric is None else {METRIC: metric})}
 
 
 def fit(options):

@@ -32,7 +32,7 @@ def query_factor(vectors, power=0.25):
     """S in whose distances ‖x S‖ the codes of fitted codebooks are found: Σ^¼ of the second moment Σ = E[x xᵀ].
 
     Queries are like the vectors, so a reconstruction's error e is one of eᵀΣe = ‖e Σ^½‖² in their scores, on average.
-    Σ^¼ is half way from the plain error to that of the scores: of the powers 0 to ½ it ranked best by held-out tags
+    Σ^¼ is half way from the plain error to that of the scores: of the powers 0 to ½ it ranks best by held-out tags
     (experiments/distances.py).
 
     Args:

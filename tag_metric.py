@@ -4,8 +4,9 @@ With u = r/‖r‖ of the training images, μ its mean, U = u − μ and T their
 
     A = UᵀU + λ·tr(UᵀU)/D·I        B = A⁻¹UᵀT        G = BBᵀ
 
-codes stand for y = (u − μ)G, scaled to a mean length of 1, and queries stay as they are. B is ridge regression of the
-tags on the embeddings, so that u·y is large where the tags that are expected of two images agree.
+codes stand for (y − μ)G, where y is u averaged with its neighbours (neighbourhoods.py) and (u − μ)G is scaled to a mean
+length of 1; queries stay as they are. B is ridge regression of the tags on the embeddings, so that scores are large
+where the tags that are expected of two images agree.
 
 Letters: N images, T tags, D = 300.
 """
@@ -19,7 +20,7 @@ MOST_IMAGES = 5000  # by which λ is chosen
 
 
 def tag_metric(embeddings, tags, ridge):
-    """[kernel (D, D), bias (D,)] with y = u @ kernel + bias, float32.
+    """[kernel (D, D), bias (D,)] with (u − μ)G = u @ kernel + bias, float32.
 
     Args:
         embeddings: u, float32 (N, D).

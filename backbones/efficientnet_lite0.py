@@ -12,7 +12,7 @@ from util import DIMENSIONS
 
 SIDE = 224  # pixels of the crop that it sees
 INPUT = tf.uint8, (SIDE, SIDE, 3)
-CROPS, CROPS_AT_ONCE = 1, 4  # larger batches of its wide layers wait for fresh memory
+CROPS, CROPS_AT_ONCE = 1, 16
 CENTRE, SCALE = 127, 128  # of pixel values
 STEM, HEAD = "stem", "head"
 STEM_CHANNELS, FEATURES = 32, 1280

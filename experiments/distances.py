@@ -1,29 +1,24 @@
-"""In which distance to find codes: `python experiments/distances.py DATASET RETRIEVAL_H5 [options]`."""
+"""What codes should stand for, and in which distance: `python experiments/distances.py RETRIEVAL_H5 [options]`."""
 import argparse
 from pathlib import Path
 
-from util import ROOT, number, run_program
+from util import number, run_program
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(
-        description="Fit codebooks in the distances that powers of the embeddings' second moment make, and rank "
-                    "training photos by them that were held out, whose tags tell what is relevant. Prints MAP of each. "
-                    "No label is looked at.")
-    parser.add_argument("dataset", metavar="DATASET", help="a data set whose training photos are its database too")
-    parser.add_argument("retrieval", metavar="RETRIEVAL_H5", type=Path, help="its <experiment>_retrieval.h5")
-    parser.add_argument("--queries", type=number(int, 1), default=700, metavar="N",
-                        help="photos that are held out (default 700)")
+        description="Fit codebooks to the database's embeddings, averaged more or less with their neighbours, in the "
+                    "distances that powers of their second moment Σ make, and print MAP of each over the whole "
+                    "database. To choose by it, take a data set of prepare/held_out.py, whose labels are tags.")
+    parser.add_argument("retrieval", metavar="RETRIEVAL_H5", type=Path, help="an <experiment>_retrieval.h5")
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of all choices (default 0)")
-    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
-                        help="folder that holds data/ and the rest (default: this program's folder)")
     return parser.parse_args()
 
 
 def main():
     options = parse_arguments()
-    from experiments import held_out_tags
-    held_out_tags.compare(options)
+    from experiments import code_distances
+    code_distances.compare(options)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from experiments.ablations import plain_name, prepare_tags, program
 from features import embed, photo_features
 from fitting import fitted_entries
 from session import device_name
-from storage.checkpoint import FIT, read_checkpoint
+from storage.checkpoint import FIT, NEIGHBOURS, read_checkpoint
 from storage.run_log import experiment_name
 from storage.safe_files import write_json
 from training_inputs import FeatureInputs
@@ -125,24 +125,25 @@ def measure(checkpoint, images, labels, seed, with_faiss):
                   for split in ("test", "database")}
     for m in CODEBOOKS:
         entries = fitted_entries(inputs, checkpoint.weights, m, seed, None, None, Quiet())
-        codebooks = entries["C"].reshape(m, quantizer.CODEWORDS, DIMENSIONS)
-        for ranking, score in scores(embeddings, codebooks, entries[FIT], seed, with_faiss and m in COMPARED):
+        fitted = replace(checkpoint, codebooks=entries["C"].reshape(m, quantizer.CODEWORDS, DIMENSIONS), fitted=True,
+                         fit_factor=entries[FIT], neighbours=entries[NEIGHBOURS])
+        for ranking, score in scores(embeddings, fitted, seed, with_faiss and m in COMPARED):
             for name, (queries, database) in labels.items():
                 found[f"{name}: {ranking}"] = metrics.evaluate(score, queries, database, len(database)).map
     return found
 
 
-def scores(embeddings, codebooks, factor, seed, with_faiss):
+def scores(embeddings, checkpoint, seed, with_faiss):
     """Give the name and the score function, as of `metrics.evaluate`, of floats, of codes, and of FAISS's codes.
 
     Args:
         embeddings: `{split: float32 (N, D)}`.
-        codebooks: float32 (M, K, D).
-        factor: of the distances in which their codes are found.
+        checkpoint: a Checkpoint of fitted codebooks.
     """
+    codebooks = checkpoint.codebooks
     queries, database = embeddings["test"], embeddings["database"]
     bits = f"{8 * len(codebooks)} bits"
-    codes = quantizer.local_search(database, codebooks, stream(seed, "encode database"), factor=factor)
+    codes = checkpoint.encode(database, checkpoint.fit_factor, stream(seed, "encode database"))
     yield "floats", lambda q: queries[q] @ database.T
     yield bits, lambda q: quantizer.quantized_scores(queries[q], codes, codebooks)
     if with_faiss:

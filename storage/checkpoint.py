@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import neighbourhoods
 import quantizer
 from backbones import find, layers, of_weights
 from storage.arrays import read_weights
@@ -11,6 +12,7 @@ from storage.safe_files import check_checksums, fingerprint, read_json
 from util import DIMENSIONS, MOST_CODEBOOKS, UserError, note
 
 FIT = "fit"  # the entry of fitted codebooks: S of the distances in which codes are found; the release's have none
+NEIGHBOURS = "neighbours"  # the entry of what codes of fitted codebooks stand for: anchors and β
 METRIC = "tag_metric"  # the entry that holds what the codes of --tag-metric stand for, as a layer
 CHUNK = 700  # images that share the visiting orders of ICM
 
@@ -19,13 +21,15 @@ CHUNK = 700  # images that share the visiting orders of ICM
 class Checkpoint:
     """weights: `{layer: [kernel, bias]}`; codebooks: float32 (M, K, D); fitted: whether the codebooks were fitted at
     the end, so that embeddings have length 1; fit_factor: of fitted ones, S of `quantizer.query_factor`, or None for
-    plain distances, as of older files; metric: [kernel (D, D), bias (D,)] that codes of an embedding stand for, or
+    plain distances, as of older files; neighbours: [anchors (A, D), β (1,)] of `neighbourhoods`, whose averages codes
+    stand for, or None, as of older files; metric: [kernel (D, D), bias (D,)] that codes of an embedding stand for, or
     None, and they stand for the embedding; model: of a last layer alone, what gives the features that it sees, or None
     if its record does not tell."""
     weights: dict
     codebooks: np.ndarray
     fitted: bool
     fit_factor: np.ndarray | None = None
+    neighbours: list | None = None
     metric: list | None = None
     model: ImageModel | None = None
 
@@ -36,6 +40,8 @@ class Checkpoint:
 
     def encode(self, embeddings, factor, rng):
         """Codes of embeddings, float32 (N, D): uint8 (N, M). `factor`: of the method above."""
+        if self.neighbours is not None:
+            embeddings = neighbourhoods.averages(embeddings, *self.neighbours)
         if self.metric is not None:
             kernel, bias = self.metric
             embeddings = embeddings @ kernel + bias
@@ -62,7 +68,8 @@ def read_checkpoint(path):
         raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
                         f"{MOST_CODEBOOKS}, found {stacked.shape}")
     return Checkpoint(checked_layers(path, weights), stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS),
-                      FIT in weights, checked_factor(path, weights), checked_metric(path, weights),
+                      FIT in weights, checked_factor(path, weights), checked_neighbours(path, weights),
+                      checked_metric(path, weights),
                       read_model(path) if of_weights(weights) is None else None)
 
 
@@ -74,6 +81,17 @@ def checked_factor(path, weights):
     if np.shape(factor) != (DIMENSIONS, DIMENSIONS):
         raise UserError(f"{path}: expected {FIT} with shape ({DIMENSIONS}, {DIMENSIONS}), found {np.shape(factor)}")
     return factor
+
+
+def checked_neighbours(path, weights):
+    """[anchors, β] of the neighbourhoods, or None. Raises UserError if they are of another shape."""
+    if NEIGHBOURS not in weights:
+        return None
+    anchors, sharpness = weights[NEIGHBOURS]
+    if anchors.ndim != 2 or anchors.shape[1] != DIMENSIONS or sharpness.shape != (1,) or FIT not in weights:
+        raise UserError(f"{path}: expected {NEIGHBOURS} with shapes (A, {DIMENSIONS}) and (1,), and {FIT} beside it, "
+                        f"found {anchors.shape} and {sharpness.shape}")
+    return [anchors, sharpness]
 
 
 def checked_metric(path, weights):

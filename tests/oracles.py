@@ -152,6 +152,15 @@ def tag_metric(u, tags, ridge):
     return mean, g / np.mean([np.linalg.norm(row @ g) for row in centred])
 
 
+def neighbour_averages(u, anchors, sharpness):
+    u, anchors = np.float64(u), np.float64(anchors)
+    found = []
+    for image in u:
+        weights = [np.exp(sharpness * (image @ anchor - 1)) for anchor in anchors]
+        found.append((image + sum(w * anchor for w, anchor in zip(weights, anchors, strict=True))) / (1 + sum(weights)))
+    return np.array(found)
+
+
 def update_codebooks(u, codes, codebooks):
     h = one_hot(codes)
     c = np.linalg.inv(h.T @ h + 0.001 * np.eye(h.shape[1])) @ h.T @ np.float64(u)

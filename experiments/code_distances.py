@@ -1,0 +1,44 @@
+"""What codes stand for and the distance in which they are found, side by side, as distances.py asks.
+
+Letters: N images, D = 300, M codebooks.
+"""
+import metrics
+import quantizer
+from codebooks import fit_codebooks
+from features import unit_length
+from neighbourhoods import SHARE, averages, neighbourhoods
+from storage.retrieval_file import read_content
+from util import stream
+
+POWERS = (0, 0.125, 0.25, 0.375, 0.5)  # of the second moment Σ
+CHOSEN = 0.25
+SHARES = (None, 0.9, 0.8, 0.7, SHARE, 0.5, 0.4)  # of a photo in its average; None: no average
+CODEBOOKS = (2, 4)
+
+
+def compare(options):
+    """Print MAP for every share and every power of Σ. Raises UserError."""
+    content = read_content(options.retrieval)
+    queries, database = unit_length(content.qry_features), unit_length(content.db_features)
+
+    def measure(score):
+        found = metrics.evaluate(score, content.qry_label, content.db_label, len(database)).map
+        return f"{'none' if found is None else f'{found:.4f}':>10}"
+
+    print(f"{'photo itself':14}{'power of Σ':>12}{'floats':>10}" + "".join(f"{f'{8 * m} bits':>10}" for m in CODEBOOKS))
+    for share, power in [*((share, CHOSEN) for share in SHARES), *((SHARE, p) for p in POWERS if p != CHOSEN)]:
+        vectors = database if share is None else averages(
+            database, *neighbourhoods(database, stream(options.seed, "anchors"), share))
+        row = measure(lambda q, vectors=vectors: queries[q] @ vectors.T)
+        for m in CODEBOOKS:
+            codes, codebooks = codes_of(vectors, m, power, options.seed)
+            row += measure(lambda q, codes=codes, codebooks=codebooks: quantizer.quantized_scores(
+                queries[q], codes, codebooks))
+        print(f"{'alone' if share is None else f'{share:.0%}':14}{power:>12}{row}", flush=True)
+
+
+def codes_of(vectors, codebooks, power, seed):
+    """Codes, uint8 (N, M), of vectors and the codebooks that are fitted to them in the distance of Σ^power."""
+    factor = quantizer.query_factor(vectors, power)
+    fitted = fit_codebooks(vectors, codebooks, stream(seed, "final fit"), factor)
+    return quantizer.local_search(vectors, fitted, stream(seed, "encode database"), factor=factor), fitted
