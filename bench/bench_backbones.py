@@ -22,6 +22,7 @@ from codebooks import fit_codebooks, random_codebooks
 from dataset import find_dataset, load_training
 from encoder import Encoder
 from features import unit_length
+from neighbourhoods import averages, neighbourhoods
 from session import open_session
 from training_inputs import FeatureInputs
 from util import stream
@@ -84,9 +85,12 @@ def fit_seconds(sizes):
         vectors = unit_length(vectors.astype(np.float32))
         for m in (2, 4):
             began = time.perf_counter()
-            codebooks = fit_codebooks(vectors, m, rng)
+            neighbours = neighbourhoods(vectors, rng)
+            averaged = averages(vectors, *neighbours)
+            factor = quantizer.query_factor(averaged)
+            codebooks = fit_codebooks(averaged, m, rng, factor)
             fitted = time.perf_counter()
-            quantizer.local_search(vectors, codebooks, rng)
+            quantizer.local_search(averages(vectors, *neighbours), codebooks, rng, factor=factor)
             print(f"{images:,} images, {8 * m} bits: fitted in {fitted - began:.1f} s, encoded in "
                   f"{time.perf_counter() - fitted:.1f} s", flush=True)
 
