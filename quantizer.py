@@ -11,6 +11,7 @@ from util import progress
 CODEWORDS = 256  # K
 SCORED_AT_ONCE = 4096  # images, whose scores of some queries stay in the processor's cache
 SWEEPS = 3  # of ICM over all codebooks
+QUERY_POWER = 0.25  # of the second moment, in the distances of fitted codebooks
 SEARCH_ROUNDS = 16  # of local search: more lower the error by less than a hundredth
 SEARCHED_AT_ONCE = 1024  # vectors, whose products with all codewords stay in memory
 
@@ -28,7 +29,7 @@ def semantic_factor(tag_embeddings):
     return np.linalg.qr(tag_embeddings.astype(np.float64), mode="r").T.astype(np.float32)
 
 
-def query_factor(vectors, power=0.25):
+def query_factor(vectors, power=QUERY_POWER):
     """S in whose distances ‖x S‖ the codes of fitted codebooks are found: Σ^¼ of the second moment Σ = E[x xᵀ].
 
     Queries are like the vectors, so a reconstruction's error e is one of eᵀΣe = ‖e Σ^½‖² in their scores, on average.

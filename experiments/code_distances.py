@@ -11,7 +11,6 @@ from storage.retrieval_file import read_content
 from util import stream
 
 POWERS = (0, 0.125, 0.25, 0.375, 0.5)  # of the second moment Σ
-CHOSEN = 0.25
 SHARES = (None, 0.9, SHARE, 0.7, 0.6, 0.5, 0.4)  # of a photo in its average; None: no average
 CODEBOOKS = (2, 4)
 FIRST = 10  # results, which people look at
@@ -28,15 +27,17 @@ def compare(options):
 
     print(f"{'photo itself':14}{'power of Σ':>12}" + "".join(
         f"{name:>12}{f'P@{FIRST}':>8}" for name in ("floats", *(f"{8 * m} bits" for m in CODEBOOKS))))
-    for share, power in [*((share, CHOSEN) for share in SHARES), *((SHARE, p) for p in POWERS if p != CHOSEN)]:
+    for share in SHARES:
         vectors = database if share is None else averages(
             database, *neighbourhoods(database, stream(options.seed, "anchors"), share))
-        row = measure(lambda q, vectors=vectors: queries[q] @ vectors.T)
-        for m in CODEBOOKS:
-            codes, codebooks = codes_of(vectors, m, power, options.seed)
-            row += measure(lambda q, codes=codes, codebooks=codebooks: quantizer.quantized_scores(
-                queries[q], codes, codebooks))
-        print(f"{'alone' if share is None else f'{share:.0%}':14}{power:>12}{row}", flush=True)
+        floats = measure(lambda q, vectors=vectors: queries[q] @ vectors.T)
+        for power in POWERS if share == SHARE else (quantizer.QUERY_POWER,):
+            row = floats
+            for m in CODEBOOKS:
+                codes, codebooks = codes_of(vectors, m, power, options.seed)
+                row += measure(lambda q, codes=codes, codebooks=codebooks: quantizer.quantized_scores(
+                    queries[q], codes, codebooks))
+            print(f"{'alone' if share is None else f'{share:.0%}':14}{power:>12}{row}", flush=True)
 
 
 def codes_of(vectors, codebooks, power, seed):

@@ -6,14 +6,13 @@ labels are tags.
 import argparse
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 
 from dataset import TAG_LISTS, find_dataset, read_split, read_tag_names
 from prepare.photos import dataset_name
 from prepare.split_files import install, link_images, temporary_folder, write_lines, write_matrix
-from util import ROOT, UserError, number, run_program, stream
+from util import UserError, add_shared_options, number, run_program, stream
 
 
 def main():
@@ -51,9 +50,7 @@ def parse_arguments():
                         help="photos that are held out (default 700)")
     parser.add_argument("--fewest", type=number(int, 1), default=5, metavar="N",
                         help="other photos that a tag is on which counts as a label (default 5)")
-    parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="draws the photos (default 0)")
-    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
-                        help="folder that holds data/ and the rest (default: this program's folder)")
+    add_shared_options(parser)
     return parser.parse_args()
 
 
