@@ -70,11 +70,17 @@ def update_codebooks(embeddings, codes, codebooks):
     return np.where(used, solved, codebooks).astype(np.float32)
 
 
+def fit_sample(vectors, rng):
+    """The vectors that codebooks are fitted to: all, or of more than FIT_IMAGES a random sample in their order."""
+    if len(vectors) <= FIT_IMAGES:
+        return vectors
+    return vectors[np.sort(rng.choice(len(vectors), FIT_IMAGES, replace=False))]
+
+
 def fit_codebooks(vectors, codebooks, rng, factor=None):
     """Codebooks that come near vectors which no longer change: float32 (M, K, D).
 
-    Codebooks from k-means on slices, then codes by ICM from the last ones and codebooks in closed form, in turns. Of
-    more than FIT_IMAGES vectors a random sample is used.
+    Codebooks from k-means on slices, then codes by ICM from the last ones and codebooks in closed form, in turns.
 
     Args:
         vectors: float32 (N, D).
@@ -82,8 +88,6 @@ def fit_codebooks(vectors, codebooks, rng, factor=None):
         factor: S, (D, D), of the distance ‖x S‖ in which codes are found, or None for the plain one. The closed form is
             the same in both.
     """
-    if len(vectors) > FIT_IMAGES:
-        vectors = vectors[np.sort(rng.choice(len(vectors), FIT_IMAGES, replace=False))]
     fitted = initial_codebooks(vectors, np.zeros((codebooks, CODEWORDS, DIMENSIONS), np.float32), rng,
                                make=partial(KMeans, n_init=1, max_iter=25, init="random"))
     codes = None

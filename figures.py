@@ -159,7 +159,7 @@ def sample_rankings(retrieval, names, paths, seed):
     answerable = (r.qry_label & r.db_label.any(0)).any(1)
     order = stream(seed, "shown queries").permutation(len(r.qry_label))
     queries = np.sort(order[answerable[order]][:SHOWN_QUERIES])
-    scores = quantizer.quantized_scores(r.qry_features[queries], r.db_codes, r.codebooks)
+    scores = quantizer.quantized_scores(r.queries[queries], r.db_codes, r.codebooks)
     top = metrics.rank(scores, min(SHOWN_RESULTS, len(r.db_label)))
 
     def named(labels):

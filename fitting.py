@@ -3,7 +3,7 @@ import re
 import time
 
 from backbones import LAST, of_weights
-from codebooks import FIT_IMAGES, fit_codebooks
+from codebooks import fit_codebooks, fit_sample
 from dataset import find_dataset, load_training
 from features import photo_features, read_features
 from neighbourhoods import averages, neighbourhoods
@@ -41,14 +41,14 @@ def fitted_entries(inputs, weights, codebooks, seed, device, precision, log, tag
     embeddings = inputs.embeddings(weights, device, precision, unit=True)
     metric = None if tags is None else chosen_metric(embeddings, tags, stream(seed, "tag metric"), log)
     neighbours = neighbourhoods(embeddings, stream(seed, "anchors"))
-    embeddings = averages(embeddings, *neighbours)
-    factor = query_factor(embeddings)
+    vectors = averages(fit_sample(embeddings, stream(seed, "fit sample")), neighbours)
+    factor = query_factor(vectors)
     if metric is not None:
         kernel, bias = metric
-        embeddings = embeddings @ kernel + bias
-    fitted = fit_codebooks(embeddings, codebooks, stream(seed, "final fit"), factor)
-    sample = f", a sample of {len(embeddings):,}" if len(embeddings) > FIT_IMAGES else ""
-    log.info(f"fitted {codebooks} codebooks to {min(len(embeddings), FIT_IMAGES):,} embeddings{sample}, duration: "
+        vectors = vectors @ kernel + bias
+    fitted = fit_codebooks(vectors, codebooks, stream(seed, "final fit"), factor)
+    sample = f", a sample of {len(embeddings):,}" if len(vectors) < len(embeddings) else ""
+    log.info(f"fitted {codebooks} codebooks to {len(vectors):,} embeddings{sample}, duration: "
              f"{time.perf_counter() - began:.2f} sec.")
     return {"C": fitted.reshape(-1, DIMENSIONS), FIT: factor, NEIGHBOURS: neighbours,
             **({} if metric is None else {METRIC: metric})}

@@ -1,11 +1,12 @@
-"""Neighbourhoods: what codes of fitted codebooks stand for, a photo together with the training photos near it.
+"""Neighbourhoods: what codes of fitted codebooks stand for, a photo together with the training photos near it. Queries
+of such codes are averaged in the same way.
 
     y = (u + Σ_j w_j·a_j) / (1 + Σ_j w_j)        w_j = exp(β·(u·a_j − 1))
 
 for embeddings u of length 1 and anchors a_j, those of training images. Few bits cannot tell a photo from its
 neighbours, so they are better spent on what these have in common (database-side augmentation, Arandjelović and
-Zisserman 2012). β is such that a training image has SHARE of its own average, whatever the loss and the number of
-images.
+Zisserman 2012; of queries, query expansion, Chum et al. 2007). β is such that a training image has SHARE of its own
+average, whatever the loss and the number of images.
 
 Letters: N images, A anchors, D = 300.
 """
@@ -13,7 +14,7 @@ import numpy as np
 
 from util import progress
 
-SHARE = 0.8  # by held-out tags (experiments/distances.py): less gains little MAP and costs the first results
+SHARE = 0.8  # by held-out tags (experiments/distances.py): less costs rare tags more than it gains
 MOST_ANCHORS = 10_000  # 12 MB of a checkpoint
 LOOKED_AT = 500  # anchors by which β is chosen
 SHARPEST = 1000  # β, with which only equal photos are averaged
@@ -38,8 +39,14 @@ def neighbourhoods(embeddings, rng, share=SHARE):
     return [anchors, np.array([high], np.float32)]
 
 
-def averages(embeddings, anchors, sharpness):
-    """y of embeddings u, float32 (N, D) to float32 (N, D). `anchors` and `sharpness`: as `neighbourhoods` gives."""
+def averages(embeddings, neighbours):
+    """y of embeddings u, float32 (N, D) to float32 (N, D).
+
+    `neighbours`: [a, β] as `neighbourhoods` gives, or None, and embeddings stay as they are.
+    """
+    if neighbours is None:
+        return embeddings
+    anchors, sharpness = neighbours
     starts = progress(range(0, len(embeddings), AVERAGED_AT_ONCE), desc="averaging neighbours", leave=False)
     found = [np.empty((0, embeddings.shape[1]), np.float32)]
     for start in starts:

@@ -15,6 +15,7 @@ from backbones import LAST, of_weights
 from dataset import find_dataset, load_retrieval, read_image_list, read_label_names, read_tag_embeddings
 from encoder import Encoder
 from features import embed, photo_features, read_features
+from neighbourhoods import averages
 from session import device_name
 from storage.checkpoint import check_trained_with, default_crops, read_checkpoint, trained_on_features
 from storage.retrieval_file import SPLITS, Retrieval, read_retrieval, sources, write_retrieval
@@ -152,6 +153,8 @@ def compute_retrieval(options, dataset, splits, device, log):
         codes = checkpoint.encode(features, factor, stream(options.seed, f"encode {split}"))
         log.info(f"encoded {len(codes)} {split} images, duration: {time.perf_counter() - began:.2f} sec.")
         arrays |= {f"{prefix}_features": features, f"{prefix}_codes": codes, f"{prefix}_label": content.labels}
+    if checkpoint.neighbours is not None:
+        arrays["qry_averages"] = averages(arrays["qry_features"], checkpoint.neighbours)
     return Retrieval(**arrays)
 
 
@@ -180,7 +183,7 @@ def measure(retrieval, topk, seed, log):
     r = retrieval
     reconstructed = quantizer.reconstruct(r.qry_codes, r.codebooks)
     scores = {
-        "AQD": lambda q: quantizer.quantized_scores(r.qry_features[q], r.db_codes, r.codebooks),
+        "AQD": lambda q: quantizer.quantized_scores(r.queries[q], r.db_codes, r.codebooks),
         "SQD": lambda q: quantizer.quantized_scores(reconstructed[q], r.db_codes, r.codebooks),
         "feats": lambda q: r.qry_features[q] @ r.db_features.T,
         "random": lambda q: metrics.random_scores(range(len(r.qry_label))[q], len(r.db_label), seed),

@@ -18,7 +18,7 @@ import net
 import quantizer
 from backbones import BACKBONES
 from bench_training import make_data
-from codebooks import fit_codebooks, random_codebooks
+from codebooks import fit_codebooks, fit_sample, random_codebooks
 from dataset import find_dataset, load_training
 from encoder import Encoder
 from features import unit_length
@@ -86,11 +86,11 @@ def fit_seconds(sizes):
         for m in (2, 4):
             began = time.perf_counter()
             neighbours = neighbourhoods(vectors, rng)
-            averaged = averages(vectors, *neighbours)
+            averaged = averages(fit_sample(vectors, rng), neighbours)
             factor = quantizer.query_factor(averaged)
             codebooks = fit_codebooks(averaged, m, rng, factor)
             fitted = time.perf_counter()
-            quantizer.local_search(averages(vectors, *neighbours), codebooks, rng, factor=factor)
+            quantizer.local_search(averages(vectors, neighbours), codebooks, rng, factor=factor)
             print(f"{images:,} images, {8 * m} bits: fitted in {fitted - began:.1f} s, encoded in "
                   f"{time.perf_counter() - fitted:.1f} s", flush=True)
 

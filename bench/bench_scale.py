@@ -73,7 +73,7 @@ def ask(retrieval, folder, exact):
 
     exact: file of the flat index's scores, which it writes and the other one reads.
     """
-    queries = read_content(retrieval).qry_features[:QUERIES]
+    queries = read_content(retrieval).queries[:QUERIES]
     began = time.perf_counter()
     made = index.load(folder)
     loaded = time.perf_counter() - began

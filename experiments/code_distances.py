@@ -8,34 +8,40 @@ from codebooks import fit_codebooks
 from features import unit_length
 from neighbourhoods import SHARE, averages, neighbourhoods
 from storage.retrieval_file import read_content
-from util import stream
+from util import UserError, stream
 
-POWERS = (0, 0.125, 0.25, 0.375, 0.5)  # of the second moment Σ
+POWERS = (0, 0.125, 0.1875, 0.25, 0.375, 0.5)  # of the second moment Σ
 SHARES = (None, 0.9, SHARE, 0.7, 0.6, 0.5, 0.4)  # of a photo in its average; None: no average
 CODEBOOKS = (2, 4)
+RARE = 0.025  # of the database has a rare label at most
 FIRST = 10  # results, which people look at
 
 
 def compare(options):
-    """Print MAP and the precision of the first results for every share and every power of Σ. Raises UserError."""
+    """Print MAP by all labels and by rare ones, and the precision of the first results, for every share and every power
+    of Σ. Raises UserError."""
     content = read_content(options.retrieval)
-    queries, database = unit_length(content.qry_features), unit_length(content.db_features)
+    database = unit_length(content.db_features)
+    rare = content.db_label.mean(0) <= RARE  # (L,)
+    if not rare.any():
+        raise UserError(f"{options.retrieval}: expected a label that at most {RARE:.1%} of the photos have, found none")
 
     def measure(score):
-        found = metrics.evaluate(score, content.qry_label, content.db_label, len(database))
-        return f"{'none' if found.map is None else f'{found.map:.4f}':>12}{found.precision[:FIRST][-1]:8.4f}"
+        found = [metrics.evaluate(score, content.qry_label[:, kept], content.db_label[:, kept], len(database))
+                 for kept in (slice(None), rare)]
+        return f"{found[0].map:12.4f}{found[1].map:8.4f}{found[0].precision[:FIRST][-1]:8.4f}"
 
     print(f"{'photo itself':14}{'power of Σ':>12}" + "".join(
-        f"{name:>12}{f'P@{FIRST}':>8}" for name in ("floats", *(f"{8 * m} bits" for m in CODEBOOKS))))
+        f"{name:>12}{'rare':>8}{f'P@{FIRST}':>8}" for name in ("floats", *(f"{8 * m} bits" for m in CODEBOOKS))))
     for share in SHARES:
-        vectors = database if share is None else averages(
-            database, *neighbourhoods(database, stream(options.seed, "anchors"), share))
-        floats = measure(lambda q, vectors=vectors: queries[q] @ vectors.T)
+        neighbours = None if share is None else neighbourhoods(database, stream(options.seed, "anchors"), share)
+        vectors, queries = averages(database, neighbours), averages(unit_length(content.qry_features), neighbours)
+        floats = measure(lambda q, queries=queries, vectors=vectors: queries[q] @ vectors.T)
         for power in POWERS if share == SHARE else (quantizer.QUERY_POWER,):
             row = floats
             for m in CODEBOOKS:
                 codes, codebooks = codes_of(vectors, m, power, options.seed)
-                row += measure(lambda q, codes=codes, codebooks=codebooks: quantizer.quantized_scores(
+                row += measure(lambda q, queries=queries, codes=codes, codebooks=codebooks: quantizer.quantized_scores(
                     queries[q], codes, codebooks))
             print(f"{'alone' if share is None else f'{share:.0%}':14}{power:>12}{row}", flush=True)
 

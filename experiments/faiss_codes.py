@@ -150,8 +150,8 @@ BASELINES = {"LSH": (lsh_index, True), "ITQ": (itq_index, True), "PQ": (pq_index
 
 def own_method(c):
     m = len(c.codebooks)
-    queries = np.tile(c.qry_features[:QUERIES_TIMED], (1, m))
-    return Method(m, lambda q: quantizer.quantized_scores(c.qry_features[q], c.db_codes, c.codebooks),
+    queries = np.tile(c.queries[:QUERIES_TIMED], (1, m))
+    return Method(m, lambda q: quantizer.quantized_scores(c.queries[q], c.db_codes, c.codebooks),
                   search(flat_engine(c.db_codes, c.codebooks), queries), len(queries))
 
 

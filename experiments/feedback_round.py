@@ -33,7 +33,7 @@ def measure(content, marked):
     reconstructions = normalise(quantizer.reconstruct(content.db_codes, content.codebooks))  # (N, D), as the page has
     relevant = content.qry_label.astype(np.float32) @ content.db_label.T.astype(np.float32) > 0  # (Q, N)
     found = []
-    for query, wanted in zip(progress(content.qry_features, desc="queries", leave=False), relevant, strict=True):
+    for query, wanted in zip(progress(content.queries, desc="queries", leave=False), relevant, strict=True):
         first = scores_of(query, content)
         shown = np.argsort(-first, kind="stable")[:marked]
         rest = np.setdiff1d(np.arange(len(first)), shown)

@@ -12,6 +12,7 @@ from experiments import faiss_codes
 from experiments.ablations import plain_name, prepare_tags, program
 from features import embed, photo_features
 from fitting import fitted_entries
+from neighbourhoods import averages
 from session import device_name
 from storage.checkpoint import FIT, NEIGHBOURS, read_checkpoint
 from storage.run_log import experiment_name
@@ -142,17 +143,21 @@ def scores(embeddings, checkpoint, seed, with_faiss):
     """
     codebooks = checkpoint.codebooks
     queries, database = embeddings["test"], embeddings["database"]
+    averaged = averages(queries, checkpoint.neighbours)
     bits = f"{8 * len(codebooks)} bits"
     codes = checkpoint.encode(database, checkpoint.fit_factor, stream(seed, "encode database"))
     yield "floats", lambda q: queries[q] @ database.T
-    yield bits, lambda q: quantizer.quantized_scores(queries[q], codes, codebooks)
+    yield "floats, averaged queries", lambda q: averaged[q] @ database.T
+    yield bits, lambda q: quantizer.quantized_scores(averaged[q], codes, codebooks)
     if with_faiss:
         training = faiss_codes.training_images(database, seed)
         for name in QUANTIZERS:
             index = faiss_codes.BASELINES[name][0](len(codebooks), seed)
             index.train(training)
             index.add(database)
-            yield f"{bits} {name}", faiss_codes.additive_score(index, faiss_codes.codes_of(index), queries)
+            codes_found = faiss_codes.codes_of(index)
+            yield f"{bits} {name}", faiss_codes.additive_score(index, codes_found, queries)
+            yield f"{bits} {name}, averaged queries", faiss_codes.additive_score(index, codes_found, averaged)
 
 
 def print_row(name, values):

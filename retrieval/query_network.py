@@ -2,6 +2,7 @@
 from functools import partial
 from pathlib import Path
 
+from neighbourhoods import averages
 from retrieval.photo_encoder import encoder_of
 from retrieval.photo_searcher import Photos
 from retrieval.searcher import load_index
@@ -11,7 +12,7 @@ from storage.checkpoint import read_checkpoint
 
 
 def load(folder, facts, checkpoint, gpu):
-    """The network that embedded the photos of the index in `folder`: an encoder.PhotoNetwork. Raises UserError.
+    """The QueryNetwork of the index in `folder`: the network that embedded its photos. Raises UserError.
 
     Args:
         facts: of the index.
@@ -19,7 +20,26 @@ def load(folder, facts, checkpoint, gpu):
         gpu: number of the GPU that embeds photos, None for the CPU.
     """
     check_checkpoint(folder, facts, checkpoint)
-    return encoder_of(read_checkpoint(checkpoint), facts["crops"], gpu)
+    trained = read_checkpoint(checkpoint)
+    return QueryNetwork(encoder_of(trained, facts["crops"], gpu), trained.neighbours)
+
+
+class QueryNetwork:
+    """What embeds the photos of queries, as shared_network.SharedNetwork asks: like codes, a query stands for a photo
+    together with the training photos near it.
+
+    Args:
+        encoder: an encoder.PhotoNetwork.
+        neighbours: as of `neighbourhoods.averages`.
+    """
+
+    def __init__(self, encoder, neighbours):
+        self.resize = encoder.resize
+        self._encoder, self._neighbours = encoder, neighbours
+
+    def embed(self, photos):
+        """Embeddings of B photos, paths or images, float32 (B, D)."""
+        return averages(self._encoder.embed(photos), self._neighbours)
 
 
 def open_index(folder, checkpoint=None, gpu=None, images=None):

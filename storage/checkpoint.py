@@ -3,9 +3,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import neighbourhoods
 import quantizer
 from backbones import find, layers, of_weights
+from neighbourhoods import averages
 from storage.arrays import read_weights
 from storage.image_model import KEY, ImageModel, checked_model
 from storage.safe_files import check_checksums, fingerprint, read_json
@@ -22,9 +22,9 @@ class Checkpoint:
     """weights: `{layer: [kernel, bias]}`; codebooks: float32 (M, K, D); fitted: whether the codebooks were fitted at
     the end, so that embeddings have length 1; fit_factor: of fitted ones, S of `quantizer.query_factor`, or None for
     plain distances, as of older files; neighbours: [anchors (A, D), β (1,)] of `neighbourhoods`, whose averages codes
-    stand for, or None, as of older files; metric: [kernel (D, D), bias (D,)] that codes of an embedding stand for, or
-    None, and they stand for the embedding; model: of a last layer alone, what gives the features that it sees, or None
-    if its record does not tell."""
+    and queries stand for, or None, as of older files; metric: [kernel (D, D), bias (D,)] that codes of an embedding
+    stand for, or None, and they stand for the embedding; model: of a last layer alone, what gives the features that it
+    sees, or None if its record does not tell."""
     weights: dict
     codebooks: np.ndarray
     fitted: bool
@@ -40,8 +40,7 @@ class Checkpoint:
 
     def encode(self, embeddings, factor, rng):
         """Codes of embeddings, float32 (N, D): uint8 (N, M). `factor`: of the method above."""
-        if self.neighbours is not None:
-            embeddings = neighbourhoods.averages(embeddings, *self.neighbours)
+        embeddings = averages(embeddings, self.neighbours)
         if self.metric is not None:
             kernel, bias = self.metric
             embeddings = embeddings @ kernel + bias

@@ -13,14 +13,17 @@ from storage.safe_files import check_checksums, fingerprint, with_checksums
 from util import DIMENSIONS, MOST_CODEBOOKS, PRECISIONS, UserError
 
 SPLITS = {"database": "db", "test": "qry"}  # split: what the names of its arrays begin with
-FLOATS = ("db_features", "qry_features", "codebooks")
+AVERAGES = "qry_averages"  # which only some files have
+FLOATS = ("db_features", "qry_features", "codebooks", AVERAGES)
 
 
 @dataclass(frozen=True)
 class Retrieval:
     """What retrieval needs of a split pair: embeddings and labels of both, codes of both, and the codebooks.
 
-    features: float32 (N or Q, D); codes: uint8 (N or Q, M); labels: 0/1 (N or Q, L); codebooks: float32 (M, K, D).
+    features: float32 (N or Q, D); codes: uint8 (N or Q, M); labels: 0/1 (N or Q, L); codebooks: float32 (M, K, D);
+    qry_averages: what codes are asked with in place of qry_features, averages of `neighbourhoods`, float32 (Q, D), or
+    None.
     """
     db_features: np.ndarray
     db_codes: np.ndarray
@@ -29,9 +32,15 @@ class Retrieval:
     qry_codes: np.ndarray
     qry_label: np.ndarray
     codebooks: np.ndarray
+    qry_averages: np.ndarray | None = None
+
+    @property
+    def queries(self):
+        """What codes are asked with, float32 (Q, D)."""
+        return self.qry_features if self.qry_averages is None else self.qry_averages
 
 
-NAMES = tuple(field.name for field in fields(Retrieval))
+NAMES = tuple(field.name for field in fields(Retrieval) if field.name != AVERAGES)
 
 
 # ---------------------------------------------------------------- what it depends on
@@ -110,12 +119,13 @@ def read_content(path):
             missing = [name for name in NAMES if not isinstance(file.get(name), h5py.Dataset)]
             if missing:
                 raise UserError(f"{path}: expected the datasets {', '.join(NAMES)}, found no {', '.join(missing)}")
-            arrays = {name: file[name][()] for name in NAMES}
+            arrays = {name: file[name][()] for name in (*NAMES, AVERAGES) if name in file}
     except (OSError, RuntimeError, KeyError) as error:
         raise unreadable(path, error) from error
     check_shapes(path, arrays)
     check_values(path, arrays)
-    return Retrieval(**arrays | {name: np.ascontiguousarray(arrays[name], np.float32) for name in FLOATS})
+    return Retrieval(**arrays | {name: np.ascontiguousarray(arrays[name], np.float32)
+                                  for name in FLOATS if name in arrays})
 
 
 def unreadable(path, error):
@@ -136,20 +146,20 @@ def check_shapes(path, arrays):
     for name, axis, other, other_axis in (
             ("db_features", 0, "db_label", 0), ("db_features", 0, "db_codes", 0), ("qry_features", 0, "qry_label", 0),
             ("qry_features", 0, "qry_codes", 0), ("db_label", 1, "qry_label", 1), ("db_codes", 1, "codebooks", 0),
-            ("qry_codes", 1, "codebooks", 0)):
+            ("qry_codes", 1, "codebooks", 0), *([(AVERAGES, 0, "qry_label", 0)] if AVERAGES in shapes else [])):
         if shapes[name][axis] != shapes[other][other_axis]:
             what = ("rows", "columns")[axis]
             others = "codebooks" if other == "codebooks" else f"{what} of {other}"
             raise UserError(f"{path}: expected as many {what} of {name} as {others}, found {shapes[name][axis]:,} and "
                             f"{shapes[other][other_axis]:,}")
-    for name in ("db_features", "qry_features"):
+    for name in [name for name in ("db_features", "qry_features", AVERAGES) if name in shapes]:
         if shapes[name][1] != DIMENSIONS:
             raise UserError(f"{path}: expected {name} with {DIMENSIONS} columns, found {shapes[name][1]:,}")
 
 
 def check_values(path, arrays):
     """Refuse values of the wrong kind: NaN, codes that are no bytes, labels that are not 0 or 1."""
-    for name in FLOATS:
+    for name in [name for name in FLOATS if name in arrays]:
         if arrays[name].dtype.kind != "f":
             raise UserError(f"{path}: expected {name} of floats, found {arrays[name].dtype}")
         if not np.isfinite(arrays[name]).all():
@@ -163,10 +173,12 @@ def check_values(path, arrays):
 
 
 def write_retrieval(path, retrieval, attributes):
-    """Write the release's six datasets, the codes and the codebooks."""
+    """Write the release's six datasets, the codes, the codebooks, and averages of queries where there are any."""
     with with_checksums(path.with_suffix(".json"), {}, path) as (temporary,), h5py.File(temporary, "w") as file:
         for name in NAMES:
             file[name] = getattr(retrieval, name)
+        if retrieval.qry_averages is not None:
+            file[AVERAGES] = retrieval.qry_averages
         for prefix in SPLITS.values():
             file[f"{prefix}_reconstr"] = quantizer.reconstruct(getattr(retrieval, f"{prefix}_codes"),
                                                                retrieval.codebooks)

@@ -127,9 +127,9 @@ def icm_encode(r, codebooks, w, orders):
 
 
 def query_error(errors, queries):
-    """Between the squared length of each error (N, D) and its mean squared score with queries (Q, D): eᵀ √Σ e, (N,)."""
+    """Between the squared length of each error (N, D) and its mean squared score with queries (Q, D): eᵀΣ^¼e, (N,)."""
     values, directions = np.linalg.eigh(np.mean([np.outer(q, q) for q in queries], 0))
-    root = sum(np.sqrt(max(value, 0)) * np.outer(d, d) for value, d in zip(values, directions.T, strict=True))
+    root = sum(max(value, 0) ** 0.25 * np.outer(d, d) for value, d in zip(values, directions.T, strict=True))
     return np.array([e @ root @ e for e in errors])
 
 

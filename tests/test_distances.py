@@ -51,12 +51,13 @@ def test_what_cannot_be_held_out_is_told(arguments, words, root, run_here):
 
 def test_every_share_and_every_distance_is_measured(tmp_path, run_here, monkeypatch):
     monkeypatch.setattr(code_distances, "SHARES", (None, 0.8))
-    monkeypatch.setattr(code_distances, "POWERS", (0.25, 0.5))
+    monkeypatch.setattr(code_distances, "POWERS", (0.125, 0.5))
+    monkeypatch.setattr(code_distances, "RARE", 0.5)
     rng = stream(0, "distances test")
     path = write(tmp_path / "x_retrieval.h5", db_features=rng.normal(size=(30, 300)).astype(np.float32),
-                 db_codes=np.zeros((30, 2), np.uint8), db_label=np.ones((30, 6), np.uint8))
+                 db_codes=np.zeros((30, 2), np.uint8), db_label=np.eye(6, dtype=np.uint8)[np.arange(30) % 6])
     code, output = run_here("experiments.distances", path)
     assert code == 0, output
     maps = [float(value) for value in re.findall(r" (\d\.\d{4}|nan)\b", output)]
-    assert len(maps) == 6 * (len(code_distances.SHARES) + len(code_distances.POWERS) - 1)
+    assert len(maps) == 9 * (len(code_distances.SHARES) + len(code_distances.POWERS) - 1)
     assert all(0 < value <= 1 and math.isfinite(value) for value in maps)

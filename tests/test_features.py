@@ -10,6 +10,8 @@ import pytest
 
 import features
 import fit
+import oracles
+import quantizer
 import search
 import train
 import validation
@@ -81,9 +83,10 @@ def test_validation_on_features_gives_the_embeddings_of_the_whole_network(root, 
     code, output = run_program(search, "build", trained, "tiny", "--root", root, "--out", root / "indexes" / "tiny")
     assert code == 0, output
     photos = search.open_index(root / "indexes" / "tiny")
+    expected = oracles.neighbour_averages(found.db_features[:3], *read_checkpoint(trained).neighbours)
     for row in range(3):
         whole = photos.embed(root / "datasets" / "tiny" / f"{row}.jpg")
-        np.testing.assert_allclose(whole, found.db_features[row], atol=2e-3)
+        np.testing.assert_allclose(whole, expected[row], atol=2e-3)
         assert photos.index.content.facts["crops"] == 1
 
 
@@ -288,6 +291,11 @@ def test_features_from_elsewhere_train_and_validate_without_photos_and_weights(o
         expected = features.embed(file["query"][()][:, None], read_checkpoint(checkpoint).weights[LAST], unit=True)
     found = read_content(checkpoint.with_name(f"{checkpoint.stem}_retrieval.h5"))
     np.testing.assert_allclose(found.qry_features, expected, atol=1e-6)
+    averaged = oracles.neighbour_averages(expected, *read_checkpoint(checkpoint).neighbours)
+    np.testing.assert_allclose(found.queries, averaged, atol=1e-5)
+    scores = quantizer.quantized_scores(found.queries, found.db_codes, found.codebooks)
+    printed = float(re.search(r"^AQD +([0-9.]+)", output, re.M)[1])
+    assert printed == pytest.approx(oracles.retrieval(scores, found.qry_label, found.db_label, TRAINING)[0], abs=1e-4)
     checkpoint.with_name(f"{checkpoint.stem}_retrieval.h5").unlink()
     code, output = run_program(validation, "tiny", checkpoint, "cpu", "--root", root)
     assert code == 2

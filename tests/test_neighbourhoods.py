@@ -21,7 +21,7 @@ def embeddings(count, purpose, centres=12):
 def test_averages_are_those_of_the_formula(sharpness, monkeypatch):
     monkeypatch.setattr(neighbourhoods, "AVERAGED_AT_ONCE", 16)
     images, anchors = embeddings(50, "images"), embeddings(40, "anchors")
-    found = neighbourhoods.averages(images, anchors, np.array([sharpness], np.float32))
+    found = neighbourhoods.averages(images, [anchors, np.array([sharpness], np.float32)])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, oracles.neighbour_averages(images, anchors, sharpness), atol=1e-5)
 
@@ -37,9 +37,9 @@ def test_half_of_the_training_images_have_the_share_of_their_own_averages(count,
 
 def test_equal_photos_are_no_trouble():
     images = np.repeat(embeddings(1, "equal"), 30, axis=0)
-    anchors, sharpness = neighbourhoods.neighbourhoods(images, stream(0, "anchors"))
-    np.testing.assert_allclose(neighbourhoods.averages(images, anchors, sharpness), images, atol=1e-5)
-    assert neighbourhoods.averages(images[:0], anchors, sharpness).shape == (0, 300)
+    neighbours = neighbourhoods.neighbourhoods(images, stream(0, "anchors"))
+    np.testing.assert_allclose(neighbourhoods.averages(images, neighbours), images, atol=1e-5)
+    assert neighbourhoods.averages(images[:0], neighbours).shape == (0, 300)
 
 
 def test_of_many_images_a_sample_are_anchors(monkeypatch):
@@ -54,7 +54,7 @@ def test_of_many_images_a_sample_are_anchors(monkeypatch):
 def test_codes_of_a_checkpoint_with_neighbours_stand_for_averages(tmp_path):
     images = embeddings(256, "checkpoint")
     anchors, sharpness = neighbourhoods.neighbourhoods(images, stream(0, "anchors"))
-    codebook = neighbourhoods.averages(images, anchors, sharpness)
+    codebook = neighbourhoods.averages(images, [anchors, sharpness])
     entries = {"fc8": [np.zeros((5, 300), np.float32), np.zeros(300, np.float32)], "C": codebook,
                FIT: np.eye(300, dtype=np.float32)}
     write_weights(tmp_path / "x.npy", {**entries, NEIGHBOURS: [anchors, sharpness]})

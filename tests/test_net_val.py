@@ -1,5 +1,5 @@
 """Validation: the released ten-crop embeddings, the retrieval file and what refuses it."""
-import dataclasses
+from dataclasses import replace
 from types import SimpleNamespace
 
 import h5py
@@ -8,6 +8,7 @@ import numpy as np
 import net_val
 import quantizer
 from codebooks import random_codebooks
+from storage.retrieval_file import read_content
 from util import stream
 
 
@@ -35,6 +36,17 @@ def test_the_retrieval_file_holds_the_release_s_datasets_and_comes_back_whole(tm
     assert same_labels
     for name in net_val.Retrieval.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(back, name), getattr(retrieval, name))
+
+
+def test_queries_of_codes_are_their_averages_where_a_file_has_them(tmp_path):
+    retrieval = _retrieval(stream(0, "h5 averages"))
+    net_val.write_retrieval(tmp_path / "plain.h5", retrieval, {})
+    np.testing.assert_array_equal(read_content(tmp_path / "plain.h5").queries, retrieval.qry_features)
+    averaged = replace(retrieval, qry_averages=retrieval.qry_features[::-1].copy())
+    net_val.write_retrieval(tmp_path / "averaged.h5", averaged, {})
+    back = read_content(tmp_path / "averaged.h5")
+    np.testing.assert_array_equal(back.queries, averaged.qry_averages)
+    np.testing.assert_array_equal(back.qry_features, retrieval.qry_features)
 
 
 def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_it_is_said_why(tmp_path):
@@ -69,7 +81,7 @@ def test_a_retrieval_file_of_another_precision_is_not_used_and_an_old_one_is_of_
 def test_a_retrieval_file_whose_arrays_do_not_fit_is_not_used_and_it_is_said_why(tmp_path):
     path = tmp_path / "x_retrieval.h5"
     retrieval = _retrieval(stream(0, "h5 test"))
-    net_val.write_retrieval(path, dataclasses.replace(retrieval, db_label=retrieval.db_label[1:]), {})
+    net_val.write_retrieval(path, replace(retrieval, db_label=retrieval.db_label[1:]), {})
     content, same_labels, why = net_val.read_retrieval(path, {}, {})
     assert (content, same_labels) == (None, False)
     assert "expected as many rows of db_features as rows of db_label, found 120 and 119" in why

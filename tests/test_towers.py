@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from backbones import efficientnet_lite0
 from encoder import EncodingGraph
 from losses import adaptive_margin_loss, wdht_loss
 from session import configuration, device_name, tf
@@ -105,6 +106,23 @@ def test_the_encoder_divides_its_images_too(size):
             ops = ops_of_devices(session, graph.outputs, {graph.images: images})
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
     assert all(sum("MatMul" in op for op in ops[device]) == 1 for device in ("/cpu:0", "/cpu:1"))
+
+
+def test_two_devices_embed_with_the_whole_of_lite0_as_one():
+    rng = stream(0, "towers of Lite0")
+    weights = {layer: [rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape), np.zeros(shape[-1])]
+               for layer, shape in efficientnet_lite0.LAYERS.items()}
+    images = rng.integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
+    found = []
+    for device in ("/cpu:0", TWO):
+        graph = EncodingGraph(efficientnet_lite0, 1, device, unit=True)
+        with session_of_two(graph.graph) as session:
+            graph.initialize(session, weights)
+            found.append(session.run(graph.outputs, {graph.images: images}))
+            ops = ops_of_devices(session, graph.outputs, {graph.images: images})
+    np.testing.assert_allclose(*found, atol=1e-4)
+    convolutions = [sum("DepthwiseConv2d" in op for op in ops[device]) for device in ("/cpu:0", "/cpu:1")]
+    assert convolutions == [16, 16]
 
 
 def test_gpus_that_are_not_there_are_told_one_by_one():
