@@ -2,6 +2,7 @@
 from backbones import LAST, layers
 from codebooks import random_codebooks
 from storage.arrays import read_weights
+from storage.checkpoint import CODEBOOKS
 from storage.safe_files import check_checksums
 from util import UserError, stream
 
@@ -51,7 +52,7 @@ def first_weights(network, options, stored, inputs, device, log):
 def first_codebooks(options, stored, log):
     """The codebooks to start from, float32 (M, K, D), and whether they come from a trained model."""
     codebooks = random_codebooks(options.codebooks, stream(options.seed, "codebooks"))
-    found = (stored or {}).get("C")
+    found = (stored or {}).get(CODEBOOKS)
     if found is None or found.size != codebooks.size:
         return codebooks, False
     log.info(f"the codebooks start from {options.weights}.")

@@ -11,6 +11,7 @@ from quantizer import query_factor
 from session import device_name
 from storage.arrays import write_weights
 from storage.checkpoint import (
+    CODEBOOKS,
     FIT,
     METRIC,
     NEIGHBOURS,
@@ -50,7 +51,7 @@ def fitted_entries(inputs, weights, codebooks, seed, device, precision, log, tag
     sample = f", a sample of {len(embeddings):,}" if len(vectors) < len(embeddings) else ""
     log.info(f"fitted {codebooks} codebooks to {len(vectors):,} embeddings{sample}, duration: "
              f"{time.perf_counter() - began:.2f} sec.")
-    return {"C": fitted.reshape(-1, DIMENSIONS), FIT: factor, NEIGHBOURS: neighbours,
+    return {CODEBOOKS: fitted.reshape(-1, DIMENSIONS), FIT: factor, NEIGHBOURS: neighbours,
             **({} if metric is None else {METRIC: metric})}
 
 

@@ -32,6 +32,7 @@ from session import (
     write_scalars,
 )
 from storage.arrays import write_weights
+from storage.checkpoint import CODEBOOKS
 from storage.run_log import log_progress, open_log, plain, provenance
 from storage.safe_files import check_space, reserved_space
 from storage.states import States, saved_settings
@@ -135,7 +136,7 @@ def train(options, target):
                 if steps:
                     save_state(options.iterations)  # so that an interrupted second stage begins there
                 learn_codebooks(alternation, inputs, weights, options, device)
-        checkpoint = {**weights, "C": alternation.codebooks.reshape(-1, DIMENSIONS)}  # C: (M·K, D)
+        checkpoint = {**weights, CODEBOOKS: alternation.codebooks.reshape(-1, DIMENSIONS)}  # C: (M·K, D)
         if options.final_fit:
             checkpoint |= fitted_entries(inputs, weights, options.codebooks, options.seed, device, options.precision,
                                          log, training_set.tags if options.tag_metric else None)

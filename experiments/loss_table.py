@@ -14,13 +14,13 @@ from features import embed, photo_features
 from fitting import fitted_entries
 from neighbourhoods import averages
 from session import device_name
-from storage.checkpoint import FIT, NEIGHBOURS, read_checkpoint
+from storage.checkpoint import CODEBOOKS, FIT, NEIGHBOURS, read_checkpoint
 from storage.run_log import experiment_name
 from storage.safe_files import write_json
 from training_inputs import FeatureInputs
 from util import DIMENSIONS, UserError, gpu_numbers, note, stream
 
-CODEBOOKS = (1, 2, 3, 4)
+COUNTS = (1, 2, 3, 4)  # of codebooks
 QUANTIZERS = ("PQ", "OPQ", "RQ", "LSQ")
 COMPARED = (2, 4)  # codebooks with which FAISS's quantizers are compared
 
@@ -124,10 +124,10 @@ def measure(checkpoint, images, labels, seed, with_faiss):
     inputs = FeatureInputs(images.split("train", checkpoint), seed)
     embeddings = {split: embed(images.split(split, checkpoint), checkpoint.weights[LAST], unit=True)
                   for split in ("test", "database")}
-    for m in CODEBOOKS:
+    for m in COUNTS:
         entries = fitted_entries(inputs, checkpoint.weights, m, seed, None, None, Quiet())
-        fitted = replace(checkpoint, codebooks=entries["C"].reshape(m, quantizer.CODEWORDS, DIMENSIONS), fitted=True,
-                         fit_factor=entries[FIT], neighbours=entries[NEIGHBOURS])
+        fitted = replace(checkpoint, fitted=True, fit_factor=entries[FIT], neighbours=entries[NEIGHBOURS],
+                         codebooks=entries[CODEBOOKS].reshape(m, quantizer.CODEWORDS, DIMENSIONS))
         for ranking, score in scores(embeddings, fitted, seed, with_faiss and m in COMPARED):
             for name, (queries, database) in labels.items():
                 found[f"{name}: {ranking}"] = metrics.evaluate(score, queries, database, len(database)).map

@@ -11,9 +11,11 @@ from storage.image_model import KEY, ImageModel, checked_model
 from storage.safe_files import check_checksums, fingerprint, read_json
 from util import DIMENSIONS, MOST_CODEBOOKS, UserError, note
 
+CODEBOOKS = "C"  # the entry of the codebooks, stacked, in every checkpoint
 FIT = "fit"  # the entry of fitted codebooks: S of the distances in which codes are found; the release's have none
 NEIGHBOURS = "neighbours"  # the entry of what codes of fitted codebooks stand for: anchors and β
 METRIC = "tag_metric"  # the entry that holds what the codes of --tag-metric stand for, as a layer
+ENTRIES = (CODEBOOKS, FIT, NEIGHBOURS, METRIC)  # all others are layers
 CHUNK = 700  # images that share the visiting orders of ICM
 
 
@@ -57,19 +59,19 @@ def read_checkpoint(path):
     if not check_checksums(path.with_suffix(".json")):
         note(f"{path} has no checksum in a JSON file beside it, so damage to it would go unnoticed")
     weights = read_weights(path)
-    stacked = weights.get("C")
+    stacked = weights.get(CODEBOOKS)
     if stacked is None:
-        raise UserError(f"{path}: expected a checkpoint with codebooks under 'C', found only "
+        raise UserError(f"{path}: expected a checkpoint with codebooks under {CODEBOOKS!r}, found only "
                         f"{', '.join(map(str, weights))}")
     codebooks = len(stacked) // quantizer.CODEWORDS
     if stacked.shape != (codebooks * quantizer.CODEWORDS, DIMENSIONS) or not (
             1 <= codebooks <= MOST_CODEBOOKS):
         raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
                         f"{MOST_CODEBOOKS}, found {stacked.shape}")
-    return Checkpoint(checked_layers(path, weights), stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS),
+    kept = checked_layers(path, {name: entry for name, entry in weights.items() if name not in ENTRIES})
+    return Checkpoint(kept, stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS),
                       FIT in weights, checked_factor(path, weights), checked_neighbours(path, weights),
-                      checked_metric(path, weights),
-                      read_model(path) if of_weights(weights) is None else None)
+                      checked_metric(path, weights), read_model(path) if of_weights(kept) is None else None)
 
 
 def checked_factor(path, weights):
