@@ -5,10 +5,12 @@ on all; then milliseconds of a training step on fixed features, and the seconds 
 weights are random ones, which take as long as others.
 """
 import argparse
+import logging
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import scipy.sparse
@@ -18,12 +20,13 @@ import net
 import quantizer
 from backbones import BACKBONES
 from bench_training import make_data
-from codebooks import fit_codebooks, fit_sample, random_codebooks
+from codebooks import random_codebooks
 from dataset import find_dataset, load_training
 from encoder import Encoder
 from features import unit_length
-from neighbourhoods import averages, neighbourhoods
+from fitting import fitted_entries
 from session import open_session
+from storage.checkpoint import Checkpoint
 from training_inputs import FeatureInputs
 from util import stream
 
@@ -84,14 +87,13 @@ def fit_seconds(sizes):
     for images in sizes:
         vectors = centres[rng.integers(500, size=images)] + rng.normal(size=(images, 300))
         vectors = unit_length(vectors.astype(np.float32))
+        inputs = SimpleNamespace(embeddings=lambda *_, vectors=vectors, **__: vectors)
         for m in (2, 4):
             began = time.perf_counter()
-            neighbours = neighbourhoods(vectors, rng)
-            averaged = averages(fit_sample(vectors, rng), neighbours)
-            factor = quantizer.query_factor(averaged)
-            codebooks = fit_codebooks(averaged, m, rng, factor)
+            checkpoint = Checkpoint({}, None, False).with_fit(
+                fitted_entries(inputs, {}, m, 0, None, None, logging.getLogger("bench")))
             fitted = time.perf_counter()
-            quantizer.local_search(averages(vectors, neighbours), codebooks, rng, factor=factor)
+            checkpoint.encode(vectors, checkpoint.fit_factor, rng)
             print(f"{images:,} images, {8 * m} bits: fitted in {fitted - began:.1f} s, encoded in "
                   f"{time.perf_counter() - fitted:.1f} s", flush=True)
 

@@ -14,11 +14,11 @@ from features import embed, photo_features
 from fitting import fitted_entries
 from neighbourhoods import averages
 from session import device_name
-from storage.checkpoint import CODEBOOKS, FIT, NEIGHBOURS, read_checkpoint
+from storage.checkpoint import read_checkpoint
 from storage.run_log import experiment_name
 from storage.safe_files import write_json
 from training_inputs import FeatureInputs
-from util import DIMENSIONS, UserError, gpu_numbers, note, stream
+from util import UserError, gpu_numbers, note, stream
 
 COUNTS = (1, 2, 3, 4)  # of codebooks
 QUANTIZERS = ("PQ", "OPQ", "RQ", "LSQ")
@@ -125,9 +125,7 @@ def measure(checkpoint, images, labels, seed, with_faiss):
     embeddings = {split: embed(images.split(split, checkpoint), checkpoint.weights[LAST], unit=True)
                   for split in ("test", "database")}
     for m in COUNTS:
-        entries = fitted_entries(inputs, checkpoint.weights, m, seed, None, None, Quiet())
-        fitted = replace(checkpoint, fitted=True, fit_factor=entries[FIT], neighbours=entries[NEIGHBOURS],
-                         codebooks=entries[CODEBOOKS].reshape(m, quantizer.CODEWORDS, DIMENSIONS))
+        fitted = checkpoint.with_fit(fitted_entries(inputs, checkpoint.weights, m, seed, None, None, Quiet()))
         for ranking, score in scores(embeddings, fitted, seed, with_faiss and m in COMPARED):
             for name, (queries, database) in labels.items():
                 found[f"{name}: {ranking}"] = metrics.evaluate(score, queries, database, len(database)).map

@@ -1,5 +1,5 @@
 """A trained checkpoint: reading it, and what it was trained with."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,12 @@ class Checkpoint:
     neighbours: list | None = None
     metric: list | None = None
     model: ImageModel | None = None
+
+    def with_fit(self, entries):
+        """The same with fitted codebooks: those of the `entries` of `fitting.fitted_entries`."""
+        codebooks = entries[CODEBOOKS].reshape(-1, quantizer.CODEWORDS, DIMENSIONS)
+        return replace(self, codebooks=codebooks, fitted=True, fit_factor=entries[FIT], neighbours=entries[NEIGHBOURS],
+                       metric=entries.get(METRIC))
 
     def factor(self, tag_embeddings):
         """S of the distances in which codes are found, which the tags' embeddings W, float32 (T, D), give unless the
