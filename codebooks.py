@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from quantizer import CODEWORDS, local_search
-from util import DIMENSIONS, progress
+from util import DIMENSIONS, progress, sample
 
 RIDGE = 0.001  # keeps HᵀH invertible in the closed-form update
 LEAST_SQUARED_NORM = 1e-8  # an updated codeword below it keeps its old value
@@ -71,10 +71,8 @@ def update_codebooks(embeddings, codes, codebooks):
 
 
 def fit_sample(vectors, rng):
-    """The vectors that codebooks are fitted to: all, or of more than FIT_IMAGES a random sample in their order."""
-    if len(vectors) <= FIT_IMAGES:
-        return vectors
-    return vectors[np.sort(rng.choice(len(vectors), FIT_IMAGES, replace=False))]
+    """The vectors that codebooks are fitted to: all, or FIT_IMAGES of them."""
+    return sample(vectors, FIT_IMAGES, rng)
 
 
 def fit_codebooks(vectors, codebooks, rng, factor=None):

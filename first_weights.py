@@ -1,8 +1,7 @@
 """What a training starts from: the weights and codebooks of a file, or random ones."""
 from backbones import LAST, layers
 from codebooks import random_codebooks
-from storage.arrays import read_weights
-from storage.checkpoint import CODEBOOKS
+from storage.arrays import CODEBOOKS, read_weights
 from storage.safe_files import check_checksums
 from util import UserError, stream
 

@@ -9,12 +9,8 @@ from features import photo_features, read_features
 from neighbourhoods import averages, neighbourhoods
 from quantizer import query_factor
 from session import device_name
-from storage.arrays import write_weights
+from storage.arrays import CODEBOOKS, FIT, METRIC, NEIGHBOURS, write_weights
 from storage.checkpoint import (
-    CODEBOOKS,
-    FIT,
-    METRIC,
-    NEIGHBOURS,
     check_trained_with,
     default_crops,
     read_checkpoint,

@@ -31,8 +31,7 @@ from session import (
     tf,
     write_scalars,
 )
-from storage.arrays import write_weights
-from storage.checkpoint import CODEBOOKS
+from storage.arrays import CODEBOOKS, write_weights
 from storage.run_log import log_progress, open_log, plain, provenance
 from storage.safe_files import check_space, reserved_space
 from storage.states import States, saved_settings

@@ -5,8 +5,8 @@ With u = r/‖r‖ of the training images, μ its mean, U = u − μ and T their
     A = UᵀU + λ·tr(UᵀU)/D·I        B = A⁻¹UᵀT        G = BBᵀ
 
 codes stand for (y − μ)G, where y is u averaged with its neighbours (neighbourhoods.py) and (u − μ)G is scaled to a mean
-length of 1; queries are y. B is ridge regression of the tags on the embeddings, so that scores are large
-where the tags that are expected of two images agree.
+length of 1; queries are y. B is ridge regression of the tags on the embeddings, so that scores are large where the tags
+that are expected of two images agree.
 
 Letters: N images, T tags, D = 300.
 """

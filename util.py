@@ -164,6 +164,13 @@ def stream(seed, purpose, *numbers):
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *numbers])
 
 
+def sample(vectors, most, rng):
+    """All vectors, (N, …), or of more than `most` a random sample in their order."""
+    if len(vectors) <= most:
+        return vectors
+    return vectors[np.sort(rng.choice(len(vectors), most, replace=False))]
+
+
 # ---------------------------------------------------------------- cores, progress and work done ahead
 
 def cores():

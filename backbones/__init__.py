@@ -16,6 +16,7 @@ A new one is a new file and an entry in BACKBONES. `head.Head` is the last layer
 """
 from backbones import alexnet, efficientnet_lite0
 from backbones.layers import LAST
+from storage.arrays import ENTRIES
 
 BACKBONES = {"alexnet": alexnet, "efficientnet_lite0": efficientnet_lite0}
 
@@ -33,6 +34,6 @@ def name_of(backbone):
 def of_weights(weights):
     """The backbone that shares the most layers with `weights`, `{layer: [kernel, bias]}`; None if these are the last
     layer alone, as of a training on features from elsewhere."""
-    if weights.keys() == {LAST}:
+    if weights.keys() - ENTRIES == {LAST}:
         return None
     return max(BACKBONES.values(), key=lambda backbone: len(backbone.LAYERS.keys() & weights.keys()))

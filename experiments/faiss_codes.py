@@ -17,7 +17,7 @@ from retrieval.faiss_engine import flat_engine
 from storage.retrieval_file import read_content
 from storage.run_log import provenance
 from storage.safe_files import write_json
-from util import DIMENSIONS, UserError, progress, stream
+from util import DIMENSIONS, UserError, progress, sample, stream
 
 try:
     import faiss
@@ -73,10 +73,7 @@ def check_enough(path, content):
 
 def training_images(features, seed):
     """What the quantizers learn from: all embeddings, or TRAINING_IMAGES of them, float32 (at most that, D)."""
-    if len(features) <= TRAINING_IMAGES:
-        return features
-    rows = stream(seed, "baselines' training images").choice(len(features), TRAINING_IMAGES, replace=False)
-    return features[np.sort(rows)]
+    return sample(features, TRAINING_IMAGES, stream(seed, "baselines' training images"))
 
 
 # ---------------------------------------------------------------- FAISS's indexes, untrained

@@ -1,4 +1,5 @@
 """Losses of the last layer side by side, as losses.py asks: training each, fitting codebooks, and measuring MAP."""
+import logging
 import statistics
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from util import UserError, gpu_numbers, note, stream
 COUNTS = (1, 2, 3, 4)  # of codebooks
 QUANTIZERS = ("PQ", "OPQ", "RQ", "LSQ")
 COMPARED = (2, 4)  # codebooks with which FAISS's quantizers are compared
+QUIET = logging.getLogger(__name__)  # which keeps progress to itself
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class FixedFeatures:
             rows = np.arange(len(dataset.read_split(self._folder, split)[0]))
             self._found[split] = photo_features(
                 self._folder, split, rows, checkpoint.weights, find(options.backbone), 1,
-                device_name(gpu_numbers(options.gpu), note), "float32", options.root, Quiet())
+                device_name(gpu_numbers(options.gpu), note), "float32", options.root, QUIET)
         return self._found[split]
 
 
@@ -91,13 +93,6 @@ def labels_of(name, options):
             raise UserError(f"{name}: expected the {split} images of {options.dataset}, found others")
         labels.append(matrix.toarray())
     return labels
-
-
-class Quiet:
-    """A log that says nothing."""
-
-    def info(self, line):
-        pass
 
 
 def train(options, variant, seed):
@@ -125,7 +120,7 @@ def measure(checkpoint, images, labels, seed, with_faiss):
     embeddings = {split: embed(images.split(split, checkpoint), checkpoint.weights[LAST], unit=True)
                   for split in ("test", "database")}
     for m in COUNTS:
-        fitted = checkpoint.with_fit(fitted_entries(inputs, checkpoint.weights, m, seed, None, None, Quiet()))
+        fitted = checkpoint.with_fit(fitted_entries(inputs, checkpoint.weights, m, seed, None, None, QUIET))
         for ranking, score in scores(embeddings, fitted, seed, with_faiss and m in COMPARED):
             for name, (queries, database) in labels.items():
                 found[f"{name}: {ranking}"] = metrics.evaluate(score, queries, database, len(database)).map

@@ -6,16 +6,11 @@ import numpy as np
 import quantizer
 from backbones import find, layers, of_weights
 from neighbourhoods import averages
-from storage.arrays import read_weights
+from storage.arrays import CODEBOOKS, FIT, METRIC, NEIGHBOURS, read_weights
 from storage.image_model import KEY, ImageModel, checked_model
 from storage.safe_files import check_checksums, fingerprint, read_json
 from util import DIMENSIONS, MOST_CODEBOOKS, UserError, note
 
-CODEBOOKS = "C"  # the entry of the codebooks, stacked, in every checkpoint
-FIT = "fit"  # the entry of fitted codebooks: S of the distances in which codes are found; the release's have none
-NEIGHBOURS = "neighbours"  # the entry of what codes of fitted codebooks stand for: anchors and β
-METRIC = "tag_metric"  # the entry that holds what the codes of --tag-metric stand for, as a layer
-ENTRIES = (CODEBOOKS, FIT, NEIGHBOURS, METRIC)  # all others are layers
 CHUNK = 700  # images that share the visiting orders of ICM
 
 
@@ -74,10 +69,9 @@ def read_checkpoint(path):
             1 <= codebooks <= MOST_CODEBOOKS):
         raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
                         f"{MOST_CODEBOOKS}, found {stacked.shape}")
-    kept = checked_layers(path, {name: entry for name, entry in weights.items() if name not in ENTRIES})
-    return Checkpoint(kept, stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS),
+    return Checkpoint(checked_layers(path, weights), stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS),
                       FIT in weights, checked_factor(path, weights), checked_neighbours(path, weights),
-                      checked_metric(path, weights), read_model(path) if of_weights(kept) is None else None)
+                      checked_metric(path, weights), read_model(path) if of_weights(weights) is None else None)
 
 
 def checked_factor(path, weights):

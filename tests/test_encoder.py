@@ -106,7 +106,7 @@ def test_a_processor_runs_as_many_batches_side_by_side_as_it_has_cores(cores, ph
 
 def test_a_last_layer_alone_embeds_no_photo():
     with pytest.raises(UserError, match="no network of its own"):
-        encoder.Encoder({"fc8": [np.ones((5, 300)), np.zeros(300)]}, 1, "/cpu:0")
+        encoder.Encoder({"fc8": [np.ones((5, 300)), np.zeros(300)], "C": np.ones((256, 300))}, 1, "/cpu:0")
 
 
 def test_a_photo_that_the_network_makes_nan_of_is_named(photos, monkeypatch):

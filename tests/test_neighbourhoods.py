@@ -5,8 +5,8 @@ import pytest
 import neighbourhoods
 import oracles
 from features import unit_length
-from storage.arrays import write_weights
-from storage.checkpoint import FIT, NEIGHBOURS, read_checkpoint
+from storage.arrays import FIT, NEIGHBOURS, write_weights
+from storage.checkpoint import read_checkpoint
 from util import UserError, stream
 
 

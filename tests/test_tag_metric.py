@@ -5,8 +5,8 @@ import scipy.sparse
 
 import oracles
 from features import unit_length
-from storage.arrays import write_weights
-from storage.checkpoint import FIT, METRIC, read_checkpoint
+from storage.arrays import FIT, METRIC, write_weights
+from storage.checkpoint import read_checkpoint
 from tag_metric import chosen_metric, tag_metric
 from util import UserError, stream
 
