@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
-from image_files import image_faults, list_faults
 from storage.arrays import read_pickle
-from storage.safe_files import check_checksums
+from storage.files import check_checksums
+from storage.images import image_faults, list_faults
 from util import DIMENSIONS, UserError, leads_out, note, progress
 
 MOST_SHOWN = 80  # characters of a faulty text

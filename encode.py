@@ -50,8 +50,8 @@ def main():
         from retrieval import ray_encoding
         encode_shards = partial(ray_encoding.encode_by_ray, address=options.ray, workers=options.workers,
                                 patience=options.patience)
-    from retrieval import encoding
-    encoding.encode(options.checkpoint, options.images, options.out, options.shard, options.crops, options.trained_on,
+    from retrieval import encode
+    encode.encode(options.checkpoint, options.images, options.out, options.shard, options.crops, options.trained_on,
                     options.seed, options.gpu, options.precision, options.root, encode_shards)
 
 

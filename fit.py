@@ -20,9 +20,6 @@ def parse_arguments():
                         help="the file to write (default: the experiment's name with _fit, and with the new bits)")
     parser.add_argument("--features", type=Path, metavar="FILE.h5",
                         help="the features that a checkpoint of train.py --features was trained on")
-    parser.add_argument("--tag-metric", action="store_true",
-                        help="codes stand for what an embedding says of the tags, if held-out training images are "
-                             "ranked better so")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and count them")
     add_precision(parser)
     add_shared_options(parser)
@@ -31,7 +28,7 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
-    import fitting
+    from models import fitting
     fitting.fit(options)
 
 

@@ -11,17 +11,14 @@ from functools import partial
 
 import numpy as np
 
-import backbones
-import losses
-import quantizer
-from backbones import LAST, layers
-from backbones.layers import check_weights
-from codebooks import initial_codebooks, update_codebooks
 from dataset import find_dataset, load_training
-from features import photo_features, read_features
-from first_weights import check_first_weights, first_codebooks, first_weights, read_stored_weights
-from fitting import fitted_entries
-from session import (
+from models import backbones, layers, losses
+from models.backbones import LAST
+from models.features import photo_features, read_features
+from models.first_weights import check_first_weights, first_codebooks, first_weights, read_stored_weights
+from models.fitting import fitted_entries
+from models.layers import check_weights
+from models.session import (
     check_finite,
     device_name,
     finite_operations,
@@ -31,11 +28,13 @@ from session import (
     tf,
     write_scalars,
 )
+from models.states import States, saved_settings
+from models.training_inputs import FeatureInputs, PhotoInputs
+from quantization import quantizer
+from quantization.codebooks import initial_codebooks, update_codebooks
 from storage.arrays import CODEBOOKS, write_weights
-from storage.run_log import log_progress, open_log, plain, provenance
-from storage.safe_files import check_space, reserved_space
-from storage.states import States, saved_settings
-from training_inputs import FeatureInputs, PhotoInputs
+from storage.files import check_space, reserved_space
+from storage.log import log_progress, open_log, plain, provenance
 from util import DIMENSIONS, PRECISIONS, StopRequest, UserError, advance, prefetch, progress, stream
 
 HALVING_STEPS = 300  # the learning rate halves every so many steps
@@ -51,7 +50,7 @@ CHUNK = 500  # images that share the visiting orders of ICM in training
 SECOND_STAGE = 5  # updates of --two-stage: as many as the released 800 steps have
 OLDER_OPTIONS = {  # of states from before there was a choice
     "precision": PRECISIONS[0], "backbone": "alexnet", "crops": "random", "views": 1, "temperature": 0.1, "pairs": 0.0,
-    "features": None, "final_fit": False, "tag_metric": False}
+    "features": None, "final_fit": False}
 # what a resumed run may change
 FREE_OPTIONS = ("iterations", "gpu", "cache_gb", "root", "save_every", "resume", "weights", "print_path")
 
@@ -138,7 +137,7 @@ def train(options, target):
         checkpoint = {**weights, CODEBOOKS: alternation.codebooks.reshape(-1, DIMENSIONS)}  # C: (M·K, D)
         if options.final_fit:
             checkpoint |= fitted_entries(inputs, weights, options.codebooks, options.seed, device, options.precision,
-                                         log, training_set.tags if options.tag_metric else None)
+                                         log)
         write_checkpoint(target, checkpoint, record, save_state, options)
     log.info(f"saved {target}.")
 

@@ -9,18 +9,18 @@ from dataclasses import replace
 
 import numpy as np
 
-import metrics
-import quantizer
-from backbones import LAST, of_weights
 from dataset import find_dataset, load_retrieval, read_image_list, read_label_names, read_tag_embeddings
-from encoder import Encoder
-from features import embed, photo_features, read_features
-from neighbourhoods import averages
-from session import device_name
-from storage.checkpoint import check_trained_with, default_crops, read_checkpoint, trained_on_features
-from storage.retrieval_file import SPLITS, Retrieval, read_retrieval, sources, write_retrieval
-from storage.run_log import open_log, provenance
-from storage.safe_files import write_json
+from models.backbones import LAST, of_weights
+from models.checkpoint import check_trained_with, default_crops, read_checkpoint, trained_on_features
+from models.features import embed, photo_features, read_features
+from models.session import device_name
+from models.tf_encoder import Encoder
+from quantization import quantizer
+from quantization.neighbourhoods import averages
+from retrieval import metrics
+from retrieval.retrieval_file import SPLITS, Retrieval, read_retrieval, sources, write_retrieval
+from storage.files import write_json
+from storage.log import open_log, provenance
 from util import UserError, counting, stream
 
 PRECISION_AT = (1, 10, 100, 1000)

@@ -13,10 +13,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from retrieval.access_token import add_token
-from retrieval.client import Remote
 from retrieval.index_names import find_index, named_folder
 from retrieval.result import DEFAULT_TOPK
+from server.access_token import add_token
+from server.client import Remote
 from util import CROPS, CROPS_HELP, ROOT, UserError, add_precision, gpu_number, gpu_numbers, note, number, run_program
 
 
@@ -117,12 +117,12 @@ def main():
     if options.command == "build":
         out = options.out or named_folder(options.checkpoint.stem if options.name is None else options.name,
                                           options.root)
-        from retrieval import sources, up_to_date  # without TensorFlow
-        source = sources.photo_source(options.dataset, options.root)
+        from retrieval import photos, up_to_date
+        source = photos.photo_source(options.dataset, options.root)
         if up_to_date.tell_if_up_to_date(source, out, options):
             return
-        from retrieval import building
-        building.build(options.checkpoint, source, out, options.root, options.trained_on,
+        from retrieval import build
+        build.build(options.checkpoint, source, out, options.root, options.trained_on,
                        options.crops, options.lists, options.skip_bad, options.seed, options.gpu, options.precision,
                        options.prune, options.keep_embeddings, options.vectors)
     elif options.command == "tags" and options.list_words:

@@ -6,9 +6,9 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from retrieval.access_token import add_token
 from retrieval.cluster_address import check_reachable, ray_address
 from retrieval.index_names import find_index
+from server.access_token import add_token
 from util import ROOT, gpu_number, number, run_program
 
 
@@ -53,7 +53,7 @@ def main():
         from retrieval import query_network  # and TensorFlow, which takes seconds, once the first photo comes
         return query_network.load(*which)
 
-    from retrieval import serving
+    from server import serving
     serving.serve(options, load_network, connect)
 
 

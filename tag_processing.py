@@ -4,8 +4,8 @@ Writes `tags/FinalTagEmbs.txt`, `tags/TagIdMergeMap.pkl` and `tags/report.json` 
 """
 import argparse
 
+from tags.word_vectors import FORMATS
 from util import add_shared_options, gpu_number, number, run_program
-from word_vectors import FORMATS
 
 
 def parse_options():
@@ -37,9 +37,9 @@ def main():
     options = parse_options()
     train = None
     if options.word_vectors == "train":
-        from trained_vectors import train_vectors as train
-    import tag_merging
-    tag_merging.process(options, train)
+        from tags.trained_vectors import train_vectors as train
+    from tags import graph
+    graph.process(options, train)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 import argparse
 from pathlib import Path
 
-from storage.run_log import experiment_name
+from storage.log import experiment_name
 from util import (
     CROPS,
     MOST_CODEBOOKS,
@@ -79,9 +79,6 @@ def parse_arguments():
     network.add_argument("--final-fit", action=argparse.BooleanOptionalAction,
                          help="fit the codebooks anew at the end, to the trained network's embeddings scaled to length "
                               "1, in plain Euclidean distance (default: with fixed crops or --features)")
-    network.add_argument("--tag-metric", action="store_true",
-                         help="with the final fit: codes stand for what an embedding says of the tags, if held-out "
-                              "training images are ranked better so")
     running = parser.add_argument_group("running")
     running.add_argument("--batch-size", type=number(int, 1), default=256, help="images a step (default 256)")
     add_precision(running)
@@ -119,8 +116,6 @@ def check_options(options, refuse):
         refuse("--features and --crops exclude each other")
     if options.two_stage and options.final_fit:
         refuse("--two-stage and --final-fit exclude each other: both learn the codebooks at the end")
-    if options.tag_metric and options.final_fit is False:
-        refuse("--tag-metric is an option of the final fit")
     if "/" in options.notes:
         refuse(f"argument NOTES: expected no slash, found {options.notes!r}")
 
@@ -141,7 +136,7 @@ def fill_in(options):
     if options.dropout is None:
         options.dropout = dropout
     if options.final_fit is None:
-        options.final_fit = (options.crops != "random" or options.tag_metric) and not options.two_stage
+        options.final_fit = options.crops != "random" and not options.two_stage
 
 
 def checkpoint_path(options):

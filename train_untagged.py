@@ -45,7 +45,7 @@ def main():
     if options.print_path:
         print(checkpoint_path(options))
         return
-    import untagged
+    from models import untagged
     untagged.train(options, checkpoint_path(options))
 
 

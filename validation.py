@@ -32,7 +32,7 @@ def parse_arguments():
 def main():
     options = parse_arguments()
     if options.figures:
-        import figures  # first, so that a missing matplotlib is told at once
+        from retrieval import figures
     import net_val
 
     net_val.validate(options, figures.write_all if options.figures else None)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import dataset
 from prepare.split_files import link_images
-from storage.run_log import experiment_name
-from storage.safe_files import write_json
+from storage.files import write_json
+from storage.log import experiment_name
 from util import MOST_CODEBOOKS, ROOT, UserError, number, run_program
 
 LAMBDA = 0.0001

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-import metrics
-import quantizer
-from retrieval.faiss_engine import flat_engine
-from storage.retrieval_file import read_content
-from storage.run_log import provenance
-from storage.safe_files import write_json
+from quantization import quantizer
+from retrieval import metrics
+from retrieval.faiss_index import flat_engine
+from retrieval.retrieval_file import read_content
+from storage.files import write_json
+from storage.log import provenance
 from util import DIMENSIONS, UserError, progress, sample, stream
 
 try:

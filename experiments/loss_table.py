@@ -6,19 +6,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 import dataset
-import metrics
-import quantizer
-from backbones import LAST, find
 from experiments import faiss_codes
 from experiments.ablations import plain_name, prepare_tags, program
-from features import embed, photo_features
-from fitting import fitted_entries
-from neighbourhoods import averages
-from session import device_name
-from storage.checkpoint import read_checkpoint
-from storage.run_log import experiment_name
-from storage.safe_files import write_json
-from training_inputs import FeatureInputs
+from models.backbones import LAST, find
+from models.checkpoint import read_checkpoint
+from models.features import embed, photo_features
+from models.fitting import fitted_entries
+from models.session import device_name
+from models.training_inputs import FeatureInputs
+from quantization import quantizer
+from quantization.neighbourhoods import averages
+from retrieval import metrics
+from storage.files import write_json
+from storage.log import experiment_name
 from util import UserError, gpu_numbers, note, stream
 
 COUNTS = (1, 2, 3, 4)  # of codebooks

@@ -29,7 +29,7 @@ def main():
     options = parse_arguments()
     figures = None
     if not options.no_figures:
-        import figures  # so that a missing matplotlib is told at once
+        from retrieval import figures
     from gpq import measuring
     measuring.run(options, from_options(options), figures)
 

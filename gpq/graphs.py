@@ -7,9 +7,9 @@ import numpy as np
 
 from gpq import losses, network, retrieval
 from gpq.data import SIDE, standardize
-from session import check_finite, finite_operations, open_session, tf
-from storage.safe_files import CHECKSUMS, check_checksums, recover_folders
-from storage.states import step_of
+from models.session import check_finite, finite_operations, open_session, tf
+from models.states import step_of
+from storage.files import CHECKSUMS, check_checksums, recover_folders
 from util import UserError, note, one_line, progress
 
 MODEL = "model.ckpt"  # what the names of TensorFlow's files in a checkpoint's folder begin with

@@ -3,7 +3,7 @@
 Letters: B images of a batch, M segments (codebooks), K codewords of a codebook, D dimensions of a codeword,
 L classes. A codebook is a slice of Z, float32 (K, M·D): segment m of row k is codeword k of codebook m.
 """
-from session import tf
+from models.session import tf
 
 NORM_WEIGHT = 0.0005  # 0.25 · 0.002, on the squared norms in the N-pair loss
 SMALLEST = 1e-5  # keeps the logarithm of the entropy finite

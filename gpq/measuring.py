@@ -4,11 +4,10 @@ import time
 
 import numpy as np
 
-import metrics
 from gpq import data, graphs, retrieval
-from retrieval import index
-from session import device_name
-from storage.safe_files import fingerprint, write_json
+from models.session import device_name
+from retrieval import index, metrics
+from storage.files import fingerprint, write_json
 from util import UserError, counting, stream
 
 SHOWN_RESULTS = 20

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from gpq import matlab
-from session import tf
+from models.session import tf
 from util import UserError, one_line
 
 SCOPE = "Fixed_VGG"

@@ -5,8 +5,8 @@ L classes. No session, no file and no data set in here.
 """
 import numpy as np
 
-import metrics
-import quantizer
+from quantization import quantizer
+from retrieval import metrics
 
 ENCODED_AT_ONCE = 4096  # images; bounds the memory of encoding to some 4·M·K bytes for each
 

@@ -4,10 +4,10 @@ from dataclasses import asdict
 
 from gpq import data, network
 from gpq.graphs import MODEL, TrainingGraph, learning_rate
-from session import check_finite, device_name, open_session, tf, write_scalars
-from storage.run_log import log_progress, open_log, plain, provenance
-from storage.safe_files import write_json
-from storage.states import States, saved_settings
+from models.session import check_finite, device_name, open_session, tf, write_scalars
+from models.states import States, saved_settings
+from storage.files import write_json
+from storage.log import log_progress, open_log, plain, provenance
 from util import StopRequest, UserError, advance, prefetch, progress, stream
 
 # what a resumed run may change

@@ -22,9 +22,9 @@ from dataset import (
     read_tag_names,
     read_tags,
 )
-from image_files import list_faults
 from prepare.split_files import counts, spread, tags_made_from
-from storage.safe_files import fingerprint, write_json
+from storage.files import fingerprint, write_json
+from storage.images import list_faults
 from util import ROOT, UserError, cores, first_few, progress, run_program
 
 SPLITS = ("train", "database", "test")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpq.data import FILES, META, load_split
 from prepare.download import check_md5, fetch, md5_digits
-from storage.safe_files import replacing
+from storage.files import replacing
 from util import ROOT, UserError, progress, run_program
 
 ARCHIVE = "cifar-10-python.tar.gz"

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from storage.safe_files import write_json, write_text
+from storage.files import write_json, write_text
 from util import UserError, number, progress, run_program, stream
 
 SIDE = 256  # pixels

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 
-from storage.safe_files import sync
+from storage.files import sync
 from util import UserError, progress
 
 BLOCK = 2**18  # bytes read at a time

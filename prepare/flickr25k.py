@@ -18,7 +18,6 @@ import numpy as np
 import scipy.sparse
 
 from dataset import tag_rows
-from image_files import image_faults, list_faults
 from prepare.download import check_md5, fetch, md5, md5_digits
 from prepare.split_files import (
     Collection,
@@ -32,6 +31,7 @@ from prepare.split_files import (
     only_preparation,
     temporary_folder,
 )
+from storage.images import image_faults, list_faults
 from util import UserError, add_shared_options, leads_out, number, progress, run_program, stream
 
 FOLDER = "flickr25k"

@@ -6,12 +6,12 @@ from dataclasses import asdict
 import h5py
 import numpy as np
 
-import onnx_encoder
 from dataset import check_links, faults_in, find_dataset, read_image_list
-from features import NAMES, complete_features, reading
-from image_files import list_faults
-from storage.image_model import KEY, ImageModel, model_of_features
-from storage.safe_files import fingerprint
+from models import encoder
+from models.features import NAMES, complete_features, reading
+from models.image_model import KEY, ImageModel, model_of_features
+from storage.files import fingerprint
+from storage.images import list_faults
 from util import UserError, note
 
 
@@ -22,9 +22,9 @@ def compute(options):
     model = described_model(options)
     check_same(path, model, folder.name)
     splits = usable_images(folder)
-    network = onnx_encoder.OnnxFeatures(model, options.gpu, options.batch_size)
+    network = encoder.OnnxFeatures(model, options.gpu, options.batch_size)
     facts = {KEY: json.dumps(asdict(model)), "dataset": folder.name,
-             "onnxruntime": onnx_encoder.onnxruntime.__version__,
+             "onnxruntime": encoder.onnxruntime.__version__,
              "opencv-python": importlib.metadata.version("opencv-python")}
     for split, names in splits.items():
         complete_features(path, facts, folder, split, np.arange(len(names)),

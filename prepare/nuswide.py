@@ -10,7 +10,6 @@ import numpy as np
 import scipy.sparse
 
 from dataset import read_binary_matrix, read_image_list, read_tag_names
-from image_files import image_faults, list_faults
 from prepare.split_files import (
     Collection,
     Rows,
@@ -22,6 +21,7 @@ from prepare.split_files import (
     link_images,
     only_preparation,
 )
+from storage.images import image_faults, list_faults
 from util import UserError, add_shared_options, leads_out, number, progress, run_program, stream
 
 FOLDER = "nus-wide"

@@ -14,7 +14,6 @@ import numpy as np
 import scipy.sparse
 
 from dataset import TAG_LISTS, links_out
-from image_files import image_fault, list_faults
 from prepare.photo_tags import descriptions_of, read_tags
 from prepare.split_files import (
     DROPPED_TAGS,
@@ -30,9 +29,10 @@ from prepare.split_files import (
     write_lines,
     write_matrix,
 )
-from retrieval.sources import photos_and_descriptions
-from storage.safe_files import read_json, write_json, write_text
-from tag_spelling import fold
+from retrieval.photos import photos_and_descriptions
+from storage.files import read_json, write_json, write_text
+from storage.images import image_fault, list_faults
+from tags.spelling import fold
 from util import UserError, cores, first_few, note, progress
 
 LEAST_PHOTOS = 50  # with a tag that is kept; from fewer nothing is learned

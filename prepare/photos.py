@@ -19,9 +19,9 @@ from itertools import chain
 from pathlib import Path
 
 from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, link_folder, read_text
-from image_files import list_faults
 from prepare.split_files import write_lines
-from storage.safe_files import sync
+from storage.files import sync
+from storage.images import list_faults
 from util import ROOT, UserError, leads_out, number, run_program
 
 REQUIRED = ("image", "tags", "split")

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 
 from dataset import TAG_LISTS, link_folder, read_tag_names
-from storage.safe_files import exclusive_lock, fingerprint, sync, write_json
+from storage.files import exclusive_lock, fingerprint, sync, write_json
 from util import UserError
 
 LISTS_AND_MATRICES = tuple(f"{split}_{kind}.txt" for split, matrix in

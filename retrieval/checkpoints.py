@@ -1,6 +1,6 @@
 """The data set whose tags a checkpoint learned."""
 import dataset
-from storage.checkpoint import check_trained_with, read_record
+from models.checkpoint import check_trained_with, read_record
 from util import UserError
 
 

@@ -24,15 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.safe_files import (
-    check_checksums,
-    check_settings,
-    fingerprint,
-    read_json,
-    replacing,
-    with_checksums,
-    write_json,
-)
+from storage.files import check_checksums, check_settings, fingerprint, read_json, replacing, with_checksums, write_json
 from util import UserError, progress
 
 try:

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-import metrics
-import quantizer
-from retrieval import faiss_engine, manifest, vocabulary
+from quantization import quantizer
+from retrieval import faiss_index, manifest, metrics, vocabulary
 from retrieval.lines import Lines, write_lines
 from storage.arrays import read_npy
-from storage.safe_files import exclusive_lock, naming, replacing
-from tag_spelling import tags_in
+from storage.files import exclusive_lock, naming, replacing
+from tags.spelling import tags_in
 from util import UserError, leads_out
 
 FLAT_IMAGES = 1_000_000  # more images than that are sorted into inverted lists, unless told otherwise
@@ -110,14 +109,14 @@ class Index:
         scores, rows = self._scan(queries, min(topk + 1, len(self)), probes)
         cut = topk < len(self) and (scores[:, topk] == scores[:, topk - 1]) & (rows[:, topk] >= 0)
         if np.any(cut):  # the last place cuts a tie
-            scores, rows = self._scan(queries, min(faiss_engine.MOST_TIED * topk, len(self)), probes)
+            scores, rows = self._scan(queries, min(faiss_index.MOST_TIED * topk, len(self)), probes)
         return second_look(queries, scores, rows, topk, self.content.embeddings)
 
     def _scan(self, queries, topk, probes):
         """As `search`, of equal scores the lower row first."""
         if self.engine is None:
             return search_numpy(queries, self.content.codes, self.content.codebooks, topk)
-        return faiss_engine.search(self.engine, queries, topk, probes)
+        return faiss_index.search(self.engine, queries, topk, probes)
 
     def directions(self, rows):
         """Reconstructions of coded images, cut to length 1, float32 (n, D); not of GPQ."""
@@ -271,7 +270,7 @@ def _save(folder, content, inverted_lists=0):
              "count": len(content.codes), "codebooks": len(content.codebooks), "lists": inverted_lists,
              "tag_names": content.tag_names, "label_names": content.label_names}
     manifest.check_keys(folder / manifest.MANIFEST, facts)
-    engine = faiss_engine.make(content.codes, content.codebooks, inverted_lists, facts["seed"])
+    engine = faiss_index.make(content.codes, content.codebooks, inverted_lists, facts["seed"])
     absent = {role for role in manifest.OPTIONAL if (engine if role == "engine" else getattr(content, role)) is None}
     paths = {role: folder / manifest.file_name(role, facts["generation"]) for role in manifest.SUFFIXES.keys() - absent}
     try:
@@ -293,7 +292,7 @@ def _write_files(paths, content, engine):
     write_lines(paths["images"], content.images)
     if engine is not None:
         with replacing(paths["engine"]) as temporary:
-            faiss_engine.write(engine, temporary, paths["engine"])
+            faiss_index.write(engine, temporary, paths["engine"])
 
 
 # ---------------------------------------------------------------- reading
@@ -329,8 +328,8 @@ def _read(folder, facts, paths):
 
 
 def _load_engine(content, path):
-    if faiss_engine.faiss is None:
+    if faiss_index.faiss is None:
         return None
     if path is None:
-        return faiss_engine.make(content.codes, content.codebooks, 0, content.facts["seed"])
-    return faiss_engine.read(path, content.codes, content.codebooks, content.facts["lists"])
+        return faiss_index.make(content.codes, content.codebooks, 0, content.facts["seed"])
+    return faiss_index.read(path, content.codes, content.codebooks, content.facts["lists"])

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from storage.safe_files import naming, replacing
+from storage.files import naming, replacing
 from util import UserError
 
 LETTERS_AT_ONCE = 2**24  # in which ends of lines are looked for

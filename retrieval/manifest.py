@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-import quantizer
+from quantization import quantizer
 from retrieval.photo_files import NUMBERS
-from storage.safe_files import fingerprint, private_copy, write_json
+from storage.files import fingerprint, private_copy, write_json
 from util import CROPS, PRECISIONS, UserError, one_line
 
 FORMAT = 1

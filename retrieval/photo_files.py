@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.safe_files import fingerprint
+from storage.files import fingerprint
 from util import UserError, cores, note, progress
 
 NUMBERS = 7  # of a fingerprint

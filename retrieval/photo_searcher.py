@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-from image_files import decodable_images, image_fault, try_image
 from retrieval.result import DEFAULT_TOPK
 from retrieval.searcher import Searcher
+from storage.images import decodable_images, image_fault, try_image
 from util import UserError
 
 DECODED_AT_ONCE = 2  # photos: decoded, a photo may be large

@@ -2,13 +2,13 @@
 from functools import partial
 from pathlib import Path
 
-from neighbourhoods import averages
+from models.checkpoint import read_checkpoint
+from quantization.neighbourhoods import averages
 from retrieval.photo_encoder import encoder_of
 from retrieval.photo_searcher import Photos
 from retrieval.searcher import load_index
 from retrieval.shared_network import SharedNetwork
 from retrieval.up_to_date import check_checkpoint
-from storage.checkpoint import read_checkpoint
 
 
 def load(folder, facts, checkpoint, gpu):

@@ -16,7 +16,7 @@ import pyarrow
 
 from retrieval import cluster
 from retrieval.cluster import ray
-from retrieval.encoding import ShardEncoder, versions
+from retrieval.encode import ShardEncoder, versions
 from util import ROOT, UserError, cores, note, one_line
 
 # A worker is one CPU: with more threads each, workers on one machine would be in each other's way.

@@ -1,7 +1,7 @@
 """A query and its results as a picture. It needs matplotlib, so import this module only where a picture is wanted."""
 import os
 
-from figures import ranking_figure, thumbnail
+from retrieval.figures import ranking_figure, thumbnail
 
 
 def draw(path, photo, words, results):

@@ -1,7 +1,7 @@
 """An index that is asked by words. It needs no network, so TensorFlow is not loaded; photos: see photo_searcher.py."""
 import numpy as np
 
-from retrieval import faiss_engine, index
+from retrieval import faiss_index, index
 from retrieval.result import DEFAULT_TOPK, Result
 from util import UserError, note, one_line
 
@@ -12,7 +12,7 @@ def load_index(folder, images=None, private=False):
     `images`: where the indexed photos are now, if they were moved; private: as of `index.load`.
     """
     loaded = index.load(folder, private)
-    if faiss_engine.faiss is None:
+    if faiss_index.faiss is None:
         note("FAISS is not installed, so NumPy searches, slower (pip install -r requirements-search.txt)")
     if "crops" not in loaded.content.facts:
         raise UserError(f"{folder} is an index of another program: {loaded.content.facts.get('made_by')}")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval import faiss_engine, index
-from storage.safe_files import (
+from retrieval import faiss_index, index
+from storage.files import (
     CHECKSUMS,
     check_checksums,
     exclusive_lock,
@@ -68,7 +68,7 @@ def _write(folder, whole, starts, names, source):
         shutil.rmtree(half_written)
     with replacing_folder(folder) as new:
         for shard, name in enumerate(progress(names, desc="cutting the index into shards")):
-            faiss_engine.write(_engine_of(whole, starts[shard], starts[shard + 1]), new / name, folder / name)
+            faiss_index.write(_engine_of(whole, starts[shard], starts[shard + 1]), new / name, folder / name)
         with naming(folder / RECORD):
             write_json(new / RECORD, {"source": source})
 
@@ -86,8 +86,8 @@ def _engine_of(whole, start, end):
     """FAISS's index of rows `start` to `end`."""
     content = whole.content
     if not content.facts["lists"]:
-        return faiss_engine.flat_engine(content.codes[start:end], content.codebooks)
-    engine = faiss_engine.empty_inverted_lists(whole.engine.quantizer, content.codebooks)
+        return faiss_index.flat_engine(content.codes[start:end], content.codebooks)
+    engine = faiss_index.empty_inverted_lists(whole.engine.quantizer, content.codebooks)
     whole.engine.copy_subset_to(engine, 0, start, end)  # 0: by a range of rows
     return engine
 
@@ -101,16 +101,16 @@ class Shard:
         path = Path(part.path)
         if read_json(path.with_name(RECORD)).get("source") != part.source:
             raise UserError(f"{path} was cut from another index since the server started")
-        faiss_engine.faiss.omp_set_num_threads(threads)
+        faiss_index.faiss.omp_set_num_threads(threads)
         with private_copy(path) as copy:
             if fingerprint(copy) != read_json(path.with_name(CHECKSUMS))["sha256"].get(path.name):
                 raise UserError(f"{path} was altered since it was written: its checksum differs")
-            self._engine = faiss_engine.open_mapped(copy)
+            self._engine = faiss_index.open_mapped(copy)
         self._first = part.first
 
     def search(self, queries, topk, probes):
         """As `Index.search`, of this shard's rows; and the number of the process."""
-        scores, rows = faiss_engine.search(self._engine, queries, min(topk, self._engine.ntotal), probes)
+        scores, rows = faiss_index.search(self._engine, queries, min(topk, self._engine.ntotal), probes)
         return scores, rows + self._first, os.getpid()
 
 
@@ -123,12 +123,12 @@ class Threads:
     def __init__(self, parts):
         self._threads = max(1, cores() // len(parts))
         self._first, *self._others = [Shard(part, self._threads) for part in parts]
-        self._pool = ThreadPoolExecutor(max(cores(), len(parts)), initializer=faiss_engine.faiss.omp_set_num_threads,
+        self._pool = ThreadPoolExecutor(max(cores(), len(parts)), initializer=faiss_index.faiss.omp_set_num_threads,
                                         initargs=(self._threads,))
 
     def ask(self, *question):
         others = [self._pool.submit(shard.search, *question) for shard in self._others]
-        faiss_engine.faiss.omp_set_num_threads(self._threads)  # of the thread that asks
+        faiss_index.faiss.omp_set_num_threads(self._threads)  # of the thread that asks
         return [self._first.search(*question), *(answer.result() for answer in others)]
 
 
@@ -148,7 +148,7 @@ class Sharded(index.Index):
     def _scan(self, queries, topk, probes):
         scores, rows, processes = zip(*self._backend.ask(queries, topk, probes), strict=True)
         self._remember(processes)
-        return faiss_engine.best_first(np.hstack(scores), np.hstack(rows), topk)
+        return faiss_index.best_first(np.hstack(scores), np.hstack(rows), topk)
 
     def _remember(self, processes):
         self.processes = self.processes or [[process] for process in processes]

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 
 import dataset
-from image_files import image_faults, list_faults
 from retrieval import index, photo_files
-from retrieval.sources import name_fault
-from storage.safe_files import fingerprint
+from retrieval.photos import name_fault
+from storage.files import fingerprint
+from storage.images import image_faults, list_faults
 from util import PRECISIONS, UserError
 
 

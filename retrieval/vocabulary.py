@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.safe_files import read_json
+from storage.files import read_json
+from tags.word_vectors import row_places, spellings, vector_at
 from util import UserError, note
-from word_vectors import row_places, spellings, vector_at
 
 COMPARED = 200  # tags whose vectors are looked up to tell whether a file is the one that the tags were made of
 LEAST_COSINE = 0.5  # their median; merging and enhancing keep it near 1, and in another file it is near 0

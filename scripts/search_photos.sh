@@ -22,7 +22,7 @@ part() {  # part TITLE COMMAND…: run a command, and tell how long it took
 index_of() { echo "indexes/$(basename "$1" .npy)"; }  # of a checkpoint
 
 part "environment" install requirements.txt requirements-{backbone,photos,search,serve}.txt
-[ -e efficientnet_lite0.json ] || part "backbone" "$PYTHON" weights/convert_efficientnet.py --force
+[ -e efficientnet_lite0.json ] || part "backbone" "$PYTHON" prepare/efficientnet.py --force
 # the name of the folder, and a number that tells two folders of one name apart
 name=$(basename "$folder" | tr -c '[:alnum:]._\n-' _ | sed 's/^[.-]/_/')-$(cksum <<< "$folder" | cut -d' ' -f1)
 training=("$name" 0.003 800 0 2 SOFTMAX photos "$gpu" --backbone efficientnet_lite0 --pairs 1)

@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from storage import plain_pickle
-from storage.safe_files import with_checksums
+from storage.files import with_checksums
 from util import UserError, one_line
 
 # entries of weights that are no layers
 CODEBOOKS = "C"  # the codebooks, stacked, in every checkpoint
 FIT = "fit"  # of fitted codebooks: S of the distances in which codes are found; the release's have none
 NEIGHBOURS = "neighbours"  # what codes of fitted codebooks stand for: anchors and β
-METRIC = "tag_metric"  # what the codes of --tag-metric stand for, as a layer
-ENTRIES = (CODEBOOKS, FIT, NEIGHBOURS, METRIC)
+ENTRIES = (CODEBOOKS, FIT, NEIGHBOURS)
 SINGLE = (CODEBOOKS, FIT)  # that are one array
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import dataset
+from indexes import make_content
 from prepare import check, photos
-from retrieval import index, photo_files, sources
+from retrieval import index, photo_files
+from retrieval import photos as photo_sources
 from retrieval.manifest import MANIFEST, _digest
 from retrieval.up_to_date import usable_rows
-from test_index import make_content
 from tiny import TRAINING, call, make_tiny
 from util import UserError
 
@@ -61,7 +62,7 @@ def test_a_name_that_climbs_is_refused_with_file_and_row_whatever_reads_it(tiny,
     with pytest.raises(UserError, match="row 3: expected a path inside"):
         dataset.load_retrieval(found(tiny), "database", skip_bad=True)
     with pytest.raises(UserError, match="row 3: expected a path inside"):
-        sources.photo_source("tiny", tiny)
+        photo_sources.photo_source("tiny", tiny)
     code, printed = call(monkeypatch, capsys, check, "tiny", "--root", tiny)
     assert code == 1
     assert "train_img.txt: row 3: expected a path inside the image folder" in printed
@@ -199,14 +200,14 @@ def test_links_in_a_person_s_own_folder_are_that_person_s_and_loops_end(tiny, im
     (images / "round").symlink_to(".")
     (images / "sub").mkdir()
     (images / "sub" / "up").symlink_to(images)
-    source = sources.folder_source(images, [])
+    source = photo_sources.folder_source(images, [])
     assert sorted(source.names) == sorted([*(f"{i}.jpg" for i in range(13)), "x.jpg"])
     assert len(usable_rows(source, all_new(source), skip_bad=False)) == 14
 
 
 def test_links_out_of_a_data_set_are_left_out_of_its_index_too(tiny, images, outside):
     rename(tiny, 4, file_link(images, outside))
-    source = sources.photo_source("tiny", tiny)
+    source = photo_sources.photo_source("tiny", tiny)
     with pytest.raises(UserError, match=r"x\.jpg \(row 4\) is a link to"):
         usable_rows(source, all_new(source), skip_bad=False)
     assert usable_rows(source, all_new(source), skip_bad=True).tolist() == [0, 1, 2, *range(4, 10)]
@@ -214,7 +215,7 @@ def test_links_out_of_a_data_set_are_left_out_of_its_index_too(tiny, images, out
 
 def test_a_file_name_with_a_line_break_is_refused_or_left_out_before_any_photo_is_embedded(images, capsys):
     shutil.copy(images / "0.jpg", images / "a\nb.jpg")
-    source = sources.folder_source(images, [])
+    source = photo_sources.folder_source(images, [])
     with pytest.raises(UserError, match=r"--skip-bad leaves them out\): .*a b\.jpg has a line break in its name"):
         usable_rows(source, all_new(source), skip_bad=False)
     left = usable_rows(source, all_new(source), skip_bad=True)
@@ -225,7 +226,7 @@ def test_a_file_name_with_a_line_break_is_refused_or_left_out_before_any_photo_i
 def test_a_folder_whose_name_an_index_cannot_hold_is_refused_before_any_photo_is_embedded(images):
     other = images.rename(images.with_name(os.fsdecode(b"caf\xe9")))
     with pytest.raises(UserError, match="expected a folder whose name is UTF-8"):
-        sources.folder_source(other, [])
+        photo_sources.folder_source(other, [])
 
 
 # ---------------------------------------------------------------- an index

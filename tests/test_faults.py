@@ -8,7 +8,6 @@ import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,12 +17,16 @@ import pytest
 
 import net_val
 from dataset import find_dataset, read_tags
+from desk import PHOTOS, Desk
+from faults import files_of_at_most, flip, killed_at
+from indexes import make_content
+from linear import linear_training, linear_weights, states_of
+from models.session import open_session
 from prepare import photos
 from retrieval import index
-from session import open_session
+from small_retrieval import small_retrieval
 from storage.arrays import read_weights, write_weights
-from storage.run_log import open_log
-from storage.safe_files import (
+from storage.files import (
     CHECKSUMS,
     check_checksums,
     read_json,
@@ -32,16 +35,10 @@ from storage.safe_files import (
     with_checksums,
     write_json,
 )
-from tag_merging import write_tags
-from test_import_photos import PHOTOS, Desk
-from test_index import make_content
-from test_net import linear_training, linear_weights, states_of
-from test_net_val import _retrieval
+from storage.log import open_log
+from tags.graph import write_tags
 from tiny import EXPERIMENT, PROJECT, backbone, make_tiny, start, train, wait_for
 from util import UserError, stream
-
-FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate"}
-
 
 # ---------------------------------------------------------------- SIGKILL while something is saved
 
@@ -85,14 +82,15 @@ def load_state(folder):
 
 
 def save_retrieval(folder, version):
-    net_val.write_retrieval(folder / "x_retrieval.h5", _retrieval(stream(version, "h5 fault")), {"version": version})
+    content = small_retrieval(stream(version, "h5 fault"))
+    net_val.write_retrieval(folder / "x_retrieval.h5", content, {"version": version})
 
 
 def load_retrieval(folder):
     for version in (1, 2):
         found, _, why = net_val.read_retrieval(folder / "x_retrieval.h5", {"version": version}, {})
         if found is not None:
-            np.testing.assert_array_equal(found.db_features, _retrieval(stream(version, "h5 fault")).db_features)
+            np.testing.assert_array_equal(found.db_features, small_retrieval(stream(version, "h5 fault")).db_features)
             return version
         assert "another version" in why, why
     return None
@@ -128,26 +126,6 @@ SAVED = {"checkpoint": (save_weights, load_weights), "state": (save_state, load_
          "tags": (save_tags, load_tags)}
 
 
-def killed_at(call, save, folder):
-    """Save version 2 in a child that is killed at its n-th change of a file; whether it came so far."""
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def hook(event, arguments):
-            nonlocal count
-            if event in FILE_EVENTS and not (event == "open" and arguments[2] & os.O_ACCMODE == os.O_RDONLY):
-                count += 1
-                if count == call:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(hook)
-        with contextlib.suppress(BaseException):
-            save(folder, 2)
-            os._exit(0)
-        os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert status in (0, signal.SIGKILL)
-    return status != 0
 
 
 @pytest.mark.parametrize("kind", SAVED)
@@ -250,15 +228,6 @@ def test_a_second_run_of_one_experiment_is_refused_and_the_first_goes_on(tmp_pat
 
 # ---------------------------------------------------------------- a full disk
 
-@contextlib.contextmanager
-def files_of_at_most(size):
-    """No file of this process can grow beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("kind", SAVED)
@@ -299,10 +268,6 @@ def test_training_on_a_full_disk_ends_in_one_sentence_and_code_2(tmp_path, small
 
 # ---------------------------------------------------------------- flipped bytes
 
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("checkpoint", "model.npy"), ("state", "step_00000001/variables"),
@@ -395,7 +360,7 @@ def test_codebooks_that_are_no_longer_finite_stop_the_training(tmp_path, monkeyp
 
 def test_a_log_that_another_run_holds_is_refused_until_that_run_ends(tmp_path):
     path = tmp_path / "x.log"
-    holder = subprocess.Popen([sys.executable, "-c", "import pathlib, time\nfrom storage.run_log import open_log\n"
+    holder = subprocess.Popen([sys.executable, "-c", "import pathlib, time\nfrom storage.log import open_log\n"
                                f"open_log(pathlib.Path({str(path)!r}))\n"
                                "print('held', flush=True); time.sleep(60)"],
                               stdout=subprocess.PIPE, text=True, cwd=PROJECT)

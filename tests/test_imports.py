@@ -41,7 +41,7 @@ def modules_named(statement):
 MAY_IMPORT = {"main": SOURCES, "open_index": [PROJECT / "search.py"]}
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name != "bench"],  # those time imports
+@pytest.mark.parametrize("path", [path for path in SOURCES if not path.stem.startswith("bench_")],  # those time imports
                          ids=lambda path: str(path.relative_to(PROJECT)))
 def test_only_main_imports_inside_a_function(path):
     odd = [f"line {statement.lineno} in {functions[-1]}()"
@@ -78,7 +78,7 @@ def all_needs(name):
 
 
 PROGRAMS = [path for path in SOURCES if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
-            and "argparse" in path.read_text(encoding="utf-8") and path.parent.name != "bench"]
+            and "argparse" in path.read_text(encoding="utf-8") and not path.stem.startswith("bench_")]
 
 
 @pytest.mark.parametrize("path", [path for path in PROGRAMS if path.parent != PROJECT and path.parent.name != "gpq"],

@@ -6,24 +6,14 @@ import h5py
 import numpy as np
 
 import net_val
-import quantizer
-from codebooks import random_codebooks
-from storage.retrieval_file import read_content
+from quantization import quantizer
+from retrieval.retrieval_file import read_content
+from small_retrieval import small_retrieval
 from util import stream
 
 
-def _retrieval(rng, m=2, queries=30, images=120):
-    c = random_codebooks(m, rng)
-    arrays = {"codebooks": c}
-    for prefix, n in (("db", images), ("qry", queries)):
-        arrays[f"{prefix}_features"] = rng.normal(size=(n, 300)).astype(np.float32)
-        arrays[f"{prefix}_codes"] = rng.integers(0, 256, (n, m)).astype(np.uint8)
-        arrays[f"{prefix}_label"] = (rng.random((n, 4)) < 0.4).astype(np.uint8)
-    return net_val.Retrieval(**arrays)
-
-
 def test_the_retrieval_file_holds_the_release_s_datasets_and_comes_back_whole(tmp_path):
-    retrieval = _retrieval(stream(0, "h5 test"))
+    retrieval = small_retrieval(stream(0, "h5 test"))
     path = tmp_path / "x_retrieval.h5"
     net_val.write_retrieval(path, retrieval, {"sha256 of checkpoint": "abc", "crops": 10})
     with h5py.File(path) as file:
@@ -39,7 +29,7 @@ def test_the_retrieval_file_holds_the_release_s_datasets_and_comes_back_whole(tm
 
 
 def test_queries_of_codes_are_their_averages_where_a_file_has_them(tmp_path):
-    retrieval = _retrieval(stream(0, "h5 averages"))
+    retrieval = small_retrieval(stream(0, "h5 averages"))
     net_val.write_retrieval(tmp_path / "plain.h5", retrieval, {})
     np.testing.assert_array_equal(read_content(tmp_path / "plain.h5").queries, retrieval.qry_features)
     averaged = replace(retrieval, qry_averages=retrieval.qry_features[::-1].copy())
@@ -59,7 +49,7 @@ def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_it_is_said_why(t
         return why
 
     assert "not there" in refusal()
-    net_val.write_retrieval(path, _retrieval(stream(0, "h5 test")), {"sha256 of checkpoint": "abc"})
+    net_val.write_retrieval(path, small_retrieval(stream(0, "h5 test")), {"sha256 of checkpoint": "abc"})
     assert "another checkpoint" in refusal(checkpoint="def")
     assert "another database_img.txt" in refusal(checkpoint="abc", **{"database_img.txt": "abc"})
     path.write_bytes(path.read_bytes()[:5000])
@@ -72,7 +62,7 @@ def test_a_retrieval_file_of_another_precision_is_not_used_and_an_old_one_is_of_
     path = tmp_path / "x_retrieval.h5"
     for made, asked, used in (({}, "float32", True), ({}, "bfloat16", False),
                               ({"precision": "bfloat16"}, "float32", False)):
-        net_val.write_retrieval(path, _retrieval(stream(0, "h5 test")), made)
+        net_val.write_retrieval(path, small_retrieval(stream(0, "h5 test")), made)
         retrieval, _, why = net_val.read_retrieval(path, {"precision": asked}, {})
         assert (retrieval is not None) == used
         assert used or "another precision" in why
@@ -80,7 +70,7 @@ def test_a_retrieval_file_of_another_precision_is_not_used_and_an_old_one_is_of_
 
 def test_a_retrieval_file_whose_arrays_do_not_fit_is_not_used_and_it_is_said_why(tmp_path):
     path = tmp_path / "x_retrieval.h5"
-    retrieval = _retrieval(stream(0, "h5 test"))
+    retrieval = small_retrieval(stream(0, "h5 test"))
     net_val.write_retrieval(path, replace(retrieval, db_label=retrieval.db_label[1:]), {})
     content, same_labels, why = net_val.read_retrieval(path, {}, {})
     assert (content, same_labels) == (None, False)
@@ -88,7 +78,7 @@ def test_a_retrieval_file_whose_arrays_do_not_fit_is_not_used_and_it_is_said_why
 
 
 def test_measure_ranks_by_reconstructions_and_leaves_the_labels_alone():
-    retrieval = _retrieval(stream(0, "measure test"))
+    retrieval = small_retrieval(stream(0, "measure test"))
     labels = retrieval.db_label.copy()
     log = SimpleNamespace(info=lambda line: lines.append(line))
     lines = []

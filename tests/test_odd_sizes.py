@@ -10,17 +10,15 @@ import pytest
 import scipy.sparse
 
 import dataset
-import image_files
-import metrics
 import net
 import net_val
-import quantizer
-import tag_merging
 import tag_processing
-import trained_vectors
-from codebooks import random_codebooks
-from retrieval import faiss_engine, index
-from test_index import make_content
+from indexes import make_content
+from quantization import quantizer
+from quantization.codebooks import random_codebooks
+from retrieval import faiss_index, index, metrics
+from storage import images as image_files
+from tags import graph, trained_vectors
 from tiny import EXPERIMENT, make_tiny, train, validate, write_pickle
 from util import UserError, stream
 
@@ -112,7 +110,7 @@ def test_an_index_of_any_size_gives_all_its_images_where_more_are_asked_for(tmp_
     if fast:
         pytest.importorskip("faiss")
     else:
-        monkeypatch.setattr(faiss_engine, "faiss", None)
+        monkeypatch.setattr(faiss_index, "faiss", None)
     content = make_content(images=images)
     index.save(tmp_path, content)
     scores, rows = index.load(tmp_path).search(embeddings_of(2), 10 * images)
@@ -139,17 +137,17 @@ def test_results_of_fewer_images_than_asked_for_are_measured_on_those():
 
 @pytest.mark.parametrize("tags", [1, 2, 255, 256, 257])
 def test_a_graph_of_any_number_of_tags_keeps_each_of_them_once(tags):
-    unit = tag_merging.normalise(embeddings_of(tags).astype(float))
-    graph = tag_merging.correlation_graph(unit, 5, 0.75)
-    np.testing.assert_allclose(graph.sum(1), 1)
-    groups = tag_merging.merge_groups(tag_merging.normalise(graph @ unit), 0.05)
+    unit = graph.normalise(embeddings_of(tags).astype(float))
+    links = graph.correlation_graph(unit, 5, 0.75)
+    np.testing.assert_allclose(links.sum(1), 1)
+    groups = graph.merge_groups(graph.normalise(links @ unit), 0.05)
     assert sorted(np.concatenate(groups)) == list(range(tags))
-    assert tag_merging.merged_embeddings(unit, groups).shape == (len(groups), 300)
+    assert graph.merged_embeddings(unit, groups).shape == (len(groups), 300)
 
 
 def test_tags_that_are_all_synonyms_become_one():
-    unit = tag_merging.normalise(np.tile(embeddings_of(1).astype(float), (40, 1)))
-    assert tag_merging.merge_groups(unit, 0.05) == [list(range(40))]
+    unit = graph.normalise(np.tile(embeddings_of(1).astype(float), (40, 1)))
+    assert graph.merge_groups(unit, 0.05) == [list(range(40))]
 
 
 @pytest.fixture

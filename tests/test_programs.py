@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import net
-from backbones import alexnet
+from models import alexnet
 from storage.arrays import read_weights, write_weights
 from tiny import (
     EXPERIMENT,
@@ -179,7 +179,7 @@ def test_run_sh_validates_what_it_trained_with_other_options_in_another_root(tin
     shutil.copytree(PROJECT / "scripts", scripts)
     python.parent.mkdir(parents=True)  # the environment that run.sh finds has the small network
     python.write_text(f'#!/bin/sh\ncd "{PROJECT}"\n'
-                      'case $* in *--print-path) ;; *) set -- tests/small_network.py "$@" ;; esac\n'
+                      'case $* in *--print-path) ;; *) set -- tests/support/small_network.py "$@" ;; esac\n'
                       f'exec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     done = subprocess.run(

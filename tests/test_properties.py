@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import dataset
-import metrics
 import oracles
-import quantizer
-from codebooks import update_codebooks
-from retrieval import index
+from quantization import quantizer
+from quantization.codebooks import update_codebooks
+from retrieval import index, metrics
 from retrieval.lines import Lines, write_lines
-from storage.run_log import experiment_name
+from storage.log import experiment_name
 from util import UserError
 
 settings.register_profile("wsdhq", derandomize=True, deadline=None, max_examples=60, database=None,

@@ -6,12 +6,12 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-
-import quantizer
-import search
-from retrieval import building, faiss_engine, index
-from retrieval.client import Remote
 from test_serve import post, served
+
+import search
+from quantization import quantizer
+from retrieval import build, faiss_index, index
+from server.client import Remote
 from tiny import EXPERIMENT, TRAINING, make_tiny, run, train_in_fixture, validate
 from util import UserError
 
@@ -35,7 +35,7 @@ def checkpoint(root):
 @pytest.fixture(scope="module")
 def photos(root, checkpoint):
     """The index of the data set's database, opened."""
-    building.build(checkpoint, "tiny", root=root, crops=1)
+    build.build(checkpoint, "tiny", root=root, crops=1)
     return search.open_index(root / "indexes" / EXPERIMENT)
 
 
@@ -63,10 +63,10 @@ def test_photos_that_are_added_leave_the_others_as_they_are(root, checkpoint, tm
         shutil.copy(photo(root, number), folder / "sub" / f"{number} é.jpg")
     (folder / "notes.txt").write_text("no photo")
     arguments = {"out": out, "root": root, "crops": 1}
-    first = building.build(checkpoint, folder, **arguments).content.codes
+    first = build.build(checkpoint, folder, **arguments).content.codes
     shutil.copy(photo(root, 5), folder / "added.JPG")
     (folder / "sub" / "0 é.jpg").unlink()
-    made = building.build(checkpoint, folder, **arguments)
+    made = build.build(checkpoint, folder, **arguments)
     printed = capsys.readouterr()
     assert "5 photos, 1 of them new" in printed.out
     assert "1 photos of" in printed.err
@@ -74,7 +74,7 @@ def test_photos_that_are_added_leave_the_others_as_they_are(root, checkpoint, tm
     np.testing.assert_array_equal(made.content.codes[:4], first)
     assert made.content.images[-1] == "added.JPG"
     assert list(index.load(out).content.images) == made.content.images
-    building.build(checkpoint, folder, **arguments)
+    build.build(checkpoint, folder, **arguments)
     assert "5 photos, 0 of them new" in capsys.readouterr().out
 
 
@@ -84,13 +84,13 @@ def test_embeddings_that_are_kept_are_those_of_the_photos(root, checkpoint, phot
     folder.mkdir()
     for number in (3, 4):
         shutil.copy(photo(root, number), folder)
-    building.build(checkpoint, folder, **arguments, keep_embeddings=True)
+    build.build(checkpoint, folder, **arguments, keep_embeddings=True)
     shutil.copy(photo(root, 5), folder)
-    kept = building.build(checkpoint, folder, **arguments).content.embeddings
+    kept = build.build(checkpoint, folder, **arguments).content.embeddings
     expected = index.normalise(photos.embed([photo(root, number) for number in (3, 4, 5)]))
     np.testing.assert_allclose(kept, expected, atol=1e-3)
     with pytest.raises(UserError, match="is an index without embeddings: for --keep-embeddings choose another"):
-        building.build(checkpoint, "tiny", root=root, crops=1, keep_embeddings=True)
+        build.build(checkpoint, "tiny", root=root, crops=1, keep_embeddings=True)
 
 
 def test_an_index_that_is_up_to_date_is_told_so_without_tensorflow(run_here, root, checkpoint, photos, tmp_path):
@@ -99,7 +99,7 @@ def test_an_index_that_is_up_to_date_is_told_so_without_tensorflow(run_here, roo
     for number in (3, 4):
         shutil.copy(photo(root, number), folder)
     arguments = [checkpoint, folder, "--root", root, "--out", tmp_path / "index"]  # crops are those of the index
-    building.build(*arguments[:2], tmp_path / "index", root, crops=1)
+    build.build(*arguments[:2], tmp_path / "index", root, crops=1)
     (folder / "3.jpg").unlink()
     (folder / "bad.jpg").write_text("no photo")
     (folder / "notes.txt").write_text("no photo")
@@ -124,17 +124,17 @@ def test_with_a_file_of_word_vectors_any_of_its_words_is_a_query(root, checkpoin
     (tmp_path / "v.txt").write_text("".join(f"{word} {' '.join(map(str, vector))}\n" for word, vector in rows))
     shutil.copytree(root / "indexes" / EXPERIMENT, tmp_path / "index")
     arguments = {"out": tmp_path / "index", "root": root, "crops": 1}
-    building.build(checkpoint, "tiny", **arguments, vectors=tmp_path / "v.txt")
+    build.build(checkpoint, "tiny", **arguments, vectors=tmp_path / "v.txt")
     for _ in range(2):
         made = index.load(tmp_path / "index")
         np.testing.assert_allclose(made.words("wave"), made.words("b"), rtol=1e-4)
-        building.build(checkpoint, "tiny", **arguments)  # keeps the words
-    building.build(checkpoint, "tiny", **arguments, vectors=tmp_path / "v.txt")
+        build.build(checkpoint, "tiny", **arguments)  # keeps the words
+    build.build(checkpoint, "tiny", **arguments, vectors=tmp_path / "v.txt")
     assert made.content.facts["generation"] == index.load(tmp_path / "index").content.facts["generation"]
     (tmp_path / "other.txt").write_text("".join(f"{word} {' '.join(map(str, vector[::-1]))}\n"
                                                 for word, vector in rows))
     with pytest.raises(UserError, match="expected the word vectors that the tags were made of, found others"):
-        building.build(checkpoint, "tiny", **arguments, vectors=tmp_path / "other.txt")
+        build.build(checkpoint, "tiny", **arguments, vectors=tmp_path / "other.txt")
 
 
 def test_photos_that_changed_are_embedded_anew_and_photos_that_are_gone_are_dropped(root, checkpoint, tmp_path, capsys):
@@ -143,13 +143,13 @@ def test_photos_that_changed_are_embedded_anew_and_photos_that_are_gone_are_drop
     for number in range(5):
         shutil.copy(photo(root, number), folder)
     arguments = {"out": out, "root": root, "crops": 1}
-    first = building.build(checkpoint, folder, **arguments).content
+    first = build.build(checkpoint, folder, **arguments).content
     shutil.copy(photo(root, 8), folder / "1.jpg")  # other content
     shutil.copy(photo(root, 2), folder / "2.jpg")  # the same content, another time
     (folder / "3.jpg").unlink()
     shutil.copy(photo(root, 7), folder)
     generation = json.loads((out / "manifest.json").read_bytes())["generation"]
-    made = building.build(checkpoint, folder, **arguments, prune=True)
+    made = build.build(checkpoint, folder, **arguments, prune=True)
     printed = capsys.readouterr()
     assert "5 photos, 1 of them new, 1 changed, 1 dropped" in printed.out
     assert "1 photos of" in printed.err
@@ -157,29 +157,29 @@ def test_photos_that_changed_are_embedded_anew_and_photos_that_are_gone_are_drop
     assert list(made.content.images) == ["0.jpg", "2.jpg", "4.jpg", "1.jpg", "7.jpg"]
     np.testing.assert_array_equal(made.content.codes[:3], first.codes[[0, 2, 4]])
     np.testing.assert_array_equal(made.content.fingerprints[[0, 2], 3:], first.fingerprints[[0, 4], 3:])
-    whole = building.build(checkpoint, "tiny", out=tmp_path / "whole", root=root, crops=1).content
+    whole = build.build(checkpoint, "tiny", out=tmp_path / "whole", root=root, crops=1).content
     np.testing.assert_array_equal(made.content.codes[3:], whole.codes[[8, 7]])
 
-    building.build(checkpoint, folder, **arguments, prune=True)
+    build.build(checkpoint, folder, **arguments, prune=True)
     assert "5 photos, 0 of them new, 16 bits" in capsys.readouterr().out
     assert json.loads((out / "manifest.json").read_bytes())["generation"] == generation + 1  # not written again
     (folder / "4.jpg").write_bytes(b"no photo any more")
     with pytest.raises(UserError, match=r"1 of 1 photos cannot be used .*4\.jpg"):
-        building.build(checkpoint, folder, **arguments)
-    assert list(building.build(checkpoint, folder, **arguments, skip_bad=True).content.images) == [
+        build.build(checkpoint, folder, **arguments)
+    assert list(build.build(checkpoint, folder, **arguments, skip_bad=True).content.images) == [
         "0.jpg", "2.jpg", "1.jpg", "7.jpg"]
-    building.build(checkpoint, folder, **arguments, skip_bad=True)  # what cannot be read is no reason to fail twice
+    build.build(checkpoint, folder, **arguments, skip_bad=True)  # what cannot be read is no reason to fail twice
     assert "4 photos, 0 of them new, 16 bits" in capsys.readouterr().out
 
 
 def test_codes_that_validation_left_are_not_computed_again(root, checkpoint, tmp_path, capsys, run_here):
     code, output = validate(root, run=run_here)
     assert code == 0, output
-    made = building.build(checkpoint, "tiny", out=tmp_path / "index", root=root, crops=1)
+    made = build.build(checkpoint, "tiny", out=tmp_path / "index", root=root, crops=1)
     assert "the codes are those of" in capsys.readouterr().out
     with h5py.File(checkpoint.with_name(f"{EXPERIMENT}_retrieval.h5")) as file:
         np.testing.assert_array_equal(made.content.codes, file["db_codes"][()])
-        kept = building.build(checkpoint, "tiny", out=tmp_path / "kept", root=root, crops=1, keep_embeddings=True)
+        kept = build.build(checkpoint, "tiny", out=tmp_path / "kept", root=root, crops=1, keep_embeddings=True)
         np.testing.assert_allclose(kept.content.embeddings, index.normalise(file["db_features"][()]), atol=1e-3)
 
 
@@ -279,7 +279,7 @@ def test_tags_of_a_photo_come_best_first(root, photos):
 def test_without_faiss_the_answers_are_the_same_and_a_note_says_so(root, photos, monkeypatch, capsys):
     pytest.importorskip("faiss")
     fast = [result.path for result in photos.by_words("b c")]
-    monkeypatch.setattr(faiss_engine, "faiss", None)
+    monkeypatch.setattr(faiss_index, "faiss", None)
     slow = search.open_index(root / "indexes" / EXPERIMENT)
     assert "FAISS is not installed" in capsys.readouterr().err
     assert [result.path for result in slow.by_words("b c")] == fast
@@ -368,7 +368,7 @@ def test_a_photo_gives_the_same_json_with_a_server_and_without(root, photos, tmp
 def test_a_result_that_was_deleted_is_noted(root, checkpoint, tmp_path, run_here):
     folder = tmp_path / "photos"
     shutil.copytree(root / "datasets/tiny", folder)
-    building.build(checkpoint, folder, out=tmp_path / "index", root=root, crops=1)
+    build.build(checkpoint, folder, out=tmp_path / "index", root=root, crops=1)
     (folder / "3.jpg").unlink()
     code, output = run_here("search.py", "query", tmp_path / "index", "--words", "a", "--figure", tmp_path / "f.png")
     assert code == 0, output
@@ -441,9 +441,9 @@ def test_an_index_grows_only_by_its_own_kind(root, checkpoint, photos):
                                 ({"seed": 1}, "seed 0, not 1"),
                                 ({"precision": "bfloat16"}, "precision float32, not bfloat16")):
         with pytest.raises(UserError, match=sentence):
-            building.build(**{"checkpoint": checkpoint, "images": "tiny", "root": root, "crops": 1, **arguments,
+            build.build(**{"checkpoint": checkpoint, "images": "tiny", "root": root, "crops": 1, **arguments,
                             "out": root / "indexes" / EXPERIMENT})
     copy = root / "checkpoints" / "copy.npy"
     shutil.copy(checkpoint, copy)
     with pytest.raises(UserError, match="--trained-on"):
-        building.build(copy, root / "datasets", root=root)
+        build.build(copy, root / "datasets", root=root)

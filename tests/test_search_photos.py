@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 import pytest
 
+from desk import snapshot
 from prepare import demo
-from test_import_photos import snapshot
-from test_photo_tags import subject
+from tagged import subject
 from tiny import PROJECT
 
 pytest.importorskip("faiss")

@@ -16,13 +16,13 @@ import scipy.sparse
 from gensim.models import KeyedVectors
 
 import oracles
-import tag_merging
 import tag_processing
 from dataset import read_merge_map, read_tag_embeddings, read_tag_names
+from tags import graph
+from tags.trained_vectors import train_vectors
+from tags.word_vectors import find_vectors, read_vectors, spellings
 from tiny import call_apart
-from trained_vectors import train_vectors
 from util import UserError
-from word_vectors import find_vectors, read_vectors, spellings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -305,26 +305,26 @@ def test_training_depends_on_the_seed_and_on_nothing_else(tmp_path):
 
 @pytest.mark.parametrize(("count", "k", "tau"), [
     (1, 5, 0.7), (2, 1, 0.0), (4, 9, 0.5), (60, 1, 0.5), (60, 5, 0.0), (60, 5, 0.9), (60, 59, 0.3),
-    (tag_merging.BLOCK_ROWS + 80, 3, 0.6)])
+    (graph.BLOCK_ROWS + 80, 3, 0.6)])
 def test_the_graph_is_the_oracles(count, k, tau):
     v = clustered(count, 8)
-    graph = tag_merging.correlation_graph(tag_merging.normalise(v), k, tau)
+    links = graph.correlation_graph(graph.normalise(v), k, tau)
     expected = np.zeros((count, count))
     for i, members in enumerate(oracles.neighbours(v, k, tau)):
         expected[i, sorted(members)] = 1 / len(members)
-    np.testing.assert_array_equal(graph.toarray() > 0, expected > 0)
-    np.testing.assert_allclose(graph.toarray(), expected, rtol=1e-14)
+    np.testing.assert_array_equal(links.toarray() > 0, expected > 0)
+    np.testing.assert_allclose(links.toarray(), expected, rtol=1e-14)
 
 
 def test_the_sizes_tried_have_many_edges_and_lack_many():
-    v = tag_merging.normalise(clustered(60, 8))
-    assert 60 < tag_merging.correlation_graph(v, 5, 0.5).nnz < 60 * 6
+    v = graph.normalise(clustered(60, 8))
+    assert 60 < graph.correlation_graph(v, 5, 0.5).nnz < 60 * 6
 
 
 @pytest.mark.parametrize("eps", [0.005, 0.02, 0.1, 0.3])
 def test_groups_are_the_oracles_and_noise_stays(eps):
     v = clustered(200, 8, seed=1)
-    groups = tag_merging.merge_groups(tag_merging.normalise(v), eps)
+    groups = graph.merge_groups(graph.normalise(v), eps)
     assert groups == oracles.dbscan_groups(v, eps)
     assert sorted(itertools.chain(*groups)) == list(range(200))
     assert 1 < len(groups) < 200
@@ -332,33 +332,33 @@ def test_groups_are_the_oracles_and_noise_stays(eps):
 
 
 def test_points_that_are_all_noise_are_all_kept():
-    assert tag_merging.merge_groups(np.eye(7), 0.5) == [[i] for i in range(7)]
+    assert graph.merge_groups(np.eye(7), 0.5) == [[i] for i in range(7)]
 
 
 def test_groups_are_ordered_by_their_first_row():
     a, b, c = np.eye(3)
-    assert tag_merging.merge_groups(np.array([a, b, c, b, a]), 0.01) == [[0, 4], [1, 3], [2]]
+    assert graph.merge_groups(np.array([a, b, c, b, a]), 0.01) == [[0, 4], [1, 3], [2]]
 
 
 def test_lengths_of_word_vectors_do_not_matter():
     short, long = np.array([[1.0, 0.2], [0.9, 0.3]]), np.array([[1.0, 0.2], [90, 30]])
     for v in (short, long):
-        unit = tag_merging.normalise(v)
-        w = tag_merging.merged_embeddings(unit, [[0, 1]])
+        unit = graph.normalise(v)
+        w = graph.merged_embeddings(unit, [[0, 1]])
         np.testing.assert_allclose(w, oracles.merged_embeddings(short, [[0, 1]]), rtol=1e-12)
 
 
 def test_merge_map_keys_follow_the_lowest_raw_column_and_minus_one_lists_the_dropped():
     found = np.array([1, 2, 4, 5, 7])
     groups = [[0, 3], [1], [2, 4]]
-    merge_map = tag_merging.make_merge_map(groups, found, 8)
+    merge_map = graph.make_merge_map(groups, found, 8)
     assert merge_map == {0: [1, 5], 1: [2], 2: [4, 7], -1: [0, 3, 6]}
     assert list(merge_map)[:3] == [0, 1, 2]
     assert {type(column) for columns in merge_map.values() for column in columns} == {int}
 
 
 def test_minus_one_is_left_out_when_nothing_was_dropped():
-    assert tag_merging.make_merge_map([[0], [1]], np.array([0, 1]), 2) == {0: [0], 1: [1]}
+    assert graph.make_merge_map([[0], [1]], np.array([0, 1]), 2) == {0: [0], 1: [1]}
 
 
 # ---------------------------------------------------------------- the program

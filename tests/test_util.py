@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from storage.arrays import read_npy, read_pickle, read_weights, write_weights
-from storage.run_log import experiment_name
-from storage.safe_files import replacing
+from storage.files import replacing
+from storage.log import experiment_name
 from tiny import write_pickle
 from util import UserError, cores, gpu_number, gpu_numbers, number, prefetch, stream
 

@@ -1,0 +1,101 @@
+"""Queries a second over HTTP of two shards on Ray and of one process, and how long a killed shard is missed:
+`python experiments/bench_serve.py`.
+
+The codes are generated. Several clients send batches of vectors, to both servers in turns, so that what else the
+machine does falls on both.
+"""
+import argparse
+import base64
+import contextlib
+import http.client
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from retrieval import index
+from util import DIMENSIONS, ROOT, number, stream
+
+CODEBOOKS, TOPK, ROUNDS = 4, 100, 5
+
+
+def make_index(folder, images, lists):
+    rng = stream(0, "bench serve")
+    codes = rng.integers(0, 256, (images, CODEBOOKS), dtype=np.uint8)
+    codebooks = rng.normal(size=(CODEBOOKS, 256, DIMENSIONS)).astype(np.float32)
+    index.save(folder, index.Content(
+        codes, codebooks, [f"{i}.jpg" for i in range(images)], [["tag"]], codebooks[0, :1], None, [],
+        {"seed": 0, "images": "/photos", "crops": 1, "checkpoint": "none", "checkpoint_sha256": "none",
+         "experiment": "none", "root": "/", "dataset": None}), lists)
+
+
+@contextlib.contextmanager
+def served(folder, *options):
+    """The address of a server that ends with the block."""
+    process = subprocess.Popen([sys.executable, "serve.py", str(folder), "--port", "0", *options],
+                               cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process.stdout.readline().rpartition("http://")[2].strip()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ask(address, method, path, body=None):
+    connection = http.client.HTTPConnection(address)
+    connection.request(method, path, body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    content = json.load(answer)
+    assert answer.status == 200, content
+    return content
+
+
+def rate(address, clients, batches, body, batch):
+    """Queries a second."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(lambda _: ask(address, "POST", "/search", body), range(batches)))
+    return batches * batch / (time.perf_counter() - began)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=number(int, 10), default=1_000_000, help="codes (default a million)")
+    parser.add_argument("--lists", type=number(int, 0), default=0, help="lists of the index (default 0: none)")
+    parser.add_argument("--shards", type=number(int, 1), default=2, help="shards on Ray (default 2)")
+    parser.add_argument("--batch", type=number(int, 1), default=32, help="vectors a request (default 32)")
+    parser.add_argument("--clients", type=number(int, 1), default=4, help="clients that ask at once (default 4)")
+    parser.add_argument("--batches", type=number(int, 1), default=40, help="requests a round (default 40)")
+    options = parser.parse_args()
+    vectors = stream(0, "bench queries").normal(size=(options.batch, DIMENSIONS)).astype(np.float32)
+    body = json.dumps({"vectors": base64.b64encode(vectors.tobytes()).decode(), "topk": TOPK})
+    with tempfile.TemporaryDirectory() as folder:
+        make_index(folder, options.images, options.lists)
+        with served(folder) as one, served(folder, "--shards", str(options.shards), "--ray", "local") as sharded:
+            kinds = {"one process": one, f"{options.shards} shards on Ray": sharded}
+            assert ask(one, "POST", "/search", body) == ask(sharded, "POST", "/search", body)
+            rates = {name: [] for name in kinds}
+            for _ in range(ROUNDS):
+                for name, address in kinds.items():
+                    rates[name].append(rate(address, options.clients, options.batches, body, options.batch))
+            alone = statistics.median(rates["one process"])
+            for name, values in rates.items():
+                print(f"{name:20}{statistics.median(values):8.1f} queries/s, "
+                      f"{statistics.median(values) / alone:.2f} times one process")
+            before = ask(sharded, "POST", "/search", body)
+            os.kill(ask(sharded, "GET", "/health")["processes"][0], signal.SIGKILL)
+            began = time.perf_counter()
+            assert ask(sharded, "POST", "/search", body) == before
+            print(f"the first answer after SIGKILL of a shard came after {time.perf_counter() - began:.1f} s, "
+                  "unchanged")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The retrieval file that validation.py writes: what it holds, what it depends on, reading and writing it.
+
+Letters: N images of the database, Q queries, D = 300, M codebooks of K = 256 codewords, L labels.
+"""
+import hashlib
+from dataclasses import dataclass, fields
+
+import h5py
+import numpy as np
+
+from quantization import quantizer
+from storage.files import check_checksums, fingerprint, with_checksums
+from util import DIMENSIONS, MOST_CODEBOOKS, PRECISIONS, UserError
+
+SPLITS = {"database": "db", "test": "qry"}  # split: what the names of its arrays begin with
+AVERAGES = "qry_averages"  # which only some files have
+FLOATS = ("db_features", "qry_features", "codebooks", AVERAGES)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What retrieval needs of a split pair: embeddings and labels of both, codes of both, and the codebooks.
+
+    features: float32 (N or Q, D); codes: uint8 (N or Q, M); labels: 0/1 (N or Q, L); codebooks: float32 (M, K, D);
+    qry_averages: what codes are asked with in place of qry_features, averages of `neighbourhoods`, float32 (Q, D), or
+    None.
+    """
+    db_features: np.ndarray
+    db_codes: np.ndarray
+    db_label: np.ndarray
+    qry_features: np.ndarray
+    qry_codes: np.ndarray
+    qry_label: np.ndarray
+    codebooks: np.ndarray
+    qry_averages: np.ndarray | None = None
+
+    @property
+    def queries(self):
+        """What codes are asked with, float32 (Q, D)."""
+        return self.qry_features if self.qry_averages is None else self.qry_averages
+
+
+NAMES = tuple(field.name for field in fields(Retrieval) if field.name != AVERAGES)
+
+
+# ---------------------------------------------------------------- what it depends on
+
+def sources(dataset, checkpoint, crops, seed, splits=None, precision=PRECISIONS[0], features=None):
+    """What a retrieval file depends on, as its attributes: first all but the labels, then the labels.
+
+    Args:
+        splits: as of `net_val.load_splits` where bad images may have been left out, else None.
+        features: a file of features, from which the embeddings were made, or None.
+    """
+    lists, labels = zip(*(dataset.split_files(split) for split in SPLITS), strict=True)
+    names = {"checkpoint": checkpoint, **{path.name: path for path in (dataset.tag_embeddings, *lists)}}
+    if features is not None:
+        names["features"] = features
+    for path in (*names.values(), *labels):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+    return ({**{f"sha256 of {name}": fingerprint(path) for name, path in names.items()},
+             "crops": crops, "seed": seed, "precision": precision,
+             **{f"choice of {split} images": _rows_kept(splits and splits[split]) for split in SPLITS}},
+            {f"sha256 of {path.name}": fingerprint(path) for path in labels})
+
+
+def _rows_kept(split):
+    if split is None or not split.skipped:
+        return "all"
+    return hashlib.sha256(split.rows.tobytes()).hexdigest()
+
+
+# ---------------------------------------------------------------- reading and writing
+
+def read_retrieval(path, expected, labels):
+    """The content of a retrieval file, if it can be used.
+
+    Args:
+        expected, labels: its attributes as they should be, as of `sources`.
+    Returns:
+        The Retrieval, or None if the file is damaged or was made from other files; whether its labels are the present
+        ones; and why it cannot be used as it is.
+    """
+    if not path.is_file():
+        return None, False, f"{path} is not there yet"
+
+    def changed(attributes):
+        return next((f"{path} was made with another {name.removeprefix('sha256 of ')}"
+                     for name, value in attributes.items() if found.get(name) != value), None)
+    try:
+        found = read_attributes(path)
+        if why := changed(expected):
+            return None, False, why
+        content = read_content(path)
+    except UserError as error:
+        return None, False, str(error)
+    why = changed(labels)
+    return content, why is None, why or "the files match"
+
+
+def read_attributes(path):
+    """`{name: value}` of what a retrieval file depends on, as of `sources`. Raises UserError."""
+    check_checksums(path.with_suffix(".json"))
+    try:
+        with h5py.File(path, "r") as file:
+            return {"precision": PRECISIONS[0], **file.attrs}  # files from before there was a choice do not name it
+    except (OSError, RuntimeError, KeyError) as error:
+        raise unreadable(path, error) from error
+
+
+def read_content(path):
+    """The Retrieval in a file. Raises UserError for whatever is missing, damaged or does not fit together."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    check_checksums(path.with_suffix(".json"))
+    try:
+        with h5py.File(path, "r") as file:
+            missing = [name for name in NAMES if not isinstance(file.get(name), h5py.Dataset)]
+            if missing:
+                raise UserError(f"{path}: expected the datasets {', '.join(NAMES)}, found no {', '.join(missing)}")
+            arrays = {name: file[name][()] for name in (*NAMES, AVERAGES) if name in file}
+    except (OSError, RuntimeError, KeyError) as error:
+        raise unreadable(path, error) from error
+    check_shapes(path, arrays)
+    check_values(path, arrays)
+    return Retrieval(**arrays | {name: np.ascontiguousarray(arrays[name], np.float32)
+                                  for name in FLOATS if name in arrays})
+
+
+def unreadable(path, error):
+    return UserError(f"{path}: expected an HDF5 file, found one that cannot be read ({error})")
+
+
+def check_shapes(path, arrays):
+    """Refuse arrays whose shapes are not those of a Retrieval, or differ where they must not."""
+    shapes = {name: np.shape(array) for name, array in arrays.items()}
+    for name, shape in shapes.items():
+        if len(shape) != (3 if name == "codebooks" else 2):
+            raise UserError(f"{path}: expected {name} with {3 if name == 'codebooks' else 2} dimensions, found shape "
+                            f"{shape}")
+    codebooks = shapes["codebooks"]
+    if codebooks[1:] != (quantizer.CODEWORDS, DIMENSIONS) or not 1 <= codebooks[0] <= MOST_CODEBOOKS:
+        raise UserError(f"{path}: expected codebooks with shape (M, {quantizer.CODEWORDS}, {DIMENSIONS}) for M from "
+                        f"1 to {MOST_CODEBOOKS}, found {codebooks}")
+    for name, axis, other, other_axis in (
+            ("db_features", 0, "db_label", 0), ("db_features", 0, "db_codes", 0), ("qry_features", 0, "qry_label", 0),
+            ("qry_features", 0, "qry_codes", 0), ("db_label", 1, "qry_label", 1), ("db_codes", 1, "codebooks", 0),
+            ("qry_codes", 1, "codebooks", 0), *([(AVERAGES, 0, "qry_label", 0)] if AVERAGES in shapes else [])):
+        if shapes[name][axis] != shapes[other][other_axis]:
+            what = ("rows", "columns")[axis]
+            others = "codebooks" if other == "codebooks" else f"{what} of {other}"
+            raise UserError(f"{path}: expected as many {what} of {name} as {others}, found {shapes[name][axis]:,} and "
+                            f"{shapes[other][other_axis]:,}")
+    for name in [name for name in ("db_features", "qry_features", AVERAGES) if name in shapes]:
+        if shapes[name][1] != DIMENSIONS:
+            raise UserError(f"{path}: expected {name} with {DIMENSIONS} columns, found {shapes[name][1]:,}")
+
+
+def check_values(path, arrays):
+    """Refuse values of the wrong kind: NaN, codes that are no bytes, labels that are not 0 or 1."""
+    for name in [name for name in FLOATS if name in arrays]:
+        if arrays[name].dtype.kind != "f":
+            raise UserError(f"{path}: expected {name} of floats, found {arrays[name].dtype}")
+        if not np.isfinite(arrays[name]).all():
+            raise UserError(f"{path}: {name} holds NaN or infinite values")
+    for name in ("db_codes", "qry_codes"):
+        if arrays[name].dtype != np.uint8:
+            raise UserError(f"{path}: expected {name} of uint8, found {arrays[name].dtype}")
+    for name in ("db_label", "qry_label"):
+        if arrays[name].dtype.kind not in "biuf" or not np.isin(arrays[name], (0, 1)).all():
+            raise UserError(f"{path}: expected {name} of 0 and 1, found something else")
+
+
+def write_retrieval(path, retrieval, attributes):
+    """Write the release's six datasets, the codes, the codebooks, and averages of queries where there are any."""
+    with with_checksums(path.with_suffix(".json"), {}, path) as (temporary,), h5py.File(temporary, "w") as file:
+        for name in NAMES:
+            file[name] = getattr(retrieval, name)
+        if retrieval.qry_averages is not None:
+            file[AVERAGES] = retrieval.qry_averages
+        for prefix in SPLITS.values():
+            file[f"{prefix}_reconstr"] = quantizer.reconstruct(getattr(retrieval, f"{prefix}_codes"),
+                                                               retrieval.codebooks)
+        file.attrs.update(attributes)

@@ -1,0 +1,253 @@
+"""What the server answers, from an index and the network that embeds photos. No HTTP in this file.
+
+Letters: D = 300 numbers of an embedding, Q queries.
+"""
+import base64
+import time
+
+import numpy as np
+
+from retrieval import index, manifest
+from retrieval.result import DEFAULT_TOPK
+from server.questions import MOST_RESULTS, as_answer, as_numbers, read_object, read_vectors, read_words, whole_number
+from storage.files import fingerprint
+from tags.spelling import fold
+from util import UserError, one_line
+
+MOST_VECTORS = 4096  # of a request
+MOST_SHOWN = 5000  # results of a query that the page may scroll to
+MOST_MARKED = 1000  # photos that are marked as right or wrong
+TAGS_SHOWN = 12  # of a photo
+ROCCHIO = (1, 0.75, 0.15)  # α, β, γ: weights of the query, of photos marked as right, and of those marked as wrong
+
+
+class UnknownWord(UserError):
+    """A word that is no learned tag."""
+
+
+class Service:
+    """Answers to questions, as plain containers for JSON. Raises UserError for what cannot be answered.
+
+    Args:
+        photos: has `index`, a retrieval.index.Index; `embed(path, name)` → float32 (D,); and, for lists of results,
+            `by_words(words, topk, probes=)` and `by_photo(path, topk, name=, probes=)`.
+        probes (int): lists to look into, unless a query says so itself.
+        source: SHA-256 of the index's manifest, taken before the index was read.
+    """
+
+    def __init__(self, photos, probes, source):
+        self.photos = photos
+        self.index = photos.index
+        self._probes = probes
+        self._source = source
+
+    def is_outdated(self):
+        """Whether the index was written again since it was opened."""
+        return fingerprint(self.index.folder / manifest.MANIFEST) != self._source
+
+    # ------------------------------------------------------------ for programs
+
+    def health(self):
+        """How many photos there are, bits a photo, tags, and who searches: {name: number or list}."""
+        processes = getattr(self.index, "processes", [])
+        return {"photos": len(self.index), "shards": len(processes), "lists": self.index.content.facts["lists"],
+                "processes": [known[-1] for known in processes], "bits": self._bits(),
+                "tags": len(self.index.content.tag_names), "no_words": self.no_words()}
+
+    def search(self, body):
+        """Scores, rows and paths for each of many vectors."""
+        length = self.index.content.query_length
+        check_json_size(body, length)
+        settings = read_object(body)
+        vectors = read_vectors(settings.get("vectors"), length, MOST_VECTORS)
+        topk, probes = self._options(settings, MOST_RESULTS // len(vectors))
+        answers = [(scores[rows >= 0], rows[rows >= 0])  # the lists that were looked into may hold too few
+                   for scores, rows in zip(*self.index.search(vectors, topk, probes), strict=True)]
+        return {"scores": [scores.tolist() for scores, _ in answers],
+                "rows": [rows.tolist() for _, rows in answers],
+                "paths": [[str(self.index.image_path(row)) for row in rows] for _, rows in answers]}
+
+    def words(self, body):
+        """The photos that words describe best."""
+        settings = self._read_settings(body)
+        topk, probes = self._options(settings, MOST_RESULTS)
+        return as_answer(self.photos.by_words(read_words(settings.get("words")), topk, probes=probes))
+
+    def photo(self, path, settings):
+        """The photos most like the one in the file `path`. `settings`: topk, nprobe and name as texts."""
+        topk, probes = self._options(as_numbers(settings), MOST_RESULTS)
+        return as_answer(self.photos.by_photo(path, topk, name=photo_name(settings), probes=probes))
+
+    def tags(self, path, settings):
+        """The model's own tags for the photo in the file `path`."""
+        topk = whole_number(as_numbers(settings), "topk", TAGS_SHOWN, MOST_SHOWN)
+        return {"tags": self._tags(self.photos.embed(path, photo_name(settings)), topk)}
+
+    # ------------------------------------------------------------ for the page
+
+    def embedding(self, path, settings):
+        """The direction of a photo's embedding, which the page keeps in its address, and the photo's tags."""
+        direction = index.normalise(self.photos.embed(path, photo_name(settings)))
+        return {"photo": base64.b64encode(direction.astype("<f2").tobytes()).decode(),
+                "tags": self._tags(direction, TAGS_SHOWN)}
+
+    def query(self, body):
+        """The photos nearest to words, a photo or a row of the index, together with marks of right and wrong.
+
+        Words that are not known are no fault of the page: there are no results then, but a `sentence`.
+
+        Settings: words (text), photo (as `embedding` gives it), like (row), share (of the photo where there are words
+        too, 0 to 1, default ½), right and wrong (rows), skip and topk (results to leave out, and to give).
+        """
+        started = time.perf_counter()
+        settings = self._read_settings(body)
+        topk = whole_number(settings, "topk", DEFAULT_TOPK, MOST_SHOWN)
+        skip = whole_number(settings, "skip", 0, MOST_SHOWN, least=0)
+        try:
+            direction = self._direction(settings)
+        except UnknownWord as error:
+            return {"results": [], "sentence": str(error), **self._facts(started)}
+        scores, rows = (found[0] for found in self.index.search(direction[None], skip + topk, self._probes))
+        found = rows[skip:][rows[skip:] >= 0]
+        cosines = self.index.cosines(direction, found)
+        results = [{"row": int(row), "score": float(score), "cosine": float(cosine),
+                    "path": str(self.index.image_path(row))}
+                   for row, score, cosine in zip(found, scores[skip:], cosines, strict=False)]
+        return {"results": results, **self._facts(started)}
+
+    def _facts(self, started):
+        return {"photos": len(self.index), "bits": self._bits(), "milliseconds": 1000 * (time.perf_counter() - started)}
+
+    def row(self, row):
+        """Path and likely tags of the photo of a row, by its reconstruction."""
+        return {"row": row, "path": str(self.image_path(row)),
+                "tags": self._tags(self.index.directions([row])[0], TAGS_SHOWN)}
+
+    def image_path(self, row):
+        """The file of a row. Raises UserError for a row that the index does not have."""
+        self._check_rows([row])
+        return self.index.image_path(row)
+
+    def words_with(self, prefix, count=TAGS_SHOWN):
+        """The learned tags that begin with `prefix`, whatever its case and accents: at most `count`."""
+        prefix = fold(prefix)
+        names = (name for names in self.index.content.tag_names for name in names)
+        return {"words": [name for name in names if fold(name).startswith(prefix)][:count]}
+
+    def no_words(self):
+        """Why words cannot be searched for, a sentence; None where they can."""
+        return self.index.no_words()
+
+    # ------------------------------------------------------------ directions
+
+    def _direction(self, settings):
+        """The query of a request, float32 (D,): its parts' mean direction, moved by Rocchio's rule."""
+        parts = []
+        share = number(settings, "share", 0.5)
+        seen = list(self._seen_photo(settings))
+        if words := settings.get("words"):
+            if why := self.no_words():
+                raise UserError(why)
+            parts.append(self._word_direction(read_words(words)) * (1 - share if seen else 1))
+        parts += [vector * (share if parts else 1) for vector in seen]
+        right, wrong = self._marked(settings, "right"), self._marked(settings, "wrong")
+        if not parts and not len(right):
+            raise UserError("expected words, a photo, or photos that are marked as right")
+        return rocchio(np.sum(parts, 0, np.float32) if parts else None, right, wrong)
+
+    def _word_direction(self, words):
+        try:
+            return self.index.words(words)
+        except UserError as error:
+            raise UnknownWord(str(error)) from None
+
+    def _seen_photo(self, settings):
+        """The direction of the photo that is asked for, or none: vectors (D,)."""
+        if (row := settings.get("like")) is not None:
+            self._check_rows([row])
+            yield self.index.directions([row])[0]
+        elif (photo := settings.get("photo")) is not None:
+            yield read_direction(photo, self.index.content.codebooks.shape[2])
+
+    def _marked(self, settings, name):
+        """Directions of the rows that are marked as `name`, float32 (n, D)."""
+        rows = settings.get(name) or []
+        if not isinstance(rows, list) or len(rows) > MOST_MARKED:
+            raise UserError(f"{name}: expected at most {MOST_MARKED:,} rows, found {one_line(rows)}")
+        self._check_rows(rows)
+        return self.index.directions(rows)
+
+    def _check_rows(self, rows):
+        for row in rows:
+            if type(row) is not int or not 0 <= row < len(self.index):
+                raise UserError(f"expected a row from 0 to {len(self.index) - 1:,}, found {one_line(row)}")
+
+    def _tags(self, embedding, count):
+        rows, cosines = self.index.tags(embedding)
+        return [{"cosine": float(cosine), "names": self.index.content.tag_names[row]}
+                for row, cosine in zip(rows[:count], cosines, strict=False)]
+
+    def _bits(self):
+        return 8 * len(self.index.content.codebooks)
+
+    def _read_settings(self, body):
+        check_json_size(body, self.index.content.query_length)
+        return read_object(body)
+
+    def _options(self, settings, most):
+        """topk, at most so many, and lists to look into."""
+        return (whole_number(settings, "topk", DEFAULT_TOPK, most),
+                whole_number(settings, "nprobe", self._probes, 10**9))
+
+
+def rocchio(query, right, wrong):
+    """A query moved towards photos marked as right and away from those marked as wrong, float32 (D,).
+
+    α q / ‖q‖ + β mean(right) − γ mean(wrong).
+
+    Args:
+        query: float32 (D,), or None where only photos are marked; right, wrong: directions, float32 (n, D), n ≥ 0.
+    """
+    alpha, beta, gamma = ROCCHIO
+    moved = np.zeros(right.shape[1], np.float32) if query is None else alpha * index.normalise(query)
+    for weight, marked in ((beta, right), (-gamma, wrong)):
+        if len(marked):
+            moved = moved + weight * marked.mean(0)
+    return moved.astype(np.float32)
+
+
+# ---------------------------------------------------------------- reading requests
+
+def photo_name(settings):
+    """What a client calls its photo, for sentences about it."""
+    return one_line(settings.get("name") or "the photo")
+
+
+def number(settings, name, default):
+    """A setting from 0 to 1."""
+    value = settings.get(name, default)
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise UserError(f"{name}: expected a number from 0 to 1, found {one_line(value)}")
+    return value
+
+
+def check_json_size(body, length):
+    """Raise UserError for JSON with far more in it than MOST_VECTORS vectors of `length` numbers.
+
+    It is counted before it is parsed: each empty list of a million would take a hundred bytes.
+    """
+    lists, parts = body.count(b"[") + body.count(b"{"), body.count(b",")
+    if lists > MOST_VECTORS + 2 or parts > MOST_VECTORS * length:
+        raise UserError(f"expected at most {MOST_VECTORS:,} vectors of {length} numbers, found JSON with {lists:,} "
+                        f"brackets and {parts:,} commas")
+
+
+def read_direction(text, length):
+    """The direction of a photo from the page's address, float32 (length,)."""
+    try:
+        vector = np.frombuffer(base64.b64decode(text, validate=True), "<f2").astype(np.float32)
+    except (ValueError, TypeError):
+        vector = np.empty(0)
+    if len(vector) != length or not np.isfinite(vector).all() or not vector.any():
+        raise UserError("photo: expected what POST /embedding answers, found something else: choose the photo again")
+    return index.normalise(vector)

@@ -1,0 +1,272 @@
+"""Files that are written whole or not at all, their checksums, JSON, and locks.
+
+Whatever a path held before stays until what replaces it is on the disk.
+"""
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import filelock
+import msgspec
+
+from util import UserError
+
+CHECKSUMS = "sha256.json"  # in a folder that was written whole
+OLD = ".old"  # ends the name of a folder that is being replaced
+
+
+# ---------------------------------------------------------------- writing
+
+@contextlib.contextmanager
+def replacing(path):
+    """Give a temporary name beside `path`; when the block ends well, sync it and rename it to `path`.
+
+    Whatever `path` held before stays whole until then, and stays if the block fails.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def with_checksums(record_file, record, *paths):
+    """As `replacing` for several files of one folder; the JSON `record_file` then holds `record` and their SHA-256.
+
+    Gives a temporary name for each path. The old record goes before the first file is renamed and the new one comes
+    after the last, so that no file ever stands beside the checksum of another.
+    """
+    with contextlib.ExitStack() as stack:
+        new_record = stack.enter_context(replacing(record_file))
+        temporaries = [stack.enter_context(replacing(path)) for path in paths]
+        yield temporaries
+        digests = {path.name: fingerprint(temporary) for path, temporary in zip(paths, temporaries, strict=True)}
+        new_record.write_text(_as_json({**record, "sha256": digests}), encoding="utf-8")
+        for temporary in (*temporaries, new_record):
+            sync(temporary)
+        record_file.unlink(missing_ok=True)
+
+
+def check_checksums(record_file):
+    """Whether the JSON `record_file` tells the SHA-256 of files beside it.
+
+    Raises UserError if one is missing or altered.
+    """
+    digests = read_json(record_file).get("sha256") if record_file.is_file() else None
+    if not isinstance(digests, dict):
+        return False
+    for name, digest in digests.items():
+        path = record_file.parent / Path(name).name
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, but {record_file.name} names it")
+        if fingerprint(path) != digest:
+            raise UserError(f"{path} was altered since it was written: its SHA-256 is not the one in "
+                            f"{record_file.name}")
+    return True
+
+
+@contextlib.contextmanager
+def replacing_folder(path):
+    """The same for a folder of files: give a new folder beside `path`; when the block ends well, it becomes `path`.
+
+    CHECKSUMS in it holds the SHA-256 of each file that the block wrote. The old folder is renamed to `.NAME.old` and
+    deleted last; after a kill between the renames, `recover_folders` gives it its name back.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}{OLD}")
+    _recover(old)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
+    temporary.mkdir()
+    try:
+        yield temporary
+        digests = {part.name: fingerprint(part) for part in sorted(temporary.iterdir())}
+        write_json(temporary / CHECKSUMS, {"sha256": digests})
+        for part in [*temporary.iterdir(), temporary]:
+            sync(part)
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover_folders(parent):
+    """Finish what a kill cut off in `replacing_folder`: then each folder of `parent` is the old one or the new one.
+
+    Call it before such folders are read, while no other process writes them.
+    """
+    for old in Path(parent).glob(f".*{OLD}"):
+        _recover(old)
+
+
+def _recover(old):
+    path = old.with_name(old.name[1:].removesuffix(OLD))
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        old.rename(path)
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Turn an OSError that names no file, such as that of a full disk, into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise UserError(f"{path}: it could not be written: {error.strerror or error}") from error
+
+
+def sync(path):
+    """Have the operating system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------- room on the disk
+
+@contextlib.contextmanager
+def reserved_space(path, size):
+    """Reserve `size` bytes beside `path` during the block, so that `path` can be written after it.
+
+    Raises UserError if the disk has less room.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_space(path.parent, size)
+    reserved = path.with_name(f".{path.name}.reserved")
+    try:
+        with open(reserved, "wb") as file:
+            if hasattr(os, "posix_fallocate"):  # elsewhere the check above has to do
+                _allocate(file, path, size)
+        yield
+    finally:
+        reserved.unlink(missing_ok=True)
+
+
+def _allocate(file, path, size):
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise UserError(f"{path}: there is no room for its {size / 1e6:,.0f} MB ({error.strerror})") from error
+
+
+def check_space(folder, size):
+    """Raise UserError unless the disk of `folder`, which may not exist yet, has so many bytes free."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if shutil.disk_usage(existing).free < size:
+        raise UserError(f"{folder}: what is to be written there takes {size / 1e6:,.0f} MB, and the disk has "
+                        f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB free")
+
+
+# ---------------------------------------------------------------- private copies
+
+@contextlib.contextmanager
+def private_copy(path):
+    """Give the path of a copy, in TMPDIR, that nobody else writes to. It is deleted after the block.
+
+    What was mapped into memory in the block stays readable, and as it was, until it is let go. Raises UserError where
+    there is no room.
+    """
+    with tempfile.TemporaryDirectory(prefix="private-") as folder:
+        try:
+            shutil.copyfile(path, copy := Path(folder) / Path(path).name)
+        except OSError as error:
+            raise UserError(f"{path}: it could not be copied to {tempfile.gettempdir()}, where a server keeps private "
+                            f"copies of what it reads: {error.strerror}") from error
+        yield copy
+
+
+# ---------------------------------------------------------------- locks
+
+@contextlib.contextmanager
+def exclusive_lock(path, sentence):
+    """Hold the lock file `path` for the block. Raises UserError, saying `sentence`, while another process holds it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, timeout=0)  # the system lets go of it however this process ends
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(sentence) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# ---------------------------------------------------------------- text and JSON
+
+def fingerprint(path):
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path, text):
+    """Replace `path` by `text` (UTF-8)."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name need not be UTF-8
+
+
+def write_json(path, content):
+    """Replace `path` by `content` as JSON that people can read."""
+    write_text(path, _as_json(content))
+
+
+def _as_json(content):
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_json(path):
+    """The dict in a JSON file. Raises UserError for anything else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: expected JSON, found something else ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def read_record(path, kind):
+    """The content of a JSON file as a `kind`, a msgspec.Struct. Raises UserError that says which part does not fit."""
+    return as_record(path, read_json(path), kind)
+
+
+def as_record(source, content, kind):
+    """A dict as a `kind`, a msgspec.Struct. Raises UserError that names `source`, a file."""
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def check_settings(path, settings, defaults=None):
+    """Raise UserError unless the JSON file `path`, which a run saved, holds the `settings` of the run that resumes.
+
+    `defaults`: values of settings that older files lack.
+    """
+    stored = read_json(path)
+    saved = {key: stored.get(key, (defaults or {}).get(key)) for key in stored.keys() | settings.keys()}
+    differing = sorted(key for key in saved if saved[key] != settings.get(key))
+    if differing:
+        raise UserError(f"{path.parent} was saved with other settings: " + "; ".join(
+            f"{key} was {saved[key]}, now {settings.get(key)}" for key in differing))

@@ -1,0 +1,1 @@
+"""Words, their vectors, and which of them mean the same."""

@@ -1,0 +1,212 @@
+"""experiments/baselines.py: the table as people get it, its scores against plain formulas, and what it refuses."""
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from retrieval.retrieval_file import read_content
+from util import run_program, stream
+
+faiss = pytest.importorskip("faiss")
+from experiments import baselines, faiss_codes  # noqa: E402
+
+PROGRAM = Path(__file__).resolve().parents[2] / "experiments" / "baselines.py"
+IMAGES, QUERIES, CODEBOOKS, CLUSTERS = 600, 20, 2, 6
+ROWS = ["AQD", "LSH", "ITQ", "PQ", "OPQ", "RQ", "LSQ", "exact", "random"]
+
+
+def make_arrays():
+    """Embeddings in clusters that are the labels; an image's code is its cluster's codeword and a random small one."""
+    rng = stream(0, "baselines test")
+    centres = rng.normal(size=(CLUSTERS, 300))
+    codebooks = 0.1 * rng.normal(size=(CODEBOOKS, 256, 300))
+    codebooks[0, :CLUSTERS] += centres
+    arrays = {"codebooks": codebooks.astype(np.float32)}
+    for prefix, n in (("db", IMAGES), ("qry", QUERIES)):
+        clusters = rng.integers(0, CLUSTERS, n)
+        arrays[f"{prefix}_features"] = (centres[clusters] + 1.5 * rng.normal(size=(n, 300))).astype(np.float32)
+        arrays[f"{prefix}_label"] = np.eye(CLUSTERS, dtype=np.uint8)[clusters]
+        arrays[f"{prefix}_codes"] = np.stack([clusters, rng.integers(0, 256, n)], 1).astype(np.uint8)
+    return arrays
+
+
+def write(path, **changed):
+    """A retrieval file with some datasets changed, or left out where None."""
+    with h5py.File(path, "w") as file:
+        for name, array in (make_arrays() | changed).items():
+            if array is not None:
+                file[name] = array
+    return path
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    return read_content(write(tmp_path_factory.mktemp("h5") / "x_retrieval.h5"))
+
+
+# ---------------------------------------------------------------- the table
+
+@pytest.fixture(scope="module")
+def printed_and_saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("baselines")
+    done = subprocess.run([sys.executable, PROGRAM, write(folder / "x_retrieval.h5"), "--topk", "300", "--seed", "3",
+                           "--json", folder / "table.json"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout, json.loads((folder / "table.json").read_text())
+
+
+def test_the_program_prints_every_row_and_finite_maps(printed_and_saved):
+    printed, saved = printed_and_saved
+    table = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.split(" ")[0] in ROWS}
+    assert list(table) == list(saved["rows"]) == ROWS
+    assert [table[name][0] for name in ROWS] == ["2"] * 7 + ["1200", "-"]
+    assert all(math.isfinite(float(number)) for row in table.values() for number in row[1:3])
+    assert table["AQD"][4] == table["random"][3] == "-"
+    assert "few training images: FAISS advises 9,984" in printed
+
+
+def test_the_json_file_holds_the_numbers_of_the_table_and_where_they_come_from(printed_and_saved):
+    printed, saved = printed_and_saved
+    for name, row in saved["rows"].items():
+        assert f"{row['map']:.4f}" in next(line for line in printed.splitlines() if line.startswith(f"{name} "))
+    assert (saved["topk"], saved["bits"], saved["training_images"], saved["seed"]) == (300, 16, 600, 3)
+    assert saved["versions"]["faiss"] == faiss.__version__
+    assert list(saved["fingerprints"]) == ["x_retrieval.h5"]
+
+
+def test_every_code_ranks_clusters_better_than_a_random_order(printed_and_saved):
+    rows = printed_and_saved[1]["rows"]
+    assert all(row["map"] > 1.5 * rows["random"]["map"] for name, row in rows.items() if name != "random")
+
+
+@pytest.mark.slow
+def test_a_seed_repeats_every_map(printed_and_saved, content):
+    with faiss_codes.threadpool_limits(1):
+        again = faiss_codes.measure(content, content.db_features, 300, 3)
+    assert {name: row["map"] for name, row in again.items()} == {
+        name: row["map"] for name, row in printed_and_saved[1]["rows"].items()}
+
+
+# ---------------------------------------------------------------- scores
+
+@pytest.mark.parametrize("name", ["PQ", "RQ"])
+def test_maps_count_the_scores_that_faiss_searches_by(content, name):
+    found = []
+    search = faiss_codes.search
+    with pytest.MonkeyPatch.context() as patch, faiss_codes.threadpool_limits(1):
+        patch.setattr(faiss_codes, "search", lambda index, queries: found.append(index) or search(index, queries))
+        method = faiss_codes.baseline_method(name, content, content.db_features, 0)
+    scores = method.score(slice(0, QUERIES))
+    expected = content.qry_features @ found[0].reconstruct_n(0, IMAGES).T
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(method.search()[0], -np.sort(-scores, 1)[:, :100], rtol=1e-4, atol=1e-3)
+
+
+def test_hamming_scores_are_minus_the_bits_that_differ():
+    rng = stream(0, "hamming test")
+    codes, queries = (rng.integers(0, 256, (n, 3), np.uint8) for n in (50, 7))
+    bits, query_bits = (np.unpackbits(array, axis=1) for array in (codes, queries))
+    found = faiss_codes.hamming_score(codes, queries)(slice(2, 7))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, -(query_bits[2:, None] != bits).sum(-1))
+
+
+def test_product_quantizers_of_7_bytes_pad_with_zeros(content):
+    index = faiss_codes.pq_index(7, 0)
+    index.train(content.db_features)
+    index.add(content.db_features)
+    assert (index.d, faiss_codes.padded(7), faiss_codes.padded(6)) == (300, 301, 300)
+    assert faiss_codes.codes_of(index).shape == (IMAGES, 7)
+    spread = np.square(content.db_features - content.db_features.mean(0)).mean()
+    assert np.square(index.reconstruct_n(0, IMAGES) - content.db_features).mean() < 0.7 * spread
+
+
+def test_a_large_database_is_learned_from_by_a_seeded_sample(monkeypatch):
+    features = np.arange(400, dtype=np.float32)[:, None]
+    assert faiss_codes.training_images(features, 0) is features
+    monkeypatch.setattr(faiss_codes, "TRAINING_IMAGES", 300)
+    first, again, other = (faiss_codes.training_images(features, seed)[:, 0] for seed in (0, 0, 1))
+    assert len(set(first)) == 300
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+# ---------------------------------------------------------------- what is refused
+
+def refused(monkeypatch, capsys, *arguments):
+    """The one sentence in which the program ends, with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["baselines.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        run_program(baselines.main)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def with_nan(features):
+    features = features.copy()
+    features[5, 7] = np.nan
+    return features
+
+
+@pytest.mark.parametrize(("changed", "sentence"), [
+    (lambda a: {"db_codes": None, "codebooks": None}, "found no db_codes, codebooks"),
+    (lambda a: {"db_features": with_nan(a["db_features"])}, "db_features holds NaN or infinite values"),
+    (lambda a: {"qry_features": with_nan(a["qry_features"])}, "qry_features holds NaN or infinite values"),
+    (lambda a: {"db_label": a["db_label"][:-1]}, "as many rows of db_features as rows of db_label, found 600 and 599"),
+    (lambda a: {"db_codes": a["db_codes"][1:]}, "as many rows of db_features as rows of db_codes, found 600 and 599"),
+    (lambda a: {"qry_label": a["qry_label"][:9]}, "rows of qry_features as rows of qry_label, found 20 and 9"),
+    (lambda a: {"qry_label": a["qry_label"][:, :4]}, "columns of db_label as columns of qry_label, found 6 and 4"),
+    (lambda a: {"db_codes": a["db_codes"][:, :1]}, "as many columns of db_codes as codebooks, found 1 and 2"),
+    (lambda a: {"codebooks": a["codebooks"][0]}, "expected codebooks with 3 dimensions, found shape (256, 300)"),
+    (lambda a: {"codebooks": a["codebooks"][:, :9]}, "expected codebooks with shape (M, 256, 300)"),
+    (lambda a: {"qry_features": a["qry_features"][:, :9]}, "expected qry_features with 300 columns, found 9"),
+    (lambda a: {"qry_averages": with_nan(a["qry_features"])}, "qry_averages holds NaN or infinite values"),
+    (lambda a: {"qry_averages": a["qry_features"][:9]}, "rows of qry_averages as rows of qry_label, found 9 and 20"),
+    (lambda a: {"qry_averages": a["qry_features"][:, :9]}, "expected qry_averages with 300 columns, found 9"),
+    (lambda a: {name: a[name][:255] for name in ("db_features", "db_label", "db_codes")},
+     "expected at least 256 database images and one query, found 255 and 20"),
+    (lambda a: {"db_codes": a["db_codes"].astype(np.int64)}, "expected db_codes of uint8, found int64"),
+    (lambda a: {"qry_codes": a["qry_codes"].astype(np.int64)}, "expected qry_codes of uint8, found int64"),
+    (lambda a: {"qry_codes": a["qry_codes"][:9]}, "rows of qry_features as rows of qry_codes, found 20 and 9"),
+    (lambda a: {"db_features": a["db_features"].astype(int)}, "expected db_features of floats, found int64"),
+    (lambda a: {"db_label": a["db_label"] * 2}, "expected db_label of 0 and 1"),
+    (lambda a: {"qry_label": a["qry_label"] * 0}, "no query shares a label with a database image"),
+])
+def test_a_retrieval_file_that_does_not_fit_is_refused(tmp_path, monkeypatch, capsys, changed, sentence):
+    path = write(tmp_path / "x.h5", **changed(make_arrays()))
+    error = refused(monkeypatch, capsys, path)
+    assert f"{path}: " in error
+    assert sentence in error
+
+
+def test_a_missing_or_damaged_file_is_refused(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "x.h5"
+    assert f"{path}: no such file" in refused(monkeypatch, capsys, path)
+    write(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    assert "expected an HDF5 file, found one that cannot be read" in refused(monkeypatch, capsys, path)
+
+
+def test_without_faiss_it_is_said_how_to_get_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.delitem(sys.modules, "experiments.faiss_codes")
+    monkeypatch.delattr(sys.modules["experiments"], "faiss_codes")
+    error = refused(monkeypatch, capsys, write(tmp_path / "x.h5"))
+    assert error == "error: baselines need faiss: pip install -r requirements-search.txt\n"
+
+
+def test_help_answers_without_tensorflow_and_faiss():
+    done = subprocess.run([sys.executable, "-X", "importtime", PROGRAM, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "default 5000" in done.stdout
+    for number in (faiss_codes.NEAREST, faiss_codes.RUNS, faiss_codes.QUERIES_TIMED, faiss_codes.TRAINING_IMAGES):
+        assert f" {number:,} " in done.stdout.replace("\n", " ")
+    assert not {"tensorflow", "faiss"} & {line.split("|")[-1].strip() for line in done.stderr.splitlines()}

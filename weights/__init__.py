@@ -1,1 +1,0 @@
-"""Programs that convert weights of other formats."""
