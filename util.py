@@ -171,6 +171,14 @@ def sample(vectors, most, rng):
     return vectors[np.sort(rng.choice(len(vectors), most, replace=False))]
 
 
+# ---------------------------------------------------------------- vectors
+
+def unit_length(vectors):
+    """Vectors scaled to length 1 along the last axis, of the same type; zero vectors stay as they are."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(lengths == 0, 1, lengths)
+
+
 # ---------------------------------------------------------------- cores, progress and work done ahead
 
 def cores():
