@@ -34,7 +34,7 @@ def validate(options, draw=None):
     if options.crops is None:
         options.crops = default_crops(options.checkpoint)
     splits = load_splits(folder, skip_bad=True) if options.skip_bad else None
-    attributes = sources(folder, options.checkpoint, options.crops, options.seed, splits, options.precision,
+    attributes = sources(folder, options.checkpoint, options.crops, options.seed, splits,
                          options.features)
     experiment = options.checkpoint.stem
     log = open_log(options.root / "logs" / f"{experiment}.log")

@@ -6,8 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from retrieval.cluster_address import check_reachable, ray_address
-from retrieval.index_names import find_index
+from search import ray_address
 from server.access_token import add_token
 from util import ROOT, gpu_number, number, run_program
 
@@ -42,19 +41,15 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
+    from retrieval.searcher import find_index
     options.index = find_index(options.index, options.root)
     connect = None
     if options.ray is not None:
-        check_reachable(options.ray)
-        from retrieval import ray_shards
-        connect = partial(ray_shards.connect, options.ray)
-
-    def load_network(*which):
-        from retrieval import query_network  # and TensorFlow, which takes seconds, once the first photo comes
-        return query_network.load(*which)
-
+        from retrieval import ray_cluster
+        ray_cluster.check_reachable(options.ray)
+        connect = partial(ray_cluster.connect, options.ray)
     from server import serving
-    serving.serve(options, load_network, connect)
+    serving.serve(options, connect)
 
 
 if __name__ == "__main__":

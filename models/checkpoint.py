@@ -5,7 +5,10 @@ import numpy as np
 
 from models import layers
 from models.backbones import find, of_weights
+from models.encoder import OnnxEncoder
 from models.image_model import KEY, ImageModel, checked_model
+from models.session import device_name
+from models.tf_encoder import Encoder
 from quantization import quantizer
 from quantization.neighbourhoods import averages
 from storage.arrays import CODEBOOKS, FIT, NEIGHBOURS, read_weights
@@ -138,3 +141,20 @@ def check_trained_with(path, tag_embeddings):
     if trained not in (None, found):
         raise UserError(f"{path} was trained with a {tag_embeddings.name} of SHA-256 {trained[:12]}…, and "
                         f"{tag_embeddings} has {found[:12]}…: they are of other data sets, or tags were processed anew")
+
+
+def embedder_of(path, crops=None, gpu=None):
+    """What embeds photos as the checkpoint `path` does: its own network, or the image encoder that it was trained on.
+
+    It is a `tf_encoder.PhotoNetwork` and safe for several threads. Raises UserError.
+
+    Args:
+        crops: crops a photo, or None for the checkpoint's default; an image encoder sees one, the middle.
+        gpu: number of the GPU, or None for the CPU.
+    """
+    trained, crops = read_checkpoint(path), crops or default_crops(path)
+    if trained.model is None:
+        return Encoder(trained.weights, crops, device_name(gpu, note), unit=trained.fitted)
+    if crops != 1:
+        raise UserError(f"{trained.model.path} embeds the photos of this checkpoint, by one crop: expected --crops 1")
+    return OnnxEncoder(trained.model, trained.weights[layers.LAST], trained.fitted, gpu)

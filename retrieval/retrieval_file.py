@@ -1,4 +1,4 @@
-"""The retrieval file that validation.py writes: what it holds, what it depends on, reading and writing it.
+"""The retrieval file that validation.py writes: its content, what it depends on, reading and writing it.
 
 Letters: N images of the database, Q queries, D = 300, M codebooks of K = 256 codewords, L labels.
 """
@@ -10,20 +10,19 @@ import numpy as np
 
 from quantization import quantizer
 from storage.files import check_checksums, fingerprint, with_checksums
-from util import DIMENSIONS, MOST_CODEBOOKS, PRECISIONS, UserError
+from util import DIMENSIONS, MOST_CODEBOOKS, UserError
 
-SPLITS = {"database": "db", "test": "qry"}  # split: what the names of its arrays begin with
-AVERAGES = "qry_averages"  # which only some files have
+SPLITS = {"database": "db", "test": "qry"}  # split: the first part of its arrays' names
+AVERAGES = "qry_averages"  # an array that only some files have
 FLOATS = ("db_features", "qry_features", "codebooks", AVERAGES)
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What retrieval needs of a split pair: embeddings and labels of both, codes of both, and the codebooks.
+    """Embeddings, codes and labels of the database and of the queries, and the codebooks.
 
-    features: float32 (N or Q, D); codes: uint8 (N or Q, M); labels: 0/1 (N or Q, L); codebooks: float32 (M, K, D);
-    qry_averages: what codes are asked with in place of qry_features, averages of `neighbourhoods`, float32 (Q, D), or
-    None.
+    features: float32 (N or Q, D); codes: uint8 (N or Q, M); label: 0/1 (N or Q, L); codebooks: float32 (M, K, D);
+    qry_averages: the queries for codes where these are averages of `neighbourhoods`, float32 (Q, D), or None.
     """
     db_features: np.ndarray
     db_codes: np.ndarray
@@ -36,7 +35,7 @@ class Retrieval:
 
     @property
     def queries(self):
-        """What codes are asked with, float32 (Q, D)."""
+        """The queries for codes, float32 (Q, D)."""
         return self.qry_features if self.qry_averages is None else self.qry_averages
 
 
@@ -45,12 +44,13 @@ NAMES = tuple(field.name for field in fields(Retrieval) if field.name != AVERAGE
 
 # ---------------------------------------------------------------- what it depends on
 
-def sources(dataset, checkpoint, crops, seed, splits=None, precision=PRECISIONS[0], features=None):
-    """What a retrieval file depends on, as its attributes: first all but the labels, then the labels.
+def sources(dataset, checkpoint, crops, seed, splits=None, features=None):
+    """What a retrieval file depends on, as attributes of the file: first all but the labels, then the labels.
 
     Args:
-        splits: as of `net_val.load_splits` where bad images may have been left out, else None.
-        features: a file of features, from which the embeddings were made, or None.
+        splits: see `net_val.load_splits`, if bad images may have been left out, otherwise None.
+        features: the file of features from which the embeddings were made, or None.
+    Raises UserError for a file that is missing.
     """
     lists, labels = zip(*(dataset.split_files(split) for split in SPLITS), strict=True)
     names = {"checkpoint": checkpoint, **{path.name: path for path in (dataset.tag_embeddings, *lists)}}
@@ -60,7 +60,7 @@ def sources(dataset, checkpoint, crops, seed, splits=None, precision=PRECISIONS[
         if not path.is_file():
             raise UserError(f"{path}: no such file")
     return ({**{f"sha256 of {name}": fingerprint(path) for name, path in names.items()},
-             "crops": crops, "seed": seed, "precision": precision,
+             "crops": crops, "seed": seed,
              **{f"choice of {split} images": _rows_kept(splits and splits[split]) for split in SPLITS}},
             {f"sha256 of {path.name}": fingerprint(path) for path in labels})
 
@@ -77,7 +77,7 @@ def read_retrieval(path, expected, labels):
     """The content of a retrieval file, if it can be used.
 
     Args:
-        expected, labels: its attributes as they should be, as of `sources`.
+        expected, labels: the attributes that it has to have, see `sources`.
     Returns:
         The Retrieval, or None if the file is damaged or was made from other files; whether its labels are the present
         ones; and why it cannot be used as it is.
@@ -100,17 +100,17 @@ def read_retrieval(path, expected, labels):
 
 
 def read_attributes(path):
-    """`{name: value}` of what a retrieval file depends on, as of `sources`. Raises UserError."""
+    """`{name: value}` of what a retrieval file depends on, see `sources`. Raises UserError."""
     check_checksums(path.with_suffix(".json"))
     try:
         with h5py.File(path, "r") as file:
-            return {"precision": PRECISIONS[0], **file.attrs}  # files from before there was a choice do not name it
+            return dict(file.attrs)
     except (OSError, RuntimeError, KeyError) as error:
         raise unreadable(path, error) from error
 
 
 def read_content(path):
-    """The Retrieval in a file. Raises UserError for whatever is missing, damaged or does not fit together."""
+    """The Retrieval in a file. Raises UserError for what is missing, damaged or does not fit together."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     check_checksums(path.with_suffix(".json"))
@@ -133,7 +133,7 @@ def unreadable(path, error):
 
 
 def check_shapes(path, arrays):
-    """Refuse arrays whose shapes are not those of a Retrieval, or differ where they must not."""
+    """Raise UserError for arrays whose shapes are not those of a Retrieval or do not fit together."""
     shapes = {name: np.shape(array) for name, array in arrays.items()}
     for name, shape in shapes.items():
         if len(shape) != (3 if name == "codebooks" else 2):
@@ -158,7 +158,7 @@ def check_shapes(path, arrays):
 
 
 def check_values(path, arrays):
-    """Refuse values of the wrong kind: NaN, codes that are no bytes, labels that are not 0 or 1."""
+    """Raise UserError for values of the wrong kind: NaN, codes that are no bytes, labels that are not 0 or 1."""
     for name in [name for name in FLOATS if name in arrays]:
         if arrays[name].dtype.kind != "f":
             raise UserError(f"{path}: expected {name} of floats, found {arrays[name].dtype}")
@@ -173,7 +173,7 @@ def check_values(path, arrays):
 
 
 def write_retrieval(path, retrieval, attributes):
-    """Write the release's six datasets, the codes, the codebooks, and averages of queries where there are any."""
+    """Write the release's six datasets, the codes, the codebooks, and averages of queries if there are any."""
     with with_checksums(path.with_suffix(".json"), {}, path) as (temporary,), h5py.File(temporary, "w") as file:
         for name in NAMES:
             file[name] = getattr(retrieval, name)

@@ -31,11 +31,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from retrieval.shared_network import MOST_TOGETHER
 from server import photos
 from server.limits import MOST_JSON_BYTES, MOST_PHOTO_BYTES, Bodies, Refusal
 from server.thumbnails import SIDES, Thumbnails
-from util import UserError, note, one_line
+from util import UserError, cores, note, one_line
 
 PAGE = Path(__file__).with_name("page")
 PAGE_FILES = {"/": ("index.html", "text/html"), "/docs": ("docs.html", "text/html"),
@@ -78,7 +77,7 @@ class WebApp:
         self._thumbnails = Thumbnails()
         self._searching = ThreadPoolExecutor(4, "searching")
         self._vectors = ThreadPoolExecutor(2, "vectors", give_way)  # apart, as many at once take long
-        self._embedding = ThreadPoolExecutor(MOST_TOGETHER, "embedding", give_way)
+        self._embedding = ThreadPoolExecutor(cores() + 1, "embedding", give_way)
         self._large_photos = ThreadPoolExecutor(1, "large photos", give_way)  # apart, so that no other photo waits
         self._drawing = ThreadPoolExecutor(2, "thumbnails")
         self._page = {address: ((PAGE / name).read_bytes(), kind) for address, (name, kind) in PAGE_FILES.items()}

@@ -7,7 +7,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from retrieval.result import DEFAULT_TOPK, Result
+from retrieval.searcher import DEFAULT_TOPK, Result
 from util import UserError, one_line
 
 ANSWER_SECONDS = 120  # that a server may take: the first photo loads its network

@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 
-from retrieval import index, manifest
-from retrieval.result import DEFAULT_TOPK
+from retrieval import manifest
+from retrieval.searcher import DEFAULT_TOPK
 from server.questions import MOST_RESULTS, as_answer, as_numbers, read_object, read_vectors, read_words, whole_number
 from storage.files import fingerprint
 from tags.spelling import fold
-from util import UserError, one_line
+from util import UserError, one_line, unit_length
 
 MOST_VECTORS = 4096  # of a request
 MOST_SHOWN = 5000  # results of a query that the page may scroll to
@@ -87,7 +87,7 @@ class Service:
 
     def embedding(self, path, settings):
         """The direction of a photo's embedding, which the page keeps in its address, and the photo's tags."""
-        direction = index.normalise(self.photos.embed(path, photo_name(settings)))
+        direction = unit_length(self.photos.embed(path, photo_name(settings)))
         return {"photo": base64.b64encode(direction.astype("<f2").tobytes()).decode(),
                 "tags": self._tags(direction, TAGS_SHOWN)}
 
@@ -209,7 +209,7 @@ def rocchio(query, right, wrong):
         query: float32 (D,), or None where only photos are marked; right, wrong: directions, float32 (n, D), n ≥ 0.
     """
     alpha, beta, gamma = ROCCHIO
-    moved = np.zeros(right.shape[1], np.float32) if query is None else alpha * index.normalise(query)
+    moved = np.zeros(right.shape[1], np.float32) if query is None else alpha * unit_length(query)
     for weight, marked in ((beta, right), (-gamma, wrong)):
         if len(marked):
             moved = moved + weight * marked.mean(0)
@@ -250,4 +250,4 @@ def read_direction(text, length):
         vector = np.empty(0)
     if len(vector) != length or not np.isfinite(vector).all() or not vector.any():
         raise UserError("photo: expected what POST /embedding answers, found something else: choose the photo again")
-    return index.normalise(vector)
+    return unit_length(vector)

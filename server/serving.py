@@ -3,13 +3,9 @@
 TensorFlow is not loaded here: words and vectors need no network, and the first photo loads it.
 """
 import sys
-from functools import partial
-from pathlib import Path
 
 from retrieval import faiss_index, manifest, shards
-from retrieval.photo_searcher import Photos
-from retrieval.searcher import load_index
-from retrieval.shared_network import SharedNetwork
+from retrieval.searcher import Photos, QueryEmbedder, load_index
 from server.service import Service
 from storage.files import fingerprint
 from util import UserError
@@ -17,28 +13,28 @@ from util import UserError
 try:
     from server import app, connections
 except ModuleNotFoundError as error:
-    raise UserError(f"serving needs the package {error.name}: pip install -r requirements-serve.txt") from None
+    raise UserError(f"serving needs the package {error.name}: pip install -e '.[serve]'") from None
 
 SWITCH_SECONDS = 0.001  # after which a thread lets others run Python: with many clients words come twice as soon
 
 
-def serve(options, load_network, connect=None):
+def serve(options, connect=None):
     """Answer until SIGTERM or Ctrl-C. Raises UserError.
 
     Args:
         options: of serve.py.
-        load_network: as `query_network.load`; it is called when the first photo comes.
-        connect: as `ray_shards.connect`, of the number of shards; or None for shards in this process.
+        connect: `ray_cluster.connect` with an address, a function of the number of shards; or None for shards in this
+            process.
     """
     if options.token is None and not connections.is_local(options.host):
         raise UserError(f"--host {options.host} lets other machines in, so give a --token that their users have to "
                         "show")
     if faiss_index.faiss is None:
-        raise UserError("serving needs FAISS: pip install -r requirements-search.txt")
+        raise UserError("serving needs FAISS: pip install -e '.[search]'")
     sys.setswitchinterval(SWITCH_SECONDS)
     listener = connections.listen(options.host, options.port)
     manifest.read(options.index)  # a folder that is no index is told before Ray is started
-    opener = Opener(options, load_network, shards.Threads if connect is None else connect(options.shards))
+    opener = Opener(options, shards.Threads if connect is None else connect(options.shards))
     made = app.WebApp(opener.open_service, options.names, options.token)
     facts = made.service.health()
     print(f"serving {facts['photos']:,} photos in {facts['shards']} shards at {address(options, listener)}", flush=True)
@@ -58,30 +54,26 @@ class Opener:
     The network stays loaded as long as it is the one that the photos were embedded with.
 
     Args:
-        load_network: as of `serve`.
         open_shards: of a list of `shards.Part`; gives what a `shards.Sharded` asks.
     """
 
-    def __init__(self, options, load_network, open_shards):
+    def __init__(self, options, open_shards):
         self._options = options
-        self._load_network = load_network
         self._open_shards = open_shards
-        self._network = self._embedded_with = None
+        self._embedder = self._embedded_with = None
 
     def open_service(self):
         """The Service of the index as it is now. Raises UserError."""
         folder, source = self._options.index, None
         while source != (now := fingerprint(folder / manifest.MANIFEST)):  # or it was written again while it was read
             source, loaded = now, load_index(folder, private=True)
-        photos = Photos(loaded, self._network_of(loaded.content.facts))
+        photos = Photos(loaded, self._embedder_of(loaded.content.facts))
         photos.index = shards.Sharded(loaded, self._open_shards(shards.cut(loaded, self._options.shards, source)))
         return Service(photos, self._options.nprobe, source)
 
-    def _network_of(self, facts):
+    def _embedder_of(self, facts):
         embedded_with = facts["checkpoint_sha256"], facts["crops"]
         if embedded_with != self._embedded_with:
-            checkpoint = Path(self._options.checkpoint or facts["checkpoint"])
-            self._network = SharedNetwork(partial(self._load_network, self._options.index, facts, checkpoint,
-                                                  self._options.gpu))
+            self._embedder = QueryEmbedder(self._options.index, facts, self._options.checkpoint, self._options.gpu)
             self._embedded_with = embedded_with
-        return self._network
+        return self._embedder

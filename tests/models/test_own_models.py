@@ -15,7 +15,6 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, numpy_helper
 
-import encode
 import fit
 import search
 import train
@@ -23,14 +22,13 @@ import validation
 from models import efficientnet_lite0 as lite0
 from models import encoder
 from models.backbones import LAST
-from models.checkpoint import default_crops, read_checkpoint
+from models.checkpoint import default_crops, embedder_of, read_checkpoint
 from models.features import embed, kept_model_features, read_features
 from models.image_model import model_of_features
 from models.tf_encoder import FeatureExtractor, PhotoNetwork
 from onnx_writer import Writer, tiny_graph, write_lite0, write_tiny
 from prepare import features as prepare_features
 from retrieval import index
-from retrieval.photo_encoder import encoder_of
 from storage.files import read_json, write_json
 from tiny import QUERIES, TRAINING, call, make_tiny, run
 from util import UserError, stream
@@ -383,7 +381,7 @@ def test_a_photo_finds_itself_first_in_an_index_that_the_model_embedded(trained,
 def test_embeddings_of_photos_are_those_of_their_features(trained):
     checkpoint = read_checkpoint(checkpoint_of(trained))
     assert (checkpoint.fitted, default_crops(checkpoint_of(trained))) == (True, 1)
-    network = encoder_of(checkpoint, 1, None)
+    network = embedder_of(checkpoint_of(trained), 1)
     paths = [photo(trained, row) for row in range(TRAINING)]
     expected = embed(read_features(trained / "features" / "own.h5", "train",
                                    trained / "data" / "tiny" / "train_img.txt"), checkpoint.weights[LAST], unit=True)
@@ -398,7 +396,7 @@ def test_embeddings_of_photos_are_those_of_their_features(trained):
 
 def test_many_photos_are_encoded_by_the_model_and_fit_keeps_it(trained, run_program, tmp_path):
     pytest.importorskip("pyarrow")
-    code, output = run_program(encode, checkpoint_of(trained), trained / "datasets" / "tiny", tmp_path / "codes",
+    code, output = run_program(search, "encode", checkpoint_of(trained), trained / "datasets" / "tiny", tmp_path / "codes",
                                "--root", trained)
     assert code == 0, output
     code, output = run_program(fit, "tiny", checkpoint_of(trained), "cpu", "--features",
@@ -470,11 +468,10 @@ def test_another_model_in_its_place_is_refused(trained, run_program, copied):
     assert re.search(r"m\.onnx is not the model that gave the features: its SHA-256 is", output)
 
 
-@pytest.mark.parametrize("options", [("--crops", 10), ("--precision", "bfloat16")])
-def test_crops_and_precision_are_the_models_own(trained, run_program, copied, options):
+def test_crops_are_the_models_own(trained, run_program, copied):
     code, output = build(run_program, trained, copied, *options)
     assert code == 2
-    assert "expected --crops 1 and --precision float32" in output
+    assert "expected --crops 1" in output
 
 
 def test_without_a_model_an_index_of_validations_codes_is_asked_by_words_only(trained, run_program, copied):

@@ -309,7 +309,7 @@ def test_a_package_that_is_missing_is_one_sentence(folders, package):
                              f"sys.argv[1:] = [{str(folders['flat'])!r}, '--port', '0']; util.run_program(serve.main)")
     assert code == 2
     assert len(output.splitlines()) == 1
-    assert ("requirements-search.txt" if package == "faiss" else "requirements-serve.txt") in output
+    assert (".[search]" if package == "faiss" else ".[serve]") in output
 
 
 # ---------------------------------------------------------------- files and addresses

@@ -1,12 +1,13 @@
-"""Photos that are new, changed or gone, told by their fingerprints. No network in this file."""
+"""Which photos are new, changed or gone, by their fingerprints. No network in this file."""
 import os
 
 import numpy as np
 import pytest
 
-from retrieval import index, photo_files
-from retrieval.photo_files import compare, take_fingerprints
-from retrieval.photos import Source
+from retrieval import index
+from retrieval.photos import Source, compare, note_gone
+from storage import fingerprints
+from storage.fingerprints import take_fingerprints
 from util import UserError
 
 NAMES = ["a.jpg", "b.jpg", "c.jpg"]
@@ -29,24 +30,24 @@ def before(folder):
 
 def changes(folder, before, names=NAMES, prune=False, encoded=None):
     found = compare(Source(folder, names, encoded=encoded), before, "out", prune)
-    photo_files.tell_gone(found, folder, "out", prune)
+    note_gone(found, folder, "out", prune)
     return found.kept.tolist(), found.to_encode.tolist(), found.fingerprints
 
 
 def test_nothing_is_read_while_sizes_and_times_are_the_same(folder, before, monkeypatch):
-    monkeypatch.setattr(photo_files, "fingerprint", None)
-    kept, to_encode, fingerprints = changes(folder, before)
+    monkeypatch.setattr(fingerprints, "fingerprint", None)
+    kept, to_encode, found = changes(folder, before)
     assert (kept, to_encode) == ([0, 1, 2], [])
-    np.testing.assert_array_equal(fingerprints, before.fingerprints)
+    np.testing.assert_array_equal(found, before.fingerprints)
 
 
 def test_a_changed_content_counts_and_a_changed_date_does_not(folder, before):
     os.utime(folder / "a.jpg", (5, 5))
     (folder / "b.jpg").write_text("another photo")
-    kept, to_encode, fingerprints = changes(folder, before)
+    kept, to_encode, found = changes(folder, before)
     assert (kept, to_encode) == ([0, 2], [1])
-    assert fingerprints[0, 1] == 5 * 10**9
-    np.testing.assert_array_equal(fingerprints[:, 3:], before.fingerprints[[0, 2], 3:])
+    assert found[0, 1] == 5 * 10**9
+    np.testing.assert_array_equal(found[:, 3:], before.fingerprints[[0, 2], 3:])
 
 
 def test_a_content_that_changed_under_its_old_size_and_date_is_noticed(folder, before):
@@ -68,18 +69,18 @@ def test_a_photo_that_cannot_be_read_any_more_counts_as_changed(folder, before, 
 
     def refuse(path):  # a limit that holds for the superuser too
         raise PermissionError(13, "Permission denied", str(path))
-    monkeypatch.setattr(photo_files, "fingerprint", refuse)
+    monkeypatch.setattr(fingerprints, "fingerprint", refuse)
     assert changes(folder, before)[:2] == ([1, 2], [0])  # so that it is looked at, and refused by name
 
 
 def test_photos_that_are_gone_stay_unless_they_are_to_be_pruned(folder, before, capsys):
     (folder / "a.jpg").unlink()
     assert changes(folder, before)[:2] == ([0, 1, 2], [])  # a data set's list still names it
-    assert "1 photos of out" in (told := capsys.readouterr().err)
-    assert "such as a.jpg; they stay in the index (--prune drops them)" in told
+    assert "1 photos of out" in (noted := capsys.readouterr().err)
+    assert "such as a.jpg; they stay in the index (--prune drops them)" in noted
     assert changes(folder, before, ["b.jpg", "d.jpg"], prune=True)[:2] == ([1], [1])
-    assert "2 photos of out" in (told := capsys.readouterr().err)
-    assert "such as a.jpg; they leave the index" in told
+    assert "2 photos of out" in (noted := capsys.readouterr().err)
+    assert "such as a.jpg; they leave the index" in noted
 
 
 def test_a_photo_that_was_gone_and_comes_back_is_compared_with_what_it_was(folder, before):
@@ -99,7 +100,7 @@ def test_an_index_is_never_pruned_to_nothing(folder, before):
 
 
 def test_photos_without_a_fingerprint_are_taken_as_they_are_until_their_size_or_time_changes(folder, before):
-    before.fingerprints = None  # an older index
+    before.fingerprints = None  # as an index has them whose photos `search.py encode` encoded
     kept, to_encode, before.fingerprints = changes(folder, before)
     assert (kept, to_encode) == ([0, 1, 2], [])
     assert (before.fingerprints[:, 0] == len("photo a.jpg")).all()
@@ -108,10 +109,10 @@ def test_photos_without_a_fingerprint_are_taken_as_they_are_until_their_size_or_
     assert changes(folder, before)[:2] == ([0, 2], [1])
 
 
-def test_of_what_encode_py_wrote_no_photo_is_looked_at(folder, before):
+def test_photos_that_were_encoded_into_shards_are_not_opened(folder, before):
     for name in NAMES:
         (folder / name).unlink()
     before.fingerprints = None
-    kept, to_encode, fingerprints = changes(folder, before, ["b.jpg", "c.jpg", "d.jpg"], prune=True, encoded=object())
+    kept, to_encode, found = changes(folder, before, ["b.jpg", "c.jpg", "d.jpg"], prune=True, encoded=object())
     assert (kept, to_encode) == ([1, 2], [2])
-    assert not fingerprints.any()
+    assert not found.any()

@@ -1,7 +1,7 @@
 """Short names of indexes."""
 import pytest
 
-from retrieval.index_names import find_index, named_folder
+from retrieval.searcher import find_index, named_folder
 from util import UserError
 
 
