@@ -6,14 +6,13 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from test_serve import post, served
 
 import search
 from quantization import quantizer
 from retrieval import build, faiss_index, index
 from server.client import Remote
 from tiny import EXPERIMENT, TRAINING, make_tiny, run, train_in_fixture, validate
-from util import UserError
+from util import UserError, unit_length
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -45,7 +44,7 @@ def photo(root, number):
 
 # ---------------------------------------------------------------- build
 
-def test_an_index_holds_the_database_and_tells_what_it_was_made_of(root, checkpoint, photos):
+def test_an_index_holds_the_database_and_what_it_was_made_of(root, checkpoint, photos):
     made = photos.index
     assert list(made.content.images) == [f"{i}.jpg" for i in range(TRAINING)]
     assert made.content.codes.shape == (TRAINING, 2)
@@ -53,7 +52,6 @@ def test_an_index_holds_the_database_and_tells_what_it_was_made_of(root, checkpo
     assert made.content.label_names == ["a", "z"]
     assert made.content.facts["checkpoint"] == str(checkpoint)
     assert made.content.facts["trained_on"] == "tiny"
-    assert made.content.facts["precision"] == "float32"
 
 
 def test_photos_that_are_added_leave_the_others_as_they_are(root, checkpoint, tmp_path, capsys):
@@ -87,7 +85,7 @@ def test_embeddings_that_are_kept_are_those_of_the_photos(root, checkpoint, phot
     build.build(checkpoint, folder, **arguments, keep_embeddings=True)
     shutil.copy(photo(root, 5), folder)
     kept = build.build(checkpoint, folder, **arguments).content.embeddings
-    expected = index.normalise(photos.embed([photo(root, number) for number in (3, 4, 5)]))
+    expected = unit_length(photos.embed([photo(root, number) for number in (3, 4, 5)]))
     np.testing.assert_allclose(kept, expected, atol=1e-3)
     with pytest.raises(UserError, match="is an index without embeddings: for --keep-embeddings choose another"):
         build.build(checkpoint, "tiny", root=root, crops=1, keep_embeddings=True)
@@ -99,7 +97,7 @@ def test_an_index_that_is_up_to_date_is_told_so_without_tensorflow(run_here, roo
     for number in (3, 4):
         shutil.copy(photo(root, number), folder)
     arguments = [checkpoint, folder, "--root", root, "--out", tmp_path / "index"]  # crops are those of the index
-    build.build(*arguments[:2], tmp_path / "index", root, crops=1)
+    build.build(*arguments[:2], tmp_path / "index", root=root, crops=1)
     (folder / "3.jpg").unlink()
     (folder / "bad.jpg").write_text("no photo")
     (folder / "notes.txt").write_text("no photo")
@@ -180,7 +178,7 @@ def test_codes_that_validation_left_are_not_computed_again(root, checkpoint, tmp
     with h5py.File(checkpoint.with_name(f"{EXPERIMENT}_retrieval.h5")) as file:
         np.testing.assert_array_equal(made.content.codes, file["db_codes"][()])
         kept = build.build(checkpoint, "tiny", out=tmp_path / "kept", root=root, crops=1, keep_embeddings=True)
-        np.testing.assert_allclose(kept.content.embeddings, index.normalise(file["db_features"][()]), atol=1e-3)
+        np.testing.assert_allclose(kept.content.embeddings, unit_length(file["db_features"][()]), atol=1e-3)
 
 
 # ---------------------------------------------------------------- ask
@@ -438,8 +436,7 @@ def test_an_index_has_the_name_that_it_is_given(run_here, root, checkpoint, phot
 
 def test_an_index_grows_only_by_its_own_kind(root, checkpoint, photos):
     for arguments, sentence in (({"crops": 5}, "crops 1, not 5"), ({"images": root / "datasets"}, "the photos of"),
-                                ({"seed": 1}, "seed 0, not 1"),
-                                ({"precision": "bfloat16"}, "precision float32, not bfloat16")):
+                                ({"seed": 1}, "seed 0, not 1")):
         with pytest.raises(UserError, match=sentence):
             build.build(**{"checkpoint": checkpoint, "images": "tiny", "root": root, "crops": 1, **arguments,
                             "out": root / "indexes" / EXPERIMENT})

@@ -469,7 +469,7 @@ def test_another_model_in_its_place_is_refused(trained, run_program, copied):
 
 
 def test_crops_are_the_models_own(trained, run_program, copied):
-    code, output = build(run_program, trained, copied, *options)
+    code, output = build(run_program, trained, copied, "--crops", 10)
     assert code == 2
     assert "expected --crops 1" in output
 

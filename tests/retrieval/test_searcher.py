@@ -1,8 +1,16 @@
-"""Short names of indexes."""
+"""Names of indexes, and the embedder of queries, which threads share."""
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 
-from retrieval.searcher import find_index, named_folder
+from retrieval import searcher
+from retrieval.searcher import QueryEmbedder, find_index, named_folder
+from storage.files import fingerprint
 from util import UserError
+
+# ---------------------------------------------------------------- names
 
 
 @pytest.fixture
@@ -37,6 +45,7 @@ def test_a_path_comes_first(root, monkeypatch):
     monkeypatch.chdir(root)
     assert find_index("two", root).resolve() == root / "two"
 
+
 def test_a_project_without_indexes_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="indexes has none yet"):
         find_index("two", tmp_path)
@@ -47,3 +56,63 @@ def test_an_index_is_called_by_a_plain_name(root, name):
     with pytest.raises(UserError, match="expected a name without slashes"):
         named_folder(name, root)
     assert named_folder("my index", root) == root / "indexes/my index"
+
+
+# ---------------------------------------------------------------- the embedder of queries
+
+class Mean:
+    """The embedding of an image is its mean; a run waits until as many run as are expected."""
+
+    def __init__(self, together=1):
+        self.running = threading.Barrier(together, timeout=30)
+
+    def embed(self, images):
+        self.running.wait()
+        return np.array([[image.mean()] for image in images], np.float32)
+
+
+@pytest.fixture
+def facts(tmp_path):
+    (tmp_path / "c.npy").write_text("a checkpoint")
+    return {"checkpoint": str(tmp_path / "c.npy"), "checkpoint_sha256": fingerprint(tmp_path / "c.npy"), "crops": 1,
+            "experiment": "c"}
+
+
+def image(number):
+    return np.full((2, 2, 3), number, np.uint8)
+
+
+def test_threads_load_the_embedder_once_and_embed_at_the_same_time(facts, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(searcher, "load_embedder", lambda *which: loaded.append(which) or (Mean(together=4), None))
+    embedder = QueryEmbedder("index", facts)
+    assert not loaded
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: embedder.embed([image(number)])[0, 0], range(4)))
+    assert found == [0, 1, 2, 3]
+    assert len(loaded) == 1
+
+
+def test_an_embedder_that_cannot_be_loaded_is_reported_and_tried_again(facts, monkeypatch):
+    tries = []
+
+    def load(*_):
+        tries.append(1)
+        if len(tries) < 3:
+            raise UserError("no such file")
+        return Mean(), None
+    monkeypatch.setattr(searcher, "load_embedder", load)
+    embedder = QueryEmbedder("index", facts)
+    assert embedder.embed([]).shape == (0, 300)  # loads nothing
+    for _ in range(2):
+        with pytest.raises(UserError, match="no such file"):
+            embedder.embed([image(1)])
+    assert embedder.embed([image(1)]).tolist() == [[1]]
+
+
+def test_another_checkpoint_is_refused(facts, tmp_path):
+    (tmp_path / "other.npy").write_text("another checkpoint")
+    with pytest.raises(UserError, match=r"index is an index of another checkpoint \(c\), not of .*other\.npy"):
+        QueryEmbedder("index", facts, tmp_path / "other.npy").embed([image(1)])
+    with pytest.raises(UserError, match=r"gone\.npy: no such file, but index was made with it"):
+        QueryEmbedder("index", facts, tmp_path / "gone.npy").resize(image(1))
