@@ -1,4 +1,4 @@
-"""Search photos by a photo or by words, or ask for a photo's tags: `python search.py build | query | tags | encode`.
+"""Search photos: `python search.py build | query | tags | encode | serve`.
 
 In a notebook:
 
@@ -10,16 +10,18 @@ In a notebook:
 """
 import argparse
 import json
+import os
+import re
 import signal
 import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from server.access_token import add_token
 from util import CROPS, CROPS_HELP, ROOT, UserError, gpu_number, note, number, run_program
 
 SHARD = 4096  # photos
+TOKEN_VARIABLE = "WSDHQ_TOKEN"  # of the environment, which other users of the machine cannot see, unlike options
 
 
 # ---------------------------------------------------------------- options
@@ -32,6 +34,7 @@ def parse_arguments():
     add_query(commands)
     add_tags(commands)
     add_encode(commands)
+    add_serve(commands)
     options = parser.parse_args()
     if options.command == "query":
         check_query(options, parser.error)
@@ -77,7 +80,7 @@ def add_query(commands):
     parser.add_argument("--nprobe", type=number(int, 1), metavar="N", help="lists to search (default 32)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the indexed photos, if it was moved")
     parser.add_argument("--server", metavar="ADDRESS",
-                        help="host:port of a server, which has the index and the network, instead of INDEX")
+                        help="HOST:PORT of a `search.py serve`, which has the index and the network, instead of INDEX")
     add_token(parser, "with --server: what the server asks for")
     add_gpu(parser)
     add_root(parser)
@@ -118,6 +121,32 @@ def add_encode(commands):
     add_root(parser)
 
 
+def add_serve(commands):
+    parser = commands.add_parser(
+        "serve", help="serve a page that searches an index, and answer programs over HTTP",
+        description="Serve a page that searches an index of photos, and answer programs over HTTP. Open the address "
+                    "that is printed; its /docs lists what programs may ask.")
+    add_index(parser)
+    parser.add_argument("--host", default="127.0.0.1",
+                        help="address to listen at (default 127.0.0.1, this machine only; others need a --token)")
+    parser.add_argument("--port", type=number(int, 0, 65535), default=8750,
+                        help="port to listen at, 0 for any free one (default 8750)")
+    parser.add_argument("--name", dest="names", action="append", default=[], metavar="HOST",
+                        help="a host name that clients use for this machine, in addition to localhost and numeric "
+                             "addresses; may be given several times")
+    add_token(parser, "what clients have to send")
+    parser.add_argument("--access-log", action="store_true", help="print a line for each request")
+    parser.add_argument("--shards", type=number(int, 1, 4096), default=1, metavar="N",
+                        help="parts of the index that are searched at once (default 1)")
+    parser.add_argument("--ray", type=ray_address, metavar="ADDRESS",
+                        help="one Ray process for each shard: `local` starts Ray here; `auto`, or HOST:PORT, joins a "
+                             "cluster (default: all shards in this process)")
+    parser.add_argument("--nprobe", type=number(int, 1), default=32, metavar="N",
+                        help="inverted lists to search, unless a query has its own number (default 32)")
+    add_gpu(parser)
+    add_root(parser)
+
+
 def add_checkpoint(parser):
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an .npy file that train.py wrote")
 
@@ -149,6 +178,19 @@ def add_gpu(parser):
 def add_root(parser):
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
                         help="folder that holds data/, datasets/ and indexes/ (default: this program's folder)")
+
+
+def add_token(parser, purpose):
+    """Add the option --token. purpose: what the token is for, in words."""
+    parser.add_argument("--token", type=_token, default=os.environ.get(TOKEN_VARIABLE) or None, metavar="TOKEN",
+                        help=f"{purpose} (default: the environment variable {TOKEN_VARIABLE}, which does not appear in "
+                             "the list of processes)")
+
+
+def _token(text):
+    if not re.fullmatch(r"[\w.~-]+", text, re.ASCII):  # so that it can be part of an address
+        raise argparse.ArgumentTypeError("expected letters, digits, and - . _ ~ only")
+    return text
 
 
 def ray_address(text):
@@ -220,6 +262,16 @@ def main():
         encode.encode(options.checkpoint, options.images, options.out, options.shard, crops=options.crops,
                       trained_on=options.trained_on, seed=options.seed, gpu=options.gpu, root=options.root,
                       encode_shards=encode_shards)
+    elif options.command == "serve":
+        from retrieval.searcher import find_index
+        folder, connect = find_index(options.index, options.root), None
+        if options.ray is not None:
+            from retrieval import ray_cluster
+            ray_cluster.check_reachable(options.ray)
+            connect = partial(ray_cluster.connect, options.ray)
+        from server import serve
+        opener = serve.Opener(folder, options.checkpoint, options.gpu, options.nprobe, options.shards, connect)
+        serve.serve(opener, options.host, options.port, options.names, options.token, options.access_log)
 
 
 def open_index(name, checkpoint=None, gpu=None, images=None, root=ROOT):

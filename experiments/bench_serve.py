@@ -39,7 +39,7 @@ def make_index(folder, images, lists):
 @contextlib.contextmanager
 def served(folder, *options):
     """The address of a server that ends with the block."""
-    process = subprocess.Popen([sys.executable, "serve.py", str(folder), "--port", "0", *options],
+    process = subprocess.Popen([sys.executable, "search.py", "serve", str(folder), "--port", "0", *options],
                                cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().rpartition("http://")[2].strip()

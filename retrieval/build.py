@@ -141,8 +141,8 @@ def check_embeddings(out, content, source, keep_embeddings):
     if keep_embeddings and content.embeddings is None:
         raise UserError(f"{out} is an index without embeddings: for --keep-embeddings choose another --out or --name")
     if content.embeddings is not None and source.encoded:
-        raise UserError(f"{source.encoded.folder} holds only codes, and {out} is to keep embeddings: give the folder of "
-                        f"the photos, {source.folder}")
+        raise UserError(f"{source.encoded.folder} holds only codes, and {out} is to keep embeddings: give the folder "
+                        f"of the photos, {source.folder}")
 
 
 def usable_rows(source, changes, skip_bad):

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # From a folder of photos to a page on which they are searched, on a fresh machine:
-#     search_photos.sh FOLDER [GPU] [WORD_VECTORS] [options of serve.py]
+#     search_photos.sh FOLDER [GPU] [WORD_VECTORS] [options of search.py serve]
 # (default: GPU 0 or else the CPU; train, by which word vectors are trained on the photos' own tags, in place of a file).
 # Run it again after an interruption, or after photos were added, changed or deleted: what is done is not done again.
 # Nothing is written into FOLDER. docs/photos.md has the time that each part takes.
 set -euo pipefail
 if [ ! -d "${1-}" ]; then
-    echo "error: search_photos.sh FOLDER [GPU] [WORD_VECTORS] [options of serve.py]: expected a folder of photos, found ${1:-nothing}" >&2
+    echo "error: search_photos.sh FOLDER [GPU] [WORD_VECTORS] [options of search.py serve]: expected a folder of photos, found ${1:-nothing}" >&2
     exit 2
 fi
 folder=$(cd "$1" && pwd -P) gpu=${2:-0} vectors=${3:-train}
@@ -45,4 +45,4 @@ if [ ! -e "$checkpoint" ] || [ ! -e "${checkpoint%.npy}.json" ]; then  # nothing
 fi
 part "index" "$PYTHON" search.py build "$checkpoint" "$folder" --gpu "$gpu" --skip-bad --prune
 printf '\n%s\n' "The page's address follows; Ctrl-C ends the server. $again"
-exec "$PYTHON" serve.py "$(index_of "$checkpoint")" --gpu "$gpu" "${@:4}"
+exec "$PYTHON" search.py serve "$(index_of "$checkpoint")" --gpu "$gpu" "${@:4}"

@@ -11,6 +11,7 @@ import search
 from quantization import quantizer
 from retrieval import build, faiss_index, index
 from server.client import Remote
+from servers import post, served
 from tiny import EXPERIMENT, TRAINING, make_tiny, run, train_in_fixture, validate
 from util import UserError, unit_length
 

@@ -396,8 +396,8 @@ def test_embeddings_of_photos_are_those_of_their_features(trained):
 
 def test_many_photos_are_encoded_by_the_model_and_fit_keeps_it(trained, run_program, tmp_path):
     pytest.importorskip("pyarrow")
-    code, output = run_program(search, "encode", checkpoint_of(trained), trained / "datasets" / "tiny", tmp_path / "codes",
-                               "--root", trained)
+    code, output = run_program(search, "encode", checkpoint_of(trained), trained / "datasets" / "tiny",
+                               tmp_path / "codes", "--root", trained)
     assert code == 0, output
     code, output = run_program(fit, "tiny", checkpoint_of(trained), "cpu", "--features",
                                trained / "features" / "own.h5", "--codebooks", 1, "--output", tmp_path / "f.npy",

@@ -136,8 +136,8 @@ def test_photos_whose_folder_went_away_are_no_bad_photos(root, checkpoint, tmp_p
 
 def test_a_second_run_says_that_it_is_finished_and_changes_nothing(root, checkpoint, out, monkeypatch, capsys):
     before = files(out)
-    code, output = call(monkeypatch, capsys, search, "encode", checkpoint, root / "photos", out, "--crops", 1, "--shard",
-                        SHARD, "--root", root)
+    code, output = call(monkeypatch, capsys, search, "encode", checkpoint, root / "photos", out, "--crops", 1,
+                        "--shard", SHARD, "--root", root)
     assert code == 0, output
     assert "is finished: 13 photos in 5 shards; 7 were left out, see left_out.parquet" in output
     assert files(out) == before

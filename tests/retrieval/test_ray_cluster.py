@@ -31,16 +31,16 @@ def checkpoint(root):
 
 def test_ray_leaves_logging_and_signals_as_they_were(root, checkpoint, tmp_path, monkeypatch, capsys):
     before = logging.root.manager.disable
-    call(monkeypatch, capsys, search, "encode", checkpoint, root / "photos", tmp_path / "out", "--crops", 1, "--shard", 10,
-         "--root", root, "--ray", "local", "--workers", 1)
+    call(monkeypatch, capsys, search, "encode", checkpoint, root / "photos", tmp_path / "out", "--crops", 1,
+         "--shard", 10, "--root", root, "--ray", "local", "--workers", 1)
     assert (tmp_path / "out" / "manifest.json").is_file()
     assert logging.root.manager.disable == before
 
 
 def start(root, checkpoint, out, *options):
     """The program in the background, on a thread as Ray's workers, with enough to do to be disturbed."""
-    return subprocess.Popen([sys.executable, "search.py", "encode", checkpoint, root / "photos", out, "--shard", "1", "--root",
-                             root, *map(str, options)], cwd=PROJECT, text=True, stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, "search.py", "encode", checkpoint, root / "photos", out, "--shard",
+                             "1", "--root", root, *map(str, options)], cwd=PROJECT, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, env={**os.environ, **ray_cluster.ONE_THREAD})
 
 
