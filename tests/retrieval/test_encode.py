@@ -14,7 +14,6 @@ from encoding import files, make_root
 from faults import files_of_at_most, flip
 from models.checkpoint import embedder_of, read_checkpoint
 from retrieval import build, encode, encoded, index, ray_cluster
-from storage.arrays import CODEBOOKS, write_weights
 from storage.files import fingerprint
 from tiny import EXPERIMENT, TRAINING, call
 from util import UserError, stream
@@ -117,11 +116,11 @@ def test_a_list_that_cannot_be_used_is_refused(root, checkpoint, tmp_path, image
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_that_gives_nan_stops_with_a_sentence(root, checkpoint, tmp_path):
-    trained = read_checkpoint(checkpoint)
-    trained.weights["fc8"][1][0] = np.nan
-    write_weights(tmp_path / "nan.npy", {**trained.weights, CODEBOOKS: trained.codebooks.reshape(-1, 300)})
-    encoder = encode.ShardEncoder(tmp_path / "nan.npy", None, OPTIONS, root, None, None)
+def test_a_network_that_gives_nan_stops_with_a_sentence(root, checkpoint, monkeypatch):
+    embedder = embedder_of(checkpoint, 1)
+    monkeypatch.setattr(embedder, "outputs", lambda images: np.full((len(images), 300), np.nan, np.float32))
+    monkeypatch.setattr(encode, "embedder_of", lambda *_: embedder)
+    encoder = encode.ShardEncoder(checkpoint, None, OPTIONS, root, None, None)
     with pytest.raises(UserError, match=r"the network gives NaN or infinite embeddings of 1 images: .*/3\.jpg"):
         encoder.encode(0, ["gone.jpg", "datasets/tiny/3.jpg"])
 
