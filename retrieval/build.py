@@ -56,13 +56,17 @@ def build(checkpoint, images, out=None, *, root=ROOT, trained_on=None, crops=Non
     source = photos.photo_source(str(images), root)
     with index.writing(out) as save:  # from here on no other process may write the index
         old = index.load(out) if index.has_index(out) else None
+        trained = tagged = None
         if old:
-            before, tagged = old.content, None
+            before = old.content
             check_settings(out, before, checkpoint, source, crops, seed)
         else:
+            trained = read_checkpoint(checkpoint)
             tagged = training_dataset(checkpoint, source, root, trained_on)
-            before = new_content(checkpoint, source, tagged, root, crops or default_crops(checkpoint), seed,
-                                 keep_embeddings)
+            before = new_content(checkpoint, trained.codebooks, source, tagged, root,
+                                 crops or default_crops(checkpoint), seed)
+            if keep_embeddings:
+                before.embeddings = np.empty((0, DIMENSIONS), np.float16)
         check_embeddings(out, before, source, keep_embeddings)
         found = find_vocabulary(before, vectors, tagged, root)
         changes = photos.compare(source, before, out, prune)
@@ -75,7 +79,8 @@ def build(checkpoint, images, out=None, *, root=ROOT, trained_on=None, crops=Non
         else:
             if found:
                 before = replace(before, vocabulary=found[0], facts={**before.facts, "vectors": found[1]})
-            made = save(changed_content(before, source, changes, rows, checkpoint, gpu), lists)
+            trained = trained or read_checkpoint(checkpoint)
+            made = save(changed_content(before, source, changes, rows, checkpoint, trained, gpu), lists)
     print(summary(out, source, before, changes, rows, lists))
     return made
 
@@ -178,9 +183,8 @@ def _faults(source, names):
 
 # ---------------------------------------------------------------- the content
 
-def new_content(checkpoint, source, tagged, root, crops, seed, keep_embeddings):
+def new_content(checkpoint, codebooks, source, tagged, root, crops, seed):
     """The content of an index without photos. `tagged`: the data set whose tags the checkpoint learned, or None."""
-    codebooks = read_checkpoint(checkpoint).codebooks
     if tagged:
         names = dataset.read_tag_names(tagged.tag_list)
         groups, tag_embeddings = dataset.read_tags(tagged, len(names))
@@ -194,8 +198,7 @@ def new_content(checkpoint, source, tagged, root, crops, seed, keep_embeddings):
     return index.Content(
         codes=np.empty((0, len(codebooks)), np.uint8), codebooks=codebooks, images=[],
         tag_names=[[names[column] for column in group] for group in groups], tag_embeddings=tag_embeddings,
-        labels=None if source.labels is None else source.labels[:0], label_names=list(source.label_names), facts=facts,
-        embeddings=np.empty((0, DIMENSIONS), np.float16) if keep_embeddings else None)
+        labels=None if source.labels is None else source.labels[:0], label_names=list(source.label_names), facts=facts)
 
 
 def find_vocabulary(content, vectors, tagged, root):
@@ -213,15 +216,20 @@ def find_vocabulary(content, vectors, tagged, root):
     return vocabulary.vocabulary_of(vectors, content.tag_names, content.tag_embeddings)
 
 
-def changed_content(before, source, changes, rows, checkpoint, gpu):
-    """The content of an index without the photos that changed or are gone, and with the source's photos `rows`."""
+def changed_content(before, source, changes, rows, checkpoint, trained, gpu):
+    """The content of an index without the photos that changed or are gone, and with the source's photos `rows`.
+
+    `trained`: the models.checkpoint.Checkpoint in the file `checkpoint`.
+    """
     kept, names = changes.kept, [source.names[row] for row in rows]
     if source.encoded:  # no photo is opened
         fingerprints = np.zeros((len(rows), NUMBERS), np.int64)
     else:  # before photos are embedded: what changes meanwhile is found the next time
         fingerprints = take_fingerprints([source.folder / name for name in names])
-    codes, embeddings = stored_codes(checkpoint, source, rows, before) or encode_photos(checkpoint, source, names,
-                                                                                       before, gpu)
+    codes, embeddings = (
+        stored_codes(checkpoint, source, rows, before)
+        or encode_photos(names, trained, before, embedding_function(source.folder, checkpoint, trained, before.facts,
+                                                                    gpu)))
     fingerprints = np.concatenate([changes.fingerprints, fingerprints])
     return replace(before, codes=np.concatenate([before.codes[kept], codes]),
                    images=[*(before.images[row] for row in kept), *names],
@@ -258,16 +266,15 @@ def stored_codes(checkpoint, source, rows, before):
     return retrieval.db_codes, unit_length(retrieval.db_features).astype(np.float16)
 
 
-def encode_photos(checkpoint, source, names, content, gpu):
-    """Codes of the source's photos `names`, uint8 (n, M), made in blocks, and the embeddings to keep, float16 (n, D).
+def encode_photos(names, trained, content, embed):
+    """Codes of n photos, uint8 (n, M), made in blocks, and the embeddings to keep, float16 (n, D).
 
-    `content`: of the index, whose settings and tags they depend on.
+    Args:
+        content: of the index, on whose settings and tags they depend.
+        embed: see `embedding_function`.
     """
+    factor = trained.factor(content.tag_embeddings)
     codes, kept = [content.codes[:0]], [np.empty((0, DIMENSIONS), np.float16)]
-    if names:
-        trained = read_checkpoint(checkpoint)
-        factor = trained.factor(content.tag_embeddings)
-        embed = embedding_function(source.folder, checkpoint, trained, content.facts, gpu)
     for start in range(0, len(names), BLOCK):
         block = names[start:start + BLOCK]
         embeddings = embed(block, f"embedding photos {start + 1} to {start + len(block)} of {len(names)}")
@@ -283,9 +290,7 @@ def embedding_function(folder, checkpoint, trained, facts, gpu):
 
     A photo whose features were computed for training is embedded from these; the network sees the others.
 
-    Args:
-        trained: the models.checkpoint.Checkpoint in the file `checkpoint`.
-        facts: of the index.
+    `facts`: of the index.
     """
     known = features_of_training(checkpoint, trained, facts)
 

@@ -3,7 +3,7 @@
 Letters: N images of the database, Q queries, D = 300, M codebooks of K = 256 codewords, L labels.
 """
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import h5py
 import numpy as np
@@ -14,7 +14,10 @@ from util import DIMENSIONS, MOST_CODEBOOKS, UserError
 
 SPLITS = {"database": "db", "test": "qry"}  # split: the first part of its arrays' names
 AVERAGES = "qry_averages"  # an array that only some files have
-FLOATS = ("db_features", "qry_features", "codebooks", AVERAGES)
+SHAPES = {"codebooks": "MKD", "db_features": "ND", "db_codes": "NM", "db_label": "NL", "qry_features": "QD",
+          "qry_codes": "QM", "qry_label": "QL", AVERAGES: "QD"}  # of each array, by the letters above
+NAMES = tuple(name for name in SHAPES if name != AVERAGES)
+FLOATS = ("codebooks", "db_features", "qry_features", AVERAGES)
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,6 @@ class Retrieval:
     def queries(self):
         """The queries for codes, float32 (Q, D)."""
         return self.qry_features if self.qry_averages is None else self.qry_averages
-
-
-NAMES = tuple(field.name for field in fields(Retrieval) if field.name != AVERAGES)
 
 
 # ---------------------------------------------------------------- what it depends on
@@ -133,42 +133,28 @@ def unreadable(path, error):
 
 
 def check_shapes(path, arrays):
-    """Raise UserError for arrays whose shapes are not those of a Retrieval or do not fit together."""
-    shapes = {name: np.shape(array) for name, array in arrays.items()}
-    for name, shape in shapes.items():
-        if len(shape) != (3 if name == "codebooks" else 2):
-            raise UserError(f"{path}: expected {name} with {3 if name == 'codebooks' else 2} dimensions, found shape "
-                            f"{shape}")
-    codebooks = shapes["codebooks"]
-    if codebooks[1:] != (quantizer.CODEWORDS, DIMENSIONS) or not 1 <= codebooks[0] <= MOST_CODEBOOKS:
-        raise UserError(f"{path}: expected codebooks with shape (M, {quantizer.CODEWORDS}, {DIMENSIONS}) for M from "
-                        f"1 to {MOST_CODEBOOKS}, found {codebooks}")
-    for name, axis, other, other_axis in (
-            ("db_features", 0, "db_label", 0), ("db_features", 0, "db_codes", 0), ("qry_features", 0, "qry_label", 0),
-            ("qry_features", 0, "qry_codes", 0), ("db_label", 1, "qry_label", 1), ("db_codes", 1, "codebooks", 0),
-            ("qry_codes", 1, "codebooks", 0), *([(AVERAGES, 0, "qry_label", 0)] if AVERAGES in shapes else [])):
-        if shapes[name][axis] != shapes[other][other_axis]:
-            what = ("rows", "columns")[axis]
-            others = "codebooks" if other == "codebooks" else f"{what} of {other}"
-            raise UserError(f"{path}: expected as many {what} of {name} as {others}, found {shapes[name][axis]:,} and "
-                            f"{shapes[other][other_axis]:,}")
-    for name in [name for name in ("db_features", "qry_features", AVERAGES) if name in shapes]:
-        if shapes[name][1] != DIMENSIONS:
-            raise UserError(f"{path}: expected {name} with {DIMENSIONS} columns, found {shapes[name][1]:,}")
+    """Raise UserError for arrays whose shapes are not SHAPES, with the same number for a letter everywhere."""
+    sizes = {"K": quantizer.CODEWORDS, "D": DIMENSIONS}
+    for name in [name for name in SHAPES if name in arrays]:
+        expected, found = [sizes.get(letter, letter) for letter in SHAPES[name]], np.shape(arrays[name])
+        if len(found) != len(expected) or any(size not in (number, letter) for number, size, letter in zip(
+                found, expected, SHAPES[name], strict=True)):
+            raise UserError(f"{path}: expected {name} with shape ({', '.join(map(str, expected))}), found {found}")
+        sizes |= zip(SHAPES[name], found, strict=True)
+    if not 1 <= sizes["M"] <= MOST_CODEBOOKS:
+        raise UserError(f"{path}: expected 1 to {MOST_CODEBOOKS} codebooks, found {sizes['M']}")
 
 
 def check_values(path, arrays):
     """Raise UserError for values of the wrong kind: NaN, codes that are no bytes, labels that are not 0 or 1."""
-    for name in [name for name in FLOATS if name in arrays]:
-        if arrays[name].dtype.kind != "f":
-            raise UserError(f"{path}: expected {name} of floats, found {arrays[name].dtype}")
-        if not np.isfinite(arrays[name]).all():
+    for name, array in arrays.items():
+        if name in FLOATS and array.dtype.kind != "f":
+            raise UserError(f"{path}: expected {name} of floats, found {array.dtype}")
+        if name in FLOATS and not np.isfinite(array).all():
             raise UserError(f"{path}: {name} holds NaN or infinite values")
-    for name in ("db_codes", "qry_codes"):
-        if arrays[name].dtype != np.uint8:
-            raise UserError(f"{path}: expected {name} of uint8, found {arrays[name].dtype}")
-    for name in ("db_label", "qry_label"):
-        if arrays[name].dtype.kind not in "biuf" or not np.isin(arrays[name], (0, 1)).all():
+        if name.endswith("codes") and array.dtype != np.uint8:
+            raise UserError(f"{path}: expected {name} of uint8, found {array.dtype}")
+        if name.endswith("label") and (array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all()):
             raise UserError(f"{path}: expected {name} of 0 and 1, found something else")
 
 
