@@ -3,7 +3,6 @@
 Letters: N images, T merged tags, D = 300. Section numbers are those of docs/method.md.
 """
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from storage.images import image_faults, list_faults
 from util import DIMENSIONS, UserError, leads_out, note, progress
 
 MOST_SHOWN = 80  # characters of a faulty text
-BLOCK = 2**24  # bytes of a 0/1 matrix that are parsed at a time; their masks take ten times as much
+BLOCK = 2**20  # bytes of a 0/1 matrix that are parsed at a time, up to the next line end
 
 RELEASE_FOLDERS = {"flickr": "flickr25k", "nuswide": "nus-wide"}
 TAG_LISTS = ("common_tags.txt", "TagList1k.txt")  # MIRFLICKR's and NUS-WIDE's; own data sets use the first
@@ -116,11 +115,15 @@ def read_text(path, errors="strict"):
 
     `errors`: as of `bytes.decode`.
     """
+    with _opened(path) as file:
+        return _decoded(path, file.read(), errors)
+
+
+def _opened(path):
     try:
-        content = Path(path).read_bytes()
+        return open(path, "rb")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    return _decoded(path, content, errors)
 
 
 def _decoded(path, content, errors="strict", rows=0):
@@ -191,80 +194,72 @@ def read_label_names(dataset, columns):
 def read_binary_matrix(path, columns=None, why="in row 1"):
     """A 0/1 matrix of whitespace-separated text as scipy CSR, uint8 (rows, columns), one row a line.
 
-    A block of lines is in memory at a time. It is fast where every number is a single digit; other spellings of 0 and
-    1, such as 1.0, are read too.
+    Only one block of lines is in memory as text. Spellings such as 1.0 are read too, but more slowly.
 
     Args:
         columns (int): how many numbers each row must have; None takes as many as row 1 has.
-        why: where that number is from, for the error: "expected 5 as …".
+        why: where that number comes from, for the error message: "expected 5 as …".
     """
     blocks, rows = [], 0
-    for text in _line_blocks(path):
+    for lines in _line_blocks(path):
         if columns is None:
-            columns = len(_decoded(path, re.split(rb"[\r\n]", text, maxsplit=1)[0]).split())
+            columns = len(lines[0].split())
             if not columns:
                 raise UserError(f"{path}: row 1 is blank, expected numbers")
-        block = _parse_digits(text, columns)
-        if block is None:
-            block = _parse_numbers(path, text, rows, columns, why)
-        blocks.append(block)
-        rows += block.shape[0]
+        blocks.append(_parse_block(path, lines, rows, columns, why))
+        rows += len(lines)
     if not blocks:
         raise UserError(f"{path}: expected a matrix of 0 and 1, found nothing")
     return scipy.sparse.csr_array(scipy.sparse.vstack(blocks))
 
 
 def _line_blocks(path):
-    """Yield the bytes of a file in blocks of whole lines, without blank ones at its end."""
+    """Yield the lines of a text file in lists, without the blank lines at its end."""
+    rows = blank = 0  # blank: lines at the end of what was read so far, which count only if others follow
+    with _opened(path) as file, progress(total=os.path.getsize(path), unit="B", unit_scale=True, leave=False,
+                                         desc=os.path.basename(path)) as bar:
+        while block := b"".join(file.readlines(BLOCK)):
+            bar.update(len(block))
+            lines = _decoded(path, block, rows=rows).removesuffix("\n").split("\n")
+            rows += len(lines)
+            end = next((count for count in range(len(lines), 0, -1) if lines[count - 1].strip()), 0)
+            if end:
+                yield [""] * blank + lines[:end]
+                blank = 0
+            blank += len(lines) - end
+
+
+def _parse_block(path, lines, rows, columns, why):
+    """Lines of 0 and 1, which come after `rows` others, as CSR uint8 (lines, columns). Raises UserError with the row.
+    """
     try:
-        with open(path, "rb") as file, progress(total=os.path.getsize(path), unit="B", unit_scale=True, leave=False,
-                                                desc=os.path.basename(path)) as bar:
-            rest = b""
-            while block := file.read(BLOCK):
-                bar.update(len(block))
-                text = rest + block
-                end = text.rfind(b"\n", 0, len(text.rstrip())) + 1  # of the last line but one that is not blank
-                if end:
-                    yield text[:end]
-                rest = text[end:]
-            if rest.strip():
-                yield rest.rstrip() + b"\n"
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        block = np.loadtxt(lines, np.uint8, comments=None, ndmin=2)  # skips blank lines
+        if block.shape == (len(lines), columns) and block.max() <= 1:
+            return scipy.sparse.csr_array(block)
+    except ValueError:  # the loop below finds the row
+        pass
+    return scipy.sparse.csr_array(np.array(
+        [_parse_row(path, row, line, columns, why) for row, line in enumerate(lines, rows + 1)], np.uint8))
 
 
-def _parse_digits(text, columns):
-    """Lines of `columns` single digits each, CSR uint8 (lines, columns), or None if some line is not so."""
-    text = np.frombuffer(text, np.uint8)
-    digit = (text == ord("0")) | (text == ord("1"))
-    newline = text == ord("\n")
-    crlf = np.append((text[:-1] == ord("\r")) & newline[1:], False)
-    plain = digit | newline | crlf | (text == ord(" ")) | (text == ord("\t"))
-    if not plain.all() or (digit[1:] & digit[:-1]).any():
+def _parse_row(path, row, line, columns, why):
+    values = []
+    for word in line.split():
+        value = _as_float(word)
+        if value not in (0, 1):
+            raise UserError(f"{path}: row {row}: expected 0 or 1, found {shown(word)}")
+        values.append(int(value))
+    if len(values) != columns:
+        raise UserError(f"{path}: row {row} has {len(values)} numbers, expected {columns} as {why}")
+    return values
+
+
+def _as_float(word):
+    """The number that a word spells, or None."""
+    try:
+        return float(word)
+    except ValueError:
         return None
-    starts = np.append(0, np.flatnonzero(newline)[:-1] + 1)  # (lines,)
-    if (np.add.reduceat(digit, starts, dtype=np.int32) != columns).any():
-        return None
-    return scipy.sparse.csr_array((text[digit].reshape(-1, columns) == ord("1")).view(np.uint8))
-
-
-def _parse_numbers(path, text, before, columns, why):
-    """The same for numbers of any spelling. Raises UserError with the row; `before` rows come before the first line."""
-    rows = []
-    for row, line in enumerate(_decoded(path, text, rows=before).removesuffix("\n").split("\n"), before + 1):
-        values = []
-        for word in line.split():
-            try:
-                value = float(word)
-            except ValueError:
-                value = None
-            if value not in (0, 1):
-                raise UserError(f"{path}: row {row}: expected 0 or 1, found {shown(word)}")
-            values.append(int(value))
-        if len(values) != columns:
-            raise UserError(f"{path}: row {row} has {len(values)} numbers, expected {columns} as {why}")
-        rows.append(values)
-    return scipy.sparse.csr_array(np.array(rows, np.uint8))
 
 
 def read_tag_embeddings(path):
@@ -290,10 +285,8 @@ def _check_embedding_rows(path, lines):
         if len(words) != DIMENSIONS:
             raise UserError(f"{path}: row {row}: expected {DIMENSIONS} numbers, found {len(words)}")
         for word in words:
-            try:
-                float(word)
-            except ValueError:
-                raise UserError(f"{path}: row {row}: expected a number, found {shown(word)}") from None
+            if _as_float(word) is None:
+                raise UserError(f"{path}: row {row}: expected a number, found {shown(word)}")
 
 
 def read_merge_map(path, raw_tags):
