@@ -1,4 +1,4 @@
-"""Data sets: where they lie, their split files, and what is read from them.
+"""Data sets: where they are, their split files, and what is read from them.
 
 Letters: N images, T merged tags, D = 300. Section numbers are those of docs/method.md.
 """
@@ -14,14 +14,14 @@ from storage.files import check_checksums
 from storage.images import image_faults, list_faults
 from util import DIMENSIONS, UserError, leads_out, note, progress
 
-MOST_SHOWN = 80  # characters of a faulty text
+MOST_SHOWN = 80  # characters of a faulty text in an error message
 BLOCK = 2**20  # bytes of a 0/1 matrix that are parsed at a time, up to the next line end
 
 RELEASE_FOLDERS = {"flickr": "flickr25k", "nuswide": "nus-wide"}
 TAG_LISTS = ("common_tags.txt", "TagList1k.txt")  # MIRFLICKR's and NUS-WIDE's; own data sets use the first
 
 
-# ---------------------------------------------------------------- where a data set lies
+# ---------------------------------------------------------------- where a data set is
 
 @dataclass(frozen=True)
 class Dataset:
@@ -51,9 +51,12 @@ class Dataset:
         return self.splits / "tags" / "report.json"
 
     def check_tags(self):
-        """Raise UserError if the files in `tags/` were altered since tag_processing.py; the release's are noted."""
+        """Raise UserError if the files in `tags/` were altered since tag_processing.py wrote them.
+
+        A note says so if they have no checksums, as the release's have none.
+        """
         if not check_checksums(self.tag_report):
-            note(f"{self.tag_report} tells no checksums, so damage to the files in {self.tag_report.parent} would go "
+            note(f"{self.tag_report} holds no checksums, so damage to the files in {self.tag_report.parent} would go "
                  "unnoticed")
 
     def split_files(self, split):
@@ -82,7 +85,7 @@ def known_datasets(root):
 # ---------------------------------------------------------------- links to images
 
 def link_folder(link, folder, root):
-    """Make `link` point to a folder, by a relative path if both lie below `root`, so that the project can be moved."""
+    """Make `link` point to a folder, by a relative path if both are below `root`, so that the project can be moved."""
     place, folder, root = link.parent.resolve(), folder.resolve(), root.resolve()
     inside = place.is_relative_to(root) and folder.is_relative_to(root)
     link.symlink_to(os.path.relpath(folder, place) if inside else folder, target_is_directory=True)
@@ -91,29 +94,29 @@ def link_folder(link, folder, root):
 def check_links(dataset, names):
     """Check that the image folder, and the folders directly in it that `names` use, lead to images of this project.
 
-    A link to nothing raises UserError. A note warns of a link into another project that has this data set too: in a
-    copied project, absolute links lead there.
+    A link to nothing raises UserError. A note warns of a link into another project that also has this data set: the
+    absolute links of a copied project lead to the original.
     """
     images = dataset.images
     project = dataset.splits.parent.parent.resolve()
     used = sorted({name.split("/")[0] for name in names if "/" in name})
     for link in filter(Path.is_symlink, (images, *(images / name for name in used))):
         place = Path(os.path.realpath(link))
-        told = f"{link} is a link to {os.readlink(link)}"
-        again = f"make it again: ln -sfn FOLDER {link}"
+        found = f"{link} is a link to {os.readlink(link)}"
+        repair = f"make the link again: ln -sfn FOLDER {link}"
         if not place.is_dir():
-            raise UserError(f"{told}, and there is no such folder; if the images were moved, {again}")
+            raise UserError(f"{found}, and there is no such folder; if the images were moved, {repair}")
         for other in place.parents:
             if other != project and any((other / "data" / dataset.splits.name).glob("*_img.txt")):
-                note(f"{told}, in another project, {other}; if this project is a copy of that one, {again}")
+                note(f"{found}, in another project, {other}; if this project is a copy of that one, {repair}")
 
 
 # ---------------------------------------------------------------- split files
 
 def read_text(path, errors="strict"):
-    """A UTF-8 text file without its byte order mark, every line ended by \\n. Raises UserError with the row.
+    """A UTF-8 text file without its byte order mark, with \\n at the end of each line. Raises UserError with the row.
 
-    `errors`: as of `bytes.decode`.
+    `errors`: see `bytes.decode`.
     """
     with _opened(path) as file:
         return _decoded(path, file.read(), errors)
@@ -127,7 +130,7 @@ def _opened(path):
 
 
 def _decoded(path, content, errors="strict", rows=0):
-    """The text of a file, or of a block of its lines that comes after `rows` others, as of `read_text`."""
+    """The text of a file, or of a block of its lines that comes after `rows` others, as returned by `read_text`."""
     try:
         text = content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
@@ -141,18 +144,19 @@ def _decoded(path, content, errors="strict", rows=0):
 
 
 def read_lines(path, errors="strict"):
-    """The lines of a text file without their ends; blank ones at the end of the file do not count."""
+    """The lines of a text file without their line ends, and without blank lines at the end of the file."""
     text = read_text(path, errors).rstrip()
     return text.split("\n") if text else []
 
 
 def shown(text):
-    """A text from outside, as messages show it: in quotes, not longer than a line."""
+    """A text from a file as error messages show it: in quotes, not longer than a line."""
     return repr(text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…")
 
 
 def read_image_list(path, errors="strict"):
-    """Image paths relative to the data set's image folder, one a line. Raises UserError for one that leads out."""
+    """Image paths relative to the data set's image folder, one a line. Raises UserError if one is absolute or contains
+    `..`."""
     names = [line.strip() for line in read_lines(path, errors)]
     if not names:
         raise UserError(f"{path}: expected one image path a line, found none")
@@ -181,7 +185,7 @@ def tag_rows(path, lines):
 
 
 def read_label_names(dataset, columns):
-    """The name of each label column, from `labels.txt` if there is one."""
+    """The name of each label column, from `labels.txt` if there is such a file."""
     path = dataset.splits / "labels.txt"
     if not path.is_file():
         return [f"label {column}" for column in range(columns)]
@@ -230,28 +234,26 @@ def _line_blocks(path):
 
 
 def _parse_block(path, lines, rows, columns, why):
-    """Lines of 0 and 1, which come after `rows` others, as CSR uint8 (lines, columns). Raises UserError with the row.
-    """
+    """A block of lines, which comes after `rows` others: CSR uint8 (lines, columns). Raises UserError with the row."""
     try:
         block = np.loadtxt(lines, np.uint8, comments=None, ndmin=2)  # skips blank lines
-        if block.shape == (len(lines), columns) and block.max() <= 1:
-            return scipy.sparse.csr_array(block)
-    except ValueError:  # the loop below finds the row
-        pass
-    return scipy.sparse.csr_array(np.array(
-        [_parse_row(path, row, line, columns, why) for row, line in enumerate(lines, rows + 1)], np.uint8))
+    except ValueError:
+        block = None
+    if block is None or block.shape != (len(lines), columns) or block.max() > 1:  # other spellings, or errors
+        block = np.array([_parse_row(path, row, line, columns, why) for row, line in enumerate(lines, rows + 1)],
+                         np.uint8)
+    return scipy.sparse.csr_array(block)
 
 
 def _parse_row(path, row, line, columns, why):
-    values = []
-    for word in line.split():
-        value = _as_float(word)
-        if value not in (0, 1):
+    words = line.split()
+    numbers = [_as_float(word) for word in words]
+    for word, number in zip(words, numbers, strict=True):
+        if number not in (0, 1):
             raise UserError(f"{path}: row {row}: expected 0 or 1, found {shown(word)}")
-        values.append(int(value))
-    if len(values) != columns:
-        raise UserError(f"{path}: row {row} has {len(values)} numbers, expected {columns} as {why}")
-    return values
+    if len(words) != columns:
+        raise UserError(f"{path}: row {row} has {len(words)} numbers, expected {columns} as {why}")
+    return numbers
 
 
 def _as_float(word):
@@ -263,36 +265,31 @@ def _as_float(word):
 
 
 def read_tag_embeddings(path):
-    """W, the merged tags' embeddings: float32 (T, 300), every entry finite."""
-    lines = read_lines(path)
-    try:
-        embeddings = np.array([line.split() for line in lines], np.float32)
-    except ValueError:
-        _check_embedding_rows(path, lines)
-        raise
-    if embeddings.ndim != 2 or embeddings.shape[1] != DIMENSIONS:
-        _check_embedding_rows(path, lines)
+    """W, the merged tags' embeddings: float32 (T, 300), every entry finite. Raises UserError with the row."""
+    embeddings = [_parse_embedding(path, row, line) for row, line in enumerate(read_lines(path), 1)]
+    if not embeddings:
         raise UserError(f"{path}: expected rows of {DIMENSIONS} numbers, found none")
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
-    if len(bad):
-        raise UserError(f"{path}: row {bad[0] + 1} holds NaN or infinite numbers, expected {DIMENSIONS} finite ones")
-    return embeddings
+    return np.stack(embeddings)
 
 
-def _check_embedding_rows(path, lines):
-    for row, line in enumerate(lines, 1):
-        words = line.split()
-        if len(words) != DIMENSIONS:
-            raise UserError(f"{path}: row {row}: expected {DIMENSIONS} numbers, found {len(words)}")
-        for word in words:
-            if _as_float(word) is None:
-                raise UserError(f"{path}: row {row}: expected a number, found {shown(word)}")
+def _parse_embedding(path, row, line):
+    words = line.split()
+    if len(words) != DIMENSIONS:
+        raise UserError(f"{path}: row {row}: expected {DIMENSIONS} numbers, found {len(words)}")
+    numbers = [_as_float(word) for word in words]
+    if None in numbers:
+        raise UserError(f"{path}: row {row}: expected a number, found {shown(words[numbers.index(None)])}")
+    with np.errstate(over="ignore"):  # values beyond float32 are refused below
+        embedding = np.array(numbers, np.float32)
+    if not np.isfinite(embedding).all():
+        raise UserError(f"{path}: row {row} holds NaN or infinite numbers, expected {DIMENSIONS} finite ones")
+    return embedding
 
 
 def read_merge_map(path, raw_tags):
     """The raw tag columns of each merged tag, as T lists, in the order of the embeddings' rows.
 
-    That order is the dict's own once key −1 (the dropped tags) is removed. `raw_tags` is the number of columns.
+    That order is the dict's own without the key −1 (the dropped tags). `raw_tags` is the number of columns.
     """
     merge_map = read_pickle(path)
     if not isinstance(merge_map, dict):
@@ -316,7 +313,7 @@ def read_merge_map(path, raw_tags):
 def read_tags(dataset, raw_tags):
     """The raw tag columns of each merged tag, as T lists, and their embeddings W, float32 (T, 300). Raises UserError.
 
-    `raw_tags`: how many raw tag columns there are.
+    `raw_tags`: the number of raw tag columns.
     """
     dataset.check_tags()
     groups = read_merge_map(dataset.merge_map, raw_tags)
@@ -342,7 +339,7 @@ def merge_tags(raw, groups):
 @dataclass(frozen=True)
 class TrainingSet:
     """Images with their merged tags. paths: N; tags: CSR uint8 (N, T); embeddings: W, float32 (T, 300);
-    rows: int64 (N,) in the image list."""
+    rows: of the image list, int64 (N,)."""
     paths: list
     tags: scipy.sparse.csr_array
     embeddings: np.ndarray
@@ -351,13 +348,13 @@ class TrainingSet:
 
     @property
     def untagged(self):
-        """How many images have no usable tag; they stay in and add nothing to the embedding loss."""
+        """How many images have no usable tag. They stay in and add nothing to the embedding loss."""
         return int((np.diff(self.tags.indptr) == 0).sum())
 
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """Images with their ground-truth labels. paths: N; labels: uint8 (N, L); rows: int64 (N,) in the image list."""
+    """Images with their ground-truth labels. paths: N; labels: uint8 (N, L); rows: of the image list, int64 (N,)."""
     paths: list
     labels: np.ndarray
     rows: np.ndarray
@@ -365,9 +362,9 @@ class RetrievalSet:
 
 
 def load_training(dataset, skip_bad=False, check_images=True):
-    """The training set. Raises UserError for whatever does not fit together.
+    """The training set. Raises UserError if the files do not fit together.
 
-    `check_images`: whether every image is looked at; there is no need where features are given.
+    `check_images`: whether to check every image file, which is not needed if features are given.
     """
     names, raw = read_split(dataset, "train")
     groups, embeddings = read_tags(dataset, raw.shape[1])
@@ -380,7 +377,7 @@ def load_training(dataset, skip_bad=False, check_images=True):
 
 
 def load_retrieval(dataset, split, skip_bad=False, check_images=True):
-    """Split `database` or `test` with its labels. Raises UserError. `check_images`: as above."""
+    """Split `database` or `test` with its labels. Raises UserError. `check_images`: see `load_training`."""
     names, labels = read_split(dataset, split)
     paths, keep = _usable_images(dataset.images, names, skip_bad, check_images)
     return RetrievalSet(paths, labels[keep].toarray(), keep, len(names) - len(paths))
@@ -400,9 +397,9 @@ def read_split(dataset, split):
 # ---------------------------------------------------------------- images that can be read
 
 def _usable_images(folder, names, skip_bad, check_images):
-    """Paths of the images that can be read, and their rows. Bad ones are refused by name, or left out if `skip_bad`.
+    """Paths of the images that can be read, and their rows. Raises UserError that names bad ones, unless `skip_bad`.
 
-    `check_images`: whether they are looked at; else all are taken.
+    `check_images`: whether to check the files; if not, all are taken.
     """
     paths = [folder / name for name in names]
     faults = faults_in(folder, names) if check_images else {}
@@ -416,7 +413,7 @@ def _usable_images(folder, names, skip_bad, check_images):
 
 
 def faults_in(folder, names):
-    """{row: what is wrong} of a data set's images as of `image_faults`, and of links out of its folder."""
+    """{row: what is wrong} of a data set's images, see `image_faults`, and of links out of its folder."""
     outside = links_out(folder, names)
     rows = [row for row in range(len(names)) if row not in outside]
     faults = image_faults([folder / names[row] for row in rows])
@@ -426,7 +423,7 @@ def faults_in(folder, names):
 def links_out(folder, names):
     """{row: where it leads} of the images that a link puts outside `folder`.
 
-    `folder` itself may be a link, and so may the folders directly in it: they are there to tell where images are.
+    `folder` itself may be a link, and so may the folders directly in it, since these say where the images are.
     """
     places = {parent: _places(folder, parent) for parent in {os.path.dirname(name) for name in names}}
     outside = {}

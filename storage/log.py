@@ -29,7 +29,7 @@ def experiment_name(dataset, loss, codebooks, fixed_margin, margin, gamma, lambd
 def open_log(path):
     """The program's logger: lines with a time stamp, appended to `path` and shown above any progress bar.
 
-    Raises UserError while another run of the same experiment has the log open.
+    Raises UserError if another run of the same experiment has the log open.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     log = logging.getLogger("wsdhq")

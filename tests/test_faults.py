@@ -301,7 +301,7 @@ def test_a_file_without_a_checksum_as_the_release_writes_it_loads_with_a_note(tm
     save_tags(tmp_path, 3)
     (tmp_path / "data/x/tags/report.json").unlink()
     assert len(read_tags(find_dataset("x", tmp_path), 5)[0]) == 3
-    assert "tells no checksums, so damage" in capsys.readouterr().err
+    assert "holds no checksums, so damage" in capsys.readouterr().err
 
 
 def test_a_seal_that_is_no_json_is_refused_by_name(tmp_path):
