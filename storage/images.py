@@ -59,26 +59,33 @@ def _structural_fault(path):
         if not status.st_size:
             return "is empty", True
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if data[:3] == b"\xff\xd8\xff":
-                structure = _jpeg_structure(data)
-            elif data[:8] == b"\x89PNG\r\n\x1a\n":
-                structure = _png_structure(data)
-            else:
-                return None, False
+            structure = _structure(data)
     except FileNotFoundError:
         return "is missing", True
     except OSError as error:
         return f"cannot be read ({error.strerror})", True
     if structure is None:
         return "is truncated", True
-    width, height, usual = structure
+    width, height, common = structure
     if width * height > MOST_PIXELS:
         return f"has {width:,}×{height:,} pixels, more than {MOST_PIXELS:,}", True
-    return None, usual and 0 < width <= SURE_SIDE and 0 < height <= SURE_SIDE
+    return None, common and 0 < width <= SURE_SIDE and 0 < height <= SURE_SIDE
+
+
+def _structure(data):
+    """Width, height, and whether the coding is a common one, of a JPEG or PNG; None if it is truncated.
+
+    Any other file has (0, 0, False).
+    """
+    if data[:3] == b"\xff\xd8\xff":
+        return _jpeg_structure(data)
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return _png_structure(data)
+    return 0, 0, False
 
 
 def _jpeg_structure(data):
-    """Width, height, and whether the coding is a common one; None if the start or the end of a scan is missing.
+    """A JPEG is truncated if the start or the end of a scan is missing.
 
     In a scan FF D9 is always the end, never data; before the scan it may be a thumbnail's.
     """
@@ -87,8 +94,8 @@ def _jpeg_structure(data):
         kind = data[at + 1]
         if kind == 0xDA:  # start of scan
             marker, bits, height, width, channels = frame
-            usual = 0xC0 <= marker <= 0xC2 and bits == 8 and channels in (1, 3, 4)
-            return (width, height, usual) if data.rfind(b"\xff\xd9", at) >= 0 else None
+            common = 0xC0 <= marker <= 0xC2 and bits == 8 and channels in (1, 3, 4)
+            return (width, height, common) if data.rfind(b"\xff\xd9", at) >= 0 else None
         if kind == 0xFF:  # fill byte
             at += 1
         elif kind < 0xC0 or 0xD0 <= kind <= 0xD8:  # these have no length
@@ -101,7 +108,7 @@ def _jpeg_structure(data):
 
 
 def _png_structure(data):
-    """Width, height and True; None if the lengths of the chunks do not lead from each to the next up to the last.
+    """A PNG is truncated if the lengths of its chunks do not lead from one to the next up to the last.
 
     OpenCV allocates the length that a chunk gives, up to 4 GB, before it finds that the file is shorter.
     """
@@ -116,12 +123,7 @@ def _png_structure(data):
 
 def header_size(data):
     """Width and height from the header of a whole JPEG or PNG of a common kind, bytes; None for any other file."""
-    if data[:3] == b"\xff\xd8\xff":
-        structure = _jpeg_structure(data)
-    elif data[:8] == b"\x89PNG\r\n\x1a\n":
-        structure = _png_structure(data)
-    else:
-        return None
+    structure = _structure(data)
     return structure[:2] if structure and structure[2] else None
 
 

@@ -4,9 +4,9 @@ The standard library's unpickler in Python parses them, restricted to the instru
 and a pickle can call only the methods in `makers`. NumPy's `__setstate__` does not check its arguments, so these
 methods do: an array gets exactly as many bytes as its shape and type take. Memory is bounded by the file's size.
 
-pickle.Unpickler, in C, cannot be bounded this way, whatever its find_class admits. It makes room for as many notes as
-an instruction names (9 bytes take 2 GB), and hashes whatever is the key of a dict: a tuple a million deep crashes it,
-and 40 tuples that each hold the one before twice keep it busy without end.
+pickle.Unpickler, in C, cannot be bounded this way, whatever its find_class admits. It allocates
+its memo up to the index that an instruction gives (9 bytes take 2 GB), and it hashes any key of a dict: a tuple nested
+a million deep crashes it, and 40 tuples that each hold the previous one twice keep it busy for hours.
 
 Protocols 0 to 5, Python 2 and 3, NumPy 1 and 2. A `defaultdict` or `OrderedDict` becomes a dict, a `bytearray` bytes.
 A format that holds several pickles, or admits other names, derives its own Unpickler, as prepare/torch_file.py does.

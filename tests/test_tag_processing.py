@@ -162,7 +162,7 @@ def spoil(root, fault):
             "limit": ["pets", "v.bin", "0", "--limit", "-1"]}.get(fault, ["pets", "v.bin", "0"])
 
 
-@pytest.mark.parametrize(("fault", "told"), [
+@pytest.mark.parametrize(("fault", "sentence"), [
     ("unknown data set", "unknown data set 'birds'"),
     ("no vectors", "absent.bin: no such file"),
     ("repeated tag", "expected each tag once, found more than once: dog, cat"),
@@ -178,10 +178,10 @@ def spoil(root, fault):
     ("neighbors", "expected a whole number of at least 1"),
     ("limit", "expected a whole number of at least 1"),
 ])
-def test_bad_input_ends_in_one_sentence_and_exit_code_2(pets, run_in_process, fault, told):
+def test_bad_input_ends_in_one_sentence_and_exit_code_2(pets, run_in_process, fault, sentence):
     code, errors = run_in_process(*spoil(pets, fault))
     assert code == 2
-    assert told in errors.splitlines()[-1]
+    assert sentence in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert not (pets / "data" / "pets" / "tags").exists()
 

@@ -47,12 +47,12 @@ def chunk(kind, content):
 
 
 def segment(kind, content):
-    """A segment of a JPEG file, to stand behind its first two bytes."""
+    """A segment of a JPEG file, to be put after its first two bytes."""
     return bytes([0xFF, kind]) + struct.pack(">H", len(content) + 2) + content
 
 
 def exif(orientation):
-    """EXIF that tells nothing but how the camera was held."""
+    """EXIF that holds only the orientation of the camera."""
     return b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HHI", orientation, 0, 0)
 
 
@@ -198,7 +198,7 @@ def test_a_photo_with_a_hole_passes_and_is_loaded_with_the_damage(tmp_path, capf
     content = bytearray(encoded(".jpg", pixels(300, 400)))
     middle = len(content) // 2
     content[middle:middle + 100] = bytes(100)
-    assert fault(tmp_path, bytes(content)) is None  # only decoding every photo would tell
+    assert fault(tmp_path, bytes(content)) is None  # only decoding every photo would show it
     assert images.read_image(tmp_path / "x.jpg").shape == (256, 256, 3)
 
 
@@ -245,7 +245,7 @@ def test_faults_are_told_in_the_program_s_words_alone(tmp_path):
 # ---------------------------------------------------------------- too large
 
 def patched(suffix, *places):
-    """The bytes of a small image whose header tells another size; places: (offset, bytes)."""
+    """The bytes of a small image whose header gives another size; places: (offset, bytes)."""
     content = bytearray(encoded(suffix))
     for at, number in places:
         content[at:at + len(number)] = number
@@ -275,8 +275,8 @@ def test_a_decompression_bomb_is_refused_from_its_header_and_never_decoded(tmp_p
                 print(error)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
     """, tmp_path)
-    told = "has 20,000×20,000 pixels, more than 134,217,728"
-    assert printed == "".join(f"{told}\nNone\nbomb.{kind} {told}\n" for kind in ("jpg", "png"))
+    sentence = "has 20,000×20,000 pixels, more than 134,217,728"
+    assert printed == "".join(f"{sentence}\nNone\nbomb.{kind} {sentence}\n" for kind in ("jpg", "png"))
 
 
 def test_a_png_that_tells_of_a_chunk_of_4_gb_makes_no_room_for_it(tmp_path):

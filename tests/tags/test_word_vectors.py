@@ -139,11 +139,11 @@ def damaged(name):
     "garbage.txt", "missing_rows.txt", "extra_rows.vec", "dimension.txt", "narrow.txt", "wide.txt", "no_number.txt",
     "nan.txt", "vectors.npy"])
 def test_a_damaged_file_is_refused_with_its_name_and_the_place(tmp_path, name):
-    content, told = damaged(name)
+    content, expected = damaged(name)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
         read_vectors(tmp_path / name, {"dog", "cat"})
-    for words in [str(tmp_path / name), *told]:
+    for words in [str(tmp_path / name), *expected]:
         assert words in str(caught.value)
 
 
@@ -290,16 +290,16 @@ def test_a_packed_file_is_refused(tmp_path):
         make_table(tmp_path / "v.txt.gz")
 
 
-@pytest.mark.parametrize(("named", "told"), [
+@pytest.mark.parametrize(("named", "sentence"), [
     ("v.txt", None), ("train", ""), (None, ""), ("gone.txt", "gone.txt, from which the tags were made, is missing"),
     ("other.txt", "only learned tags can be searched for: .*other.txt: expected the word vectors that the tags")])
-def test_the_file_is_found_by_the_record_of_the_tags(text_file, tmp_path, capsys, named, told):
+def test_the_file_is_found_by_the_record_of_the_tags(text_file, tmp_path, capsys, named, sentence):
     (tmp_path / "other.txt").write_bytes(text_of().replace(b"the ", b"teh ").replace(b"Paris ", b"the "))
     (tmp_path / "tags").mkdir()
     (tmp_path / "tags/report.json").write_text(json.dumps({"options": {"word_vectors": named}}))
     found = recorded_vocabulary(Dataset("x", tmp_path, tmp_path), tmp_path, [["the"]], ROWS[[0]])
-    if told is None:
+    if sentence is None:
         assert found[1] == {"path": str(text_file), "bytes": text_file.stat().st_size}
     else:
         assert found is None
-        assert re.search(told, capsys.readouterr().err)
+        assert re.search(sentence, capsys.readouterr().err)
