@@ -222,7 +222,7 @@ def _line_blocks(path):
     rows = blank = 0  # blank: lines at the end of what was read so far, which count only if others follow
     with _opened(path) as file, progress(total=os.path.getsize(path), unit="B", unit_scale=True, leave=False,
                                          desc=os.path.basename(path)) as bar:
-        while block := b"".join(file.readlines(BLOCK)):
+        while block := file.read(BLOCK) + file.readline():
             bar.update(len(block))
             lines = _decoded(path, block, rows=rows).removesuffix("\n").split("\n")
             rows += len(lines)
@@ -246,13 +246,14 @@ def _parse_block(path, lines, rows, columns, why):
 
 
 def _parse_row(path, row, line, columns, why):
-    words = line.split()
-    numbers = [_as_float(word) for word in words]
-    for word, number in zip(words, numbers, strict=True):
+    numbers = []
+    for word in line.split():
+        number = _as_float(word)
         if number not in (0, 1):
             raise UserError(f"{path}: row {row}: expected 0 or 1, found {shown(word)}")
-    if len(words) != columns:
-        raise UserError(f"{path}: row {row} has {len(words)} numbers, expected {columns} as {why}")
+        numbers.append(int(number))  # of which Python keeps one 0 and one 1 in memory, unlike floats
+    if len(numbers) != columns:
+        raise UserError(f"{path}: row {row} has {len(numbers)} numbers, expected {columns} as {why}")
     return numbers
 
 
