@@ -17,6 +17,7 @@ from models.backbones import LAST
 from models.features import photo_features, read_features
 from models.first_weights import check_first_weights, first_codebooks, first_weights, read_stored_weights
 from models.fitting import fitted_entries
+from models.image_model import image_model_record
 from models.layers import check_weights
 from models.session import (
     check_finite,
@@ -70,7 +71,8 @@ def train(options, target):
     check_first_weights(options)
     log = open_log(options.root / "logs" / f"{target.stem}.log")
     describe(log, training_set)
-    record = {"options": plain(vars(options)), "seed": options.seed, **provenance(data_files(options, folder))}
+    files = data_files(options, folder)
+    record = {"options": plain(vars(options)), "seed": options.seed, **provenance(files), **image_model_record(files)}
     states = States(target.with_name(f"{target.stem}_state"),
                     saved_settings({**record["options"], **record["fingerprints"]}, FREE_OPTIONS),
                     variables="variables", digits=8, defaults=OLDER_OPTIONS)

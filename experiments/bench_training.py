@@ -21,7 +21,7 @@ import numpy as np
 
 from dataset import find_dataset
 from storage.arrays import write_weights
-from tags.graph import write_tags
+from tag_processing import write_tags
 from util import ROOT, stream
 
 TAGS, TAGS_AN_IMAGE, IMAGES = 1178, 8, 1024

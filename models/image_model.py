@@ -5,7 +5,7 @@ Running such a model: onnx_encoder.py.
 """
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import NoneType
 
@@ -78,3 +78,10 @@ def model_of_features(path):
         raise UserError(f"{path}: expected JSON in the attribute {KEY!r}, found something else ({one_line(error)})"
                         ) from error
     return checked_model(content, path)
+
+
+def image_model_record(files):
+    """For the record of a training: `{KEY: the model that gave the features}` of the file of features among
+    `{name: path}`, or {} if there is none or the file does not say. Raises UserError."""
+    models = [model for path in files.values() if (model := model_of_features(path))]
+    return {KEY: asdict(models[0])} if models else {}

@@ -22,13 +22,14 @@ from models.checkpoint import (
 )
 from models.features import embed as embed_features
 from models.features import kept_features, kept_model_features, photo_key
-from retrieval import index, photos, vocabulary
+from retrieval import index, photos
 from retrieval.retrieval_file import read_retrieval, sources
 from retrieval.searcher import check_checkpoint
 from storage.files import fingerprint
 from storage.fingerprints import NUMBERS, take_fingerprints
 from storage.images import image_faults, list_faults
 from storage.log import provenance
+from tags import word_vectors
 from util import DIMENSIONS, ROOT, UserError, note, stream, unit_length
 
 BLOCK = 4096  # photos that are embedded before they are encoded, so that no more embeddings are in memory
@@ -202,18 +203,18 @@ def new_content(checkpoint, codebooks, source, tagged, root, crops, seed):
 
 
 def find_vocabulary(content, vectors, tagged, root):
-    """More words for an index and the facts of their file, see `vocabulary.make_table`; None: it keeps what it has.
+    """More words for an index and the facts of their file, see tags/word_vectors.py; None: it keeps its own.
 
     Args:
         vectors: the file, or None for the one in the record of the data set `tagged`, if that is not None.
     Raises UserError if the tags were not made from `vectors`.
     """
     if vectors is None:
-        return tagged and vocabulary.recorded_vocabulary(tagged, root, content.tag_names, content.tag_embeddings)
+        return tagged and word_vectors.recorded_vocabulary(tagged, root, content.tag_names, content.tag_embeddings)
     known = content.facts.get("vectors")
     if vectors.is_file() and known == {"path": str(vectors.resolve()), "bytes": vectors.stat().st_size}:
         return None
-    return vocabulary.vocabulary_of(vectors, content.tag_names, content.tag_embeddings)
+    return word_vectors.vocabulary_of(vectors, content.tag_names, content.tag_embeddings)
 
 
 def changed_content(before, source, changes, rows, checkpoint, trained, gpu):

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from quantization import quantizer
-from retrieval import faiss_index, manifest, metrics, vocabulary
+from retrieval import faiss_index, manifest, metrics
 from storage.arrays import read_npy
 from storage.files import exclusive_lock, naming, replacing
+from tags import word_vectors
 from tags.spelling import tags_in
 from util import UserError, leads_out, unit_length
 
@@ -44,7 +45,7 @@ class Content:
     facts: the other keys of the manifest, a dict of plain values.
     fingerprints: of the images' files, see storage/fingerprints.py, int64 (N, 7), or None where no file was opened.
     embeddings: of length 1, float16 (N, D), which order images of equal scores, or None.
-    vocabulary: more words, see vocabulary.py, uint64 (2, V), or None.
+    vocabulary: more words, see tags/word_vectors.py, uint64 (2, V), or None.
     """
     codes: np.ndarray
     codebooks: np.ndarray
@@ -160,7 +161,7 @@ class Index:
         content, elsewhere = self.content, ""
         if content.vocabulary is not None:
             try:
-                vector = vocabulary.look_up(content.vocabulary, content.facts["vectors"], word)
+                vector = word_vectors.look_up(content.vocabulary, content.facts["vectors"], word)
                 if vector is not None:
                     return vector
                 elsewhere = f" and not in {content.facts['vectors']['path']}"
