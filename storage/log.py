@@ -5,12 +5,10 @@ import logging
 import platform
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
-from models.image_model import KEY, model_of_features
 from storage.files import exclusive_lock, fingerprint
 from util import ROOT
 
@@ -83,22 +81,14 @@ def plain(options):
 
 
 def provenance(files):
-    """What a result depends on beside its options: versions, the commit, the SHA-256 of `{name: path}`, and the model
-    in ONNX of a file of features that is among them."""
+    """What a result depends on in addition to its options: versions, the commit, and the SHA-256 of `{name: path}`."""
     packages = ("tensorflow", "numpy", "scipy", "scikit-learn", "h5py", "opencv-python", "gensim")
     return {
         "versions": {"python": platform.python_version(),
                      **{name: importlib.metadata.version(name) for name in packages}},
         "git_commit": _git_commit(),
         "fingerprints": {name: fingerprint(path) for name, path in files.items()},
-        **_image_model(files.values()),
     }
-
-
-def _image_model(paths):
-    """`{KEY: what is told of the model}` of the file of features among `paths`, if there is one that tells."""
-    models = [model for path in paths if (model := model_of_features(path))]
-    return {KEY: asdict(models[0])} if models else {}
 
 
 def _git_commit():
