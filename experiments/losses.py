@@ -47,8 +47,8 @@ VARIANTS = {variant.name: variant for variant in (
 def parse_arguments():
     parser = argparse.ArgumentParser(
         description="Train the last layer on an encoder's features with each loss, with and without the tag graph, "
-                    "over several seeds, and print one table of MAP over the whole database: of float embeddings, and of "
-                    "codes of fitted codebooks. A finished training is not repeated.")
+                    "over several seeds, and print one table of MAP over the whole database: of float embeddings, and "
+                    "of codes of fitted codebooks. A finished training is not repeated.")
     parser.add_argument("dataset", metavar="DATASET", help="a data set that can be trained and validated")
     parser.add_argument("vectors", metavar="WORD_VECTORS", help="see tag_processing.py")
     parser.add_argument("gpu", metavar="GPU", help="number of the GPU; -1 or cpu for the CPU")
