@@ -377,6 +377,13 @@ def load_training(dataset, skip_bad=False, check_images=True):
     return TrainingSet(paths, tags, embeddings, keep, len(names) - len(paths))
 
 
+def load_images(dataset):
+    """The training images of a data set without tags, which need no check: a TrainingSet without tags."""
+    names = read_image_list(dataset.split_files("train")[0])
+    check_links(dataset, names)
+    return TrainingSet([dataset.images / name for name in names], None, None, np.arange(len(names)), 0)
+
+
 def load_retrieval(dataset, split, skip_bad=False, check_images=True):
     """Split `database` or `test` with its labels. Raises UserError. `check_images`: see `load_training`."""
     names, labels = read_split(dataset, split)

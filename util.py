@@ -171,12 +171,20 @@ def sample(vectors, most, rng):
     return vectors[np.sort(rng.choice(len(vectors), most, replace=False))]
 
 
-# ---------------------------------------------------------------- vectors
+# ---------------------------------------------------------------- vectors and steps
 
 def unit_length(vectors):
     """Vectors scaled to length 1 along the last axis, of the same type; zero vectors stay as they are."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(lengths == 0, 1, lengths)
+
+
+def check_finite(step, finite):
+    """Raise UserError for the first of `{name: bool}` that is not finite after a 1-based step."""
+    for name, is_finite in finite.items():
+        if not is_finite:
+            raise UserError(f"step {step}: {name} holds NaN or infinite values, so the training has diverged; try a "
+                            "lower learning rate, or --resume from the last state, if one was saved")
 
 
 # ---------------------------------------------------------------- cores, progress and work done ahead
@@ -190,9 +198,9 @@ def cores():
     return os.cpu_count() or 1
 
 
-def progress(iterable=None, delay=2, **options):
+def progress(iterable=None, delay=2, disable=None, **options):
     """A tqdm bar on a terminal for what takes more than `delay` seconds; nothing in a file or a pipe."""
-    return tqdm(iterable, disable=None, dynamic_ncols=True, delay=delay, **options)
+    return tqdm(iterable, disable=disable, dynamic_ncols=True, delay=delay, **options)
 
 
 def advance(bar, loss):

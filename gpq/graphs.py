@@ -7,10 +7,10 @@ import numpy as np
 
 from gpq import losses, network, retrieval
 from gpq.data import SIDE, standardize
-from models.session import check_finite, finite_operations, open_session, tf
+from models.session import finite_operations, open_session, tf
 from models.states import step_of
 from storage.files import CHECKSUMS, check_checksums, recover_folders
-from util import UserError, note, one_line, progress
+from util import UserError, check_finite, note, one_line, progress
 
 MODEL = "model.ckpt"  # what the names of TensorFlow's files in a checkpoint's folder begin with
 ENCODED_AT_ONCE = 250  # images a run of the encoder

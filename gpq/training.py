@@ -4,11 +4,11 @@ from dataclasses import asdict
 
 from gpq import data, network
 from gpq.graphs import MODEL, TrainingGraph, learning_rate
-from models.session import check_finite, device_name, open_session, tf, write_scalars
+from models.session import device_name, open_session, tf, write_scalars
 from models.states import States, saved_settings
 from storage.files import write_json
 from storage.log import log_progress, open_log, plain, provenance
-from util import StopRequest, UserError, advance, prefetch, progress, stream
+from util import StopRequest, UserError, advance, check_finite, prefetch, progress, stream
 
 # what a resumed run may change
 FREE_OPTIONS = ("data", "pretrained", "checkpoints", "logs", "epochs", "save_period", "versions", "git_commit")

@@ -2,24 +2,11 @@
 
 Weights are `{layer: [kernel, bias]}` of float32 arrays in TensorFlow's layouts, as in `alexnet.npy`.
 """
-from models.layers import LAST
+from models.checkpoint import ALEXNET, CROP_SIDE, LRN, MEAN
 from models.session import tf
-from storage.images import resize_bilinearly
-from util import DIMENSIONS
 
-# layer: shape of its kernel (height, width, channels of one group, filters), or (inputs, outputs)
-LAYERS = {
-    "conv1": (11, 11, 3, 96), "conv2": (5, 5, 48, 256), "conv3": (3, 3, 256, 384),
-    "conv4": (3, 3, 192, 384), "conv5": (3, 3, 192, 256),
-    "fc6": (9216, 4096), "fc7": (4096, 4096), LAST: (4096, DIMENSIONS),
-}
-# The mean of ImageNet's blue, green and red, which the release takes off red, green and blue: its checkpoints need it.
-MEAN = (103.939, 116.779, 123.68)
-SIDE = 227  # pixels of the crop that it sees
-INPUT = tf.uint8, (SIDE, SIDE, 3)
-FEATURES = LAYERS[LAST][0]
-CROPS, CROPS_AT_ONCE = 10, 40
-resize = resize_bilinearly
+LAYERS = ALEXNET
+INPUT = tf.uint8, (CROP_SIDE, CROP_SIDE, 3)
 
 
 def features(images, variables, dropout=lambda x, index: x):
@@ -27,7 +14,7 @@ def features(images, variables, dropout=lambda x, index: x):
 
     Args:
         images: uint8 (B, 227, 227, 3), BGR.
-        variables: from `make_variables`.
+        variables: from `layers.make_variables`.
         dropout: function of a tensor and its number (0 after fc6, 1 after fc7).
     """
     before = {}
@@ -48,7 +35,7 @@ def features(images, variables, dropout=lambda x, index: x):
         return tf.nn.max_pool2d(x, ksize=3, strides=2, padding="VALID")
 
     def normalise(x):
-        return tf.nn.local_response_normalization(x, depth_radius=2, alpha=2e-5, beta=0.75, bias=1)
+        return tf.nn.local_response_normalization(x, LRN["radius"], LRN["bias"], LRN["alpha"], LRN["beta"])
 
     x = tf.reverse(tf.cast(images, tf.float32), [3]) - MEAN  # (B, 227, 227, 3), RGB
     x = normalise(pool(convolve(x, "conv1", stride=4, padding="VALID")))  # (B, 27, 27, 96)

@@ -1,63 +1,80 @@
-"""A trained checkpoint: reading it, and what it was trained with."""
-from dataclasses import dataclass, replace
+"""A trained checkpoint: what its file holds, its record, and the encoder next to it.
 
+`checkpoints/<experiment>.npy` holds `{layer: [kernel, bias], "C": codebooks}` in the release's format, either AlexNet's
+layers or the last layer alone, which was trained on features. Its record is `<experiment>.json`, and what embeds photos
+for it is `<experiment>_encoder.onnx`.
+
+Letters: T merged tags, D = 300, M codebooks of K = 256 codewords.
+"""
+from dataclasses import dataclass
+
+import msgspec
 import numpy as np
 
-from models import layers
-from models.backbones import find, of_weights
-from models.encoder import OnnxEncoder
-from models.image_model import KEY, ImageModel, checked_model
-from models.session import device_name
-from models.tf_encoder import Encoder
+from models.encoder import ImageEncoder, PhotoEmbedder, encoder_next_to
 from quantization import quantizer
 from quantization.neighbourhoods import averages
 from storage.arrays import CODEBOOKS, FIT, NEIGHBOURS, read_weights
-from storage.files import check_checksums, fingerprint, read_json
+from storage.files import check_checksums, fingerprint, read_record
 from util import DIMENSIONS, MOST_CODEBOOKS, UserError, note
 
+LAST = "fc8"  # the embedding's layer; its kernel has D = 300 outputs
+# AlexNet's layers: shape of the kernel (height, width, channels of one group, filters), or (inputs, outputs)
+ALEXNET = {
+    "conv1": (11, 11, 3, 96), "conv2": (5, 5, 48, 256), "conv3": (3, 3, 256, 384),
+    "conv4": (3, 3, 192, 384), "conv5": (3, 3, 192, 256),
+    "fc6": (9216, 4096), "fc7": (4096, 4096), LAST: (4096, DIMENSIONS),
+}
+CROP_SIDE = 227  # pixels of the square that AlexNet sees
+# The mean of ImageNet's blue, green and red, which the release takes off red, green and blue: its checkpoints need it.
+MEAN = (103.939, 116.779, 123.68)
+LRN = {"radius": 2, "alpha": 2e-5, "beta": 0.75, "bias": 1.0}  # of AlexNet's local response normalisation
+CROPS = 10  # of an image, that AlexNet's embedding is the mean of
 CHUNK = 700  # images that share the visiting orders of ICM
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """weights: `{layer: [kernel, bias]}`; codebooks: float32 (M, K, D); fitted: whether the codebooks were fitted at
-    the end, so that embeddings have length 1; fit_factor: of fitted ones, S of `quantizer.query_factor`, or None for
-    plain distances, as of older files; neighbours: [anchors (A, D), β (1,)] of `neighbourhoods`, whose averages codes
-    and queries stand for, or None, as of older files; metric: [kernel (D, D), bias (D,)] that codes of an embedding
-    stand for, or None, and they stand for the embedding; model: of a last layer alone, what gives the features that it
-    sees, or None if its record does not tell."""
+    """weights: `{layer: [kernel, bias]}`, AlexNet's or the last layer alone; codebooks: float32 (M, K, D); fit_factor:
+    of codebooks that were fitted at the end, S of `quantizer.query_factor`, float32 (D, D), else None; neighbours: of
+    fitted ones, [anchors (A, D), β (1,)] of `neighbourhoods`, whose averages codes and queries stand for, else None."""
     weights: dict
     codebooks: np.ndarray
-    fitted: bool
     fit_factor: np.ndarray | None = None
     neighbours: list | None = None
-    model: ImageModel | None = None
 
-    def with_fit(self, entries):
-        """The same with fitted codebooks: those of the `entries` of `fitting.fitted_entries`."""
-        codebooks = entries[CODEBOOKS].reshape(-1, quantizer.CODEWORDS, DIMENSIONS)
-        return replace(self, codebooks=codebooks, fitted=True, fit_factor=entries[FIT], neighbours=entries[NEIGHBOURS])
+    @property
+    def fitted(self):
+        """Whether the codebooks were fitted at the end, so that embeddings have length 1."""
+        return self.fit_factor is not None
+
+    @property
+    def is_alexnet(self):
+        """Whether it holds the whole network."""
+        return self.weights.keys() != {LAST}
 
     def factor(self, tag_embeddings):
-        """S of the distances in which codes are found, which the tags' embeddings W, float32 (T, D), give unless the
-        codebooks were fitted; None for plain distances."""
+        """S of the distances in which codes are found: that of the fit, or else of the tags' W, float32 (T, D)."""
         return self.fit_factor if self.fitted else quantizer.semantic_factor(tag_embeddings)
 
     def encode(self, embeddings, factor, rng):
-        """Codes of embeddings, float32 (N, D): uint8 (N, M). `factor`: of the method above."""
+        """Codes of embeddings, float32 (N, D): uint8 (N, M). `factor`: from the method above."""
         embeddings = averages(embeddings, self.neighbours)
         if self.fitted:
             return quantizer.local_search(embeddings, self.codebooks, rng, factor=factor)
         return quantizer.encode(embeddings, self.codebooks, factor, rng, CHUNK)
 
 
+# ---------------------------------------------------------------- the file
+
 def read_checkpoint(path):
     """The Checkpoint in a file. Raises UserError.
 
-    A checkpoint that was altered since it was written is refused; one without a checksum, as the release's, is noted.
+    A checkpoint that was altered since it was written is refused; of one without a checksum, as the release's, a note
+    says so.
     """
     if not check_checksums(path.with_suffix(".json")):
-        note(f"{path} has no checksum in a JSON file beside it, so damage to it would go unnoticed")
+        note(f"{path} has no checksum in a JSON file next to it, so damage to it would go unnoticed")
     weights = read_weights(path)
     stacked = weights.get(CODEBOOKS)
     if stacked is None:
@@ -68,93 +85,116 @@ def read_checkpoint(path):
             1 <= codebooks <= MOST_CODEBOOKS):
         raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
                         f"{MOST_CODEBOOKS}, found {stacked.shape}")
-    return Checkpoint(checked_layers(path, weights), stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS),
-                      FIT in weights, checked_factor(path, weights), checked_neighbours(path, weights),
-                      read_model(path) if of_weights(weights) is None else None)
+    factor, neighbours = _checked_fit(path, weights)
+    return Checkpoint(_own_layers(path, weights), stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS),
+                      factor, neighbours)
 
 
-def checked_factor(path, weights):
-    """S of fitted codebooks, or None for plain distances. Raises UserError if it is of another shape."""
-    factor = weights.get(FIT)
-    if factor is None or np.shape(factor) == (1,):  # the mark of fitted codebooks before there was a factor
-        return None
-    if np.shape(factor) != (DIMENSIONS, DIMENSIONS):
-        raise UserError(f"{path}: expected {FIT} with shape ({DIMENSIONS}, {DIMENSIONS}), found {np.shape(factor)}")
-    return factor
+def is_last_layer_alone(weights):
+    """Whether these entries of a file hold the last layer and no other."""
+    return LAST in weights and not (weights.keys() & ALEXNET.keys()) - {LAST}
 
 
-def checked_neighbours(path, weights):
-    """[anchors, β] of the neighbourhoods, or None. Raises UserError if they are of another shape."""
-    if NEIGHBOURS not in weights:
-        return None
-    anchors, sharpness = weights[NEIGHBOURS]
-    if anchors.ndim != 2 or anchors.shape[1] != DIMENSIONS or sharpness.shape != (1,) or FIT not in weights:
-        raise UserError(f"{path}: expected {NEIGHBOURS} with shapes (A, {DIMENSIONS}) and (1,), and {FIT} beside it, "
-                        f"found {anchors.shape} and {sharpness.shape}")
-    return [anchors, sharpness]
-
-
-def checked_layers(path, weights):
-    """The layers among `weights` that are a whole network's, or a last layer alone. Raises UserError for others."""
-    backbone = of_weights(weights)
-    if backbone is None:
-        kernel, bias = weights[layers.LAST]
-        if kernel.ndim != 2 or kernel.shape[1] != DIMENSIONS or bias.shape != (DIMENSIONS,):
-            raise UserError(f"{path}: expected {layers.LAST} with shapes (F, {DIMENSIONS}) and ({DIMENSIONS},), found "
-                            f"{kernel.shape} and {bias.shape}")
-        return {layers.LAST: [kernel, bias]}
-    kept = layers.check_weights(weights, backbone.LAYERS, path)
-    if layers.LAST not in kept:
-        raise UserError(f"{path}: expected {layers.LAST} with shape {backbone.LAYERS[layers.LAST]}, found another")
+def checked_layers(weights, shapes, path):
+    """The entries of `weights` that have these shapes, `{layer: shape of its kernel}`; a last layer of another shape is
+    left out. Raises UserError if another layer is missing or of another shape."""
+    kept = {}
+    for layer, shape in shapes.items():
+        found = [array.shape for array in weights.get(layer, [])]
+        if found == [shape, shape[-1:]]:
+            kept[layer] = weights[layer]
+        elif layer != LAST:
+            raise UserError(f"{path}: expected {layer} with shapes {[shape, shape[-1:]]}, found {found or 'none'}")
     return kept
 
 
-def read_record(path):
-    """What the JSON file beside a checkpoint tells of its training; an empty dict where there is none."""
+def _own_layers(path, weights):
+    """AlexNet's layers, or a last layer alone. Raises UserError for others."""
+    if not is_last_layer_alone(weights):
+        kept = checked_layers(weights, ALEXNET, path)
+        if LAST not in kept:
+            raise UserError(f"{path}: expected {LAST} with shape {ALEXNET[LAST]}, found another")
+        return kept
+    kernel, bias = weights[LAST]
+    if kernel.ndim != 2 or kernel.shape[1] != DIMENSIONS or bias.shape != (DIMENSIONS,):
+        raise UserError(f"{path}: expected {LAST} with shapes (F, {DIMENSIONS}) and ({DIMENSIONS},), found "
+                        f"{kernel.shape} and {bias.shape}")
+    return {LAST: [kernel, bias]}
+
+
+def _checked_fit(path, weights):
+    """S and [anchors, β] of fitted codebooks, or None and None. Raises UserError if they are of other shapes."""
+    if FIT not in weights and NEIGHBOURS not in weights:
+        return None, None
+    factor, (anchors, sharpness) = weights.get(FIT), weights.get(NEIGHBOURS, (np.empty(0), np.empty(0)))
+    if np.shape(factor) != (DIMENSIONS, DIMENSIONS) or anchors.ndim != 2 or anchors.shape[1] != DIMENSIONS or (
+            sharpness.shape != (1,)):
+        raise UserError(f"{path}: expected {FIT} with shape ({DIMENSIONS}, {DIMENSIONS}) and {NEIGHBOURS} with shapes "
+                        f"(A, {DIMENSIONS}) and (1,), found {np.shape(factor)}, {anchors.shape} and {sharpness.shape}")
+    return factor, [anchors, sharpness]
+
+
+def fit_entries(codebooks, factor, neighbours):
+    """The entries of a file that codebooks fitted at the end are: what `codebooks.final_fit` returns."""
+    return {CODEBOOKS: codebooks.reshape(-1, DIMENSIONS), FIT: factor, NEIGHBOURS: neighbours}
+
+
+# ---------------------------------------------------------------- the record
+
+class Record(msgspec.Struct, frozen=True):
+    """What is used of the JSON file next to a checkpoint. options: those of train.py; fingerprints: {name: SHA-256} of
+    the files that it was trained on; encoder: SHA-256 of the image encoder, of a last layer on its features; no_words:
+    why no words were learned, if none were."""
+    options: dict = {}
+    fingerprints: dict[str, str] = {}
+    encoder: str | None = None
+    no_words: str | None = None
+
+
+def read_checkpoint_record(path):
+    """The Record of a checkpoint; an empty one where there is no JSON file."""
     record = path.with_suffix(".json")
-    return read_json(record) if record.is_file() else {}
-
-
-def read_model(path):
-    """The ImageModel in the record beside a checkpoint, or None. Its file may have been moved beside the checkpoint."""
-    content = read_record(path).get(KEY)
-    return None if content is None else checked_model(content, path.with_suffix(".json")).found_near(path.parent)
-
-
-def trained_on_features(path):
-    """Whether the record beside the checkpoint tells that its last layer was trained on fixed features of photos."""
-    return read_record(path).get("options", {}).get("crops") == "fixed"
-
-
-def default_crops(path):
-    """Crops an image that the checkpoint's embeddings are the mean of, unless told otherwise; of the release's, ten."""
-    record = read_record(path)
-    options = record.get("options", {})
-    if KEY in record:
-        return 1
-    return options["views"] if trained_on_features(path) else find(options.get("backbone", "alexnet")).CROPS
+    return read_record(record, Record) if record.is_file() else Record()
 
 
 def check_trained_with(path, tag_embeddings):
-    """Raise UserError if the record beside the checkpoint tells of other tag embeddings than this file's."""
-    trained, found = read_record(path).get("fingerprints", {}).get(tag_embeddings.name), fingerprint(tag_embeddings)
+    """Raise UserError if the record of a checkpoint names other tag embeddings than this file's."""
+    trained = read_checkpoint_record(path).fingerprints.get(tag_embeddings.name)
+    found = fingerprint(tag_embeddings)
     if trained not in (None, found):
         raise UserError(f"{path} was trained with a {tag_embeddings.name} of SHA-256 {trained[:12]}…, and "
                         f"{tag_embeddings} has {found[:12]}…: they are of other data sets, or tags were processed anew")
 
 
-def embedder_of(path, crops=None, gpu=None):
-    """What embeds photos as the checkpoint `path` does: its own network, or the image encoder that it was trained on.
+# ---------------------------------------------------------------- what embeds photos for it
 
-    It is a `tf_encoder.PhotoNetwork` and safe for several threads. Raises UserError.
+def embedder_of(path, checkpoint, crops=None, gpu=None):
+    """The PhotoEmbedder of a checkpoint, by the encoder next to it. Raises UserError.
 
     Args:
-        crops: crops a photo, or None for the checkpoint's default; an image encoder sees one, the middle.
+        path: of the checkpoint's file.
+        checkpoint: its Checkpoint.
+        crops: V, or None for the encoder's default.
         gpu: number of the GPU, or None for the CPU.
     """
-    trained, crops = read_checkpoint(path), crops or default_crops(path)
-    if trained.model is None:
-        return Encoder(trained.weights, crops, device_name(gpu, note), unit=trained.fitted)
-    if crops != 1:
-        raise UserError(f"{trained.model.path} embeds the photos of this checkpoint, by one crop: expected --crops 1")
-    return OnnxEncoder(trained.model, trained.weights[layers.LAST], trained.fitted, gpu)
+    encoder = checkpoint_encoder(path, checkpoint, gpu)
+    return PhotoEmbedder(encoder, checkpoint.weights[LAST], checkpoint.fitted, crops or encoder.record.crops)
+
+
+def checkpoint_encoder(path, checkpoint, gpu):
+    """The ImageEncoder next to a checkpoint. Raises UserError where it is missing, or belongs to another one."""
+    encoder_file, record = encoder_next_to(path), read_checkpoint_record(path)
+    if checkpoint.is_alexnet:
+        missing = f"`python search.py build {path} …` exports its AlexNet to ONNX"
+    elif record.encoder is None:
+        raise UserError(f"{path} cannot embed photos: it was trained on features from elsewhere (--features)")
+    else:
+        missing = "training wrote it there"
+    if not encoder_file.is_file():
+        raise UserError(f"{path} cannot embed photos without {encoder_file.name} next to it; {missing}")
+    encoder = ImageEncoder(encoder_file, gpu)
+    expected, found = (fingerprint(path), encoder.record.source) if checkpoint.is_alexnet else (
+        record.encoder, encoder.sha256)
+    if found != expected:
+        raise UserError(f"{encoder_file} is not the encoder of {path.name}, but of another checkpoint; {missing}")
+    return encoder

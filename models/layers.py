@@ -1,13 +1,13 @@
-"""What the layers of all backbones share: their variables, their first weights, and whether given weights fit them.
+"""Layers as TensorFlow variables: making them, the last layer, and their first weights.
 
 Weights are `{layer: [kernel, bias]}` of float32 arrays in TensorFlow's layouts, as in `alexnet.npy`.
 """
 import numpy as np
 
-from models.session import first_device, open_session, tf
-from util import UserError, progress
-
-LAST = "fc8"  # the embedding's layer, of every backbone; its kernel has D = 300 outputs
+from models import alexnet
+from models.checkpoint import LAST
+from models.session import open_session, tf
+from util import DIMENSIONS, progress
 
 
 def make_variables(layers, trainable):
@@ -31,13 +31,29 @@ def feed_weights(first_values, weights):
             for placeholder, array in zip(placeholders, weights[layer], strict=True)}
 
 
+class Head:
+    """The last layer alone, as a network whose inputs are fixed features, `width` of them an image.
+
+    Attributes:
+        LAYERS, INPUT: as in models/alexnet.py.
+    """
+
+    def __init__(self, width):
+        self.LAYERS = {LAST: (width, DIMENSIONS)}
+        self.INPUT = tf.float32, (width,)
+
+    def features(self, inputs, _variables, dropout=lambda x, index: x):
+        """The inputs themselves, after dropout."""
+        return dropout(inputs, 0), {}
+
+
 def embed(network, inputs, variables, dropout=lambda x, index: x):
     """Embeddings r, float32 (B, D), and `{layer: output before its activation}`: the last layer on `network.features`.
 
     Args:
-        network: one of `backbones.BACKBONES`, or a `head.Head`.
+        network: the module `alexnet`, or a `Head`.
         inputs: (B, …), as `network.INPUT` says.
-        variables: of `make_variables`.
+        variables: from `make_variables`.
         dropout: function of a tensor and its number.
     """
     features, before = network.features(inputs, variables, dropout)
@@ -48,42 +64,28 @@ def embed(network, inputs, variables, dropout=lambda x, index: x):
 
 # ---------------------------------------------------------------- first weights
 
-def fresh_last_layer(layers, rng):
-    """[kernel, bias] of the last layer before the first step: N(0, 0.01²) and zeros."""
-    shape = layers[LAST]
-    return [rng.normal(0, 0.01, shape).astype(np.float32), np.zeros(shape[-1], np.float32)]
+def fresh_last_layer(width, rng):
+    """[kernel, bias] of the last layer before the first step: N(0, 0.01²), float32 (width, D), and zeros."""
+    return [rng.normal(0, 0.01, (width, DIMENSIONS)).astype(np.float32), np.zeros(DIMENSIONS, np.float32)]
 
 
-def check_weights(weights, layers, path):
-    """The entries of `weights` that are `layers`, without a last one of another shape. Raises UserError if another
-    layer is missing or of another shape."""
-    kept = {}
-    for layer, shape in layers.items():
-        shapes = [array.shape for array in weights.get(layer, [])]
-        if shapes == [shape, shape[-1:]]:
-            kept[layer] = weights[layer]
-        elif layer != LAST:
-            raise UserError(f"{path}: expected {layer} with shapes {[shape, shape[-1:]]}, found {shapes or 'none'}")
-    return kept
-
-
-def lsuv_weights(backbone, images, rng, device):
-    """Random weights by layer-sequential unit variance: each layer's output on `images` has variance 1.
+def lsuv_weights(images, rng, device):
+    """Random weights of AlexNet by layer-sequential unit variance: each layer's output on `images` has variance 1.
 
     He initialisation alone collapses to one embedding for all images when Adam starts from it.
 
     Args:
-        backbone: one of `backbones.BACKBONES`.
-        images: uint8 (B, SIDE, SIDE, 3).
+        images: uint8 (B, 227, 227, 3).
     """
+    shapes = alexnet.LAYERS
     weights = {layer: [rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32),
-                       np.zeros(shape[-1], np.float32)] for layer, shape in backbone.LAYERS.items()}
-    weights[LAST] = fresh_last_layer(backbone.LAYERS, rng)
+                       np.zeros(shape[-1], np.float32)] for layer, shape in shapes.items()}
+    weights[LAST] = fresh_last_layer(shapes[LAST][0], rng)
     graph = tf.Graph()
-    with graph.as_default(), tf.device(first_device(device)):
-        variables, first_values = make_variables(backbone.LAYERS, trainable=())
+    with graph.as_default(), tf.device(device):
+        variables, first_values = make_variables(shapes, trainable=())
         batch = tf.placeholder(tf.uint8, [None, *images.shape[1:]])
-        _, before = embed(backbone, batch, variables)
+        _, before = embed(alexnet, batch, variables)
         variances = {layer: tf.math.reduce_variance(output) for layer, output in before.items()}
         graph.finalize()
     with open_session(graph) as session:

@@ -13,8 +13,9 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from quantization.quantizer import CODEWORDS, local_search
-from util import DIMENSIONS, progress, sample
+from quantization.neighbourhoods import averages, neighbourhoods
+from quantization.quantizer import CODEWORDS, local_search, query_factor
+from util import DIMENSIONS, progress, sample, stream
 
 RIDGE = 0.001  # keeps HᵀH invertible in the closed-form update
 LEAST_SQUARED_NORM = 1e-8  # an updated codeword below it keeps its old value
@@ -70,9 +71,16 @@ def update_codebooks(embeddings, codes, codebooks):
     return np.where(used, solved, codebooks).astype(np.float32)
 
 
-def fit_sample(vectors, rng):
-    """The vectors that codebooks are fitted to: all, or FIT_IMAGES of them."""
-    return sample(vectors, FIT_IMAGES, rng)
+def final_fit(embeddings, codebooks, seed):
+    """Codebooks fitted to embeddings of length 1, float32 (N, D), that no longer change.
+
+    Returns the codebooks, float32 (M, K, D) for M = `codebooks`; S of the distances in which codes are found, float32
+    (D, D); and the neighbourhoods whose averages codes stand for, [anchors (A, D), β (1,)].
+    """
+    neighbours = neighbourhoods(embeddings, stream(seed, "anchors"))
+    vectors = averages(sample(embeddings, FIT_IMAGES, stream(seed, "fit sample")), neighbours)
+    factor = query_factor(vectors)
+    return fit_codebooks(vectors, codebooks, stream(seed, "final fit"), factor), factor, neighbours
 
 
 def fit_codebooks(vectors, codebooks, rng, factor=None):

@@ -1,6 +1,6 @@
 """Building an index of photos from a trained checkpoint, and bringing an existing one up to date.
 
-Letters: N photos, M codebooks of K = 256 codewords, D = 300, F features below the last layer, V crops of a photo.
+Letters: N photos, M codebooks of K = 256 codewords, D = 300, F features below the last layer.
 """
 import os
 import sys
@@ -11,17 +11,10 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-from models.backbones import LAST, of_weights
-from models.checkpoint import (
-    check_trained_with,
-    default_crops,
-    embedder_of,
-    read_checkpoint,
-    read_record,
-    trained_on_features,
-)
-from models.features import embed as embed_features
-from models.features import kept_features, kept_model_features, photo_key
+from models.checkpoint import LAST, check_trained_with, embedder_of, read_checkpoint, read_checkpoint_record
+from models.encoder import embed, encoder_next_to, read_encoder_record
+from models.features import features_file, kept_features, photo_key
+from models.make_encoder import export_alexnet
 from retrieval import index, photos
 from retrieval.retrieval_file import read_retrieval, sources
 from retrieval.searcher import check_checkpoint
@@ -57,12 +50,11 @@ def build(checkpoint, images, out=None, *, root=ROOT, trained_on=None, crops=Non
     source = photos.photo_source(str(images), root)
     with index.writing(out) as save:  # from here on no other process may write the index
         old = index.load(out) if index.has_index(out) else None
-        trained = tagged = None
+        trained, tagged = ready_checkpoint(checkpoint), None
         if old:
             before = old.content
             check_settings(out, before, checkpoint, source, crops, seed)
         else:
-            trained = read_checkpoint(checkpoint)
             tagged = training_dataset(checkpoint, source, root, trained_on)
             before = new_content(checkpoint, trained.codebooks, source, tagged, root,
                                  crops or default_crops(checkpoint), seed)
@@ -80,7 +72,6 @@ def build(checkpoint, images, out=None, *, root=ROOT, trained_on=None, crops=Non
         else:
             if found:
                 before = replace(before, vocabulary=found[0], facts={**before.facts, "vectors": found[1]})
-            trained = trained or read_checkpoint(checkpoint)
             made = save(changed_content(before, source, changes, rows, checkpoint, trained, gpu), lists)
     print(summary(out, source, before, changes, rows, lists))
     return made
@@ -104,6 +95,22 @@ def summary(out, source, before, changes, rows, lists):
             + f", {8 * len(before.codebooks)} bits each" + (f", in {lists} lists" if lists else ""))
 
 
+# ---------------------------------------------------------------- the checkpoint
+
+def ready_checkpoint(path):
+    """The Checkpoint in a file, after its AlexNet was exported to ONNX, if it has one. Raises UserError."""
+    trained = read_checkpoint(path)
+    if trained.is_alexnet:
+        export_alexnet(path, trained)
+    return trained
+
+
+def default_crops(path):
+    """How many crops of a photo a checkpoint's encoder sees by default; 1 if it has none."""
+    encoder = encoder_next_to(path)
+    return read_encoder_record(encoder).crops if encoder.is_file() else 1
+
+
 # ---------------------------------------------------------------- what belongs together
 
 def training_dataset(checkpoint, source, root, name):
@@ -112,10 +119,10 @@ def training_dataset(checkpoint, source, root, name):
     None if the checkpoint learned no tags. Raises UserError if there is no such data set, or if its tags were processed
     again since.
     """
-    record = read_record(checkpoint)
-    if record.get("no_words"):
+    record = read_checkpoint_record(checkpoint)
+    if record.no_words:
         return None
-    name = name or record.get("options", {}).get("dataset") or (source.dataset and source.dataset.name)
+    name = name or record.options.get("dataset") or (source.dataset and source.dataset.name)
     if name is None:
         raise UserError(f"{checkpoint.with_suffix('.json')}: no such file: say with --trained-on which data set "
                         f"{checkpoint.name} learned")
@@ -195,7 +202,7 @@ def new_content(checkpoint, codebooks, source, tagged, root, crops, seed):
              "checkpoint_sha256": fingerprint(checkpoint), "crops": crops, "seed": seed,
              "images": os.path.realpath(source.folder), "dataset": source.dataset and source.dataset.name,
              "root": str(root.resolve()), "trained_on": tagged and tagged.name,
-             "no_words": read_record(checkpoint).get("no_words"), "versions": provenance({})["versions"]}
+             "no_words": read_checkpoint_record(checkpoint).no_words, "versions": provenance({})["versions"]}
     return index.Content(
         codes=np.empty((0, len(codebooks)), np.uint8), codebooks=codebooks, images=[],
         tag_names=[[names[column] for column in group] for group in groups], tag_embeddings=tag_embeddings,
@@ -297,30 +304,28 @@ def embedding_function(folder, checkpoint, trained, facts, gpu):
 
     @cache
     def embedder():
-        return embedder_of(checkpoint, facts["crops"], gpu)
+        return embedder_of(checkpoint, trained, facts["crops"], gpu)
 
-    def embed(names, what):
+    def embed_photos(names, what):
         found = [known.get(photo_key(folder, name).tobytes()) if known else None for name in names]
         seen = np.array([features is not None for features in found])  # (n,)
         embeddings = np.empty((len(names), DIMENSIONS), np.float32)
         if seen.any():
             print(f"{seen.sum():,} of {len(names):,} photos are embedded from the features that training computed")
-            features = np.stack([features for features in found if features is not None])  # (n', V, F)
-            embeddings[seen] = embed_features(features, trained.weights[LAST], trained.fitted)
+            features = np.stack([features for features in found if features is not None])[:, None]  # (n', 1, F)
+            embeddings[seen] = embed(features, trained.weights[LAST], trained.fitted)
         if not seen.all():
             embeddings[~seen] = embedder().embed(
                 [folder / name for name, is_seen in zip(names, seen, strict=True) if not is_seen], what)
         return embeddings
 
-    return embed
+    return embed_photos
 
 
 def features_of_training(checkpoint, trained, facts):
-    """The features that were computed for training, if the index has the same crops: {bytes of `photo_key`: (V, F)}."""
-    options = read_record(checkpoint).get("options", {})
-    if trained_on_features(checkpoint) and facts["crops"] == options["views"]:
-        return kept_features(options["dataset"], trained.weights, of_weights(trained.weights), options["views"],
-                             "float32", Path(facts["root"]), note)
-    if trained.model is not None and facts["crops"] == 1:
-        return kept_model_features(Path(options["features"]), trained.model, len(trained.weights[LAST][0]))
-    return {}
+    """The features of photos that training computed, {bytes of `photo_key`: (F,)}; none if the index has more crops."""
+    record = read_checkpoint_record(checkpoint)
+    if trained.is_alexnet or record.encoder is None or facts["crops"] != 1 or "dataset" not in record.options:
+        return {}
+    return kept_features(features_file(Path(facts["root"]), record.options["dataset"], record.encoder), record.encoder,
+                         note)

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from dataset import read_tag_embeddings
-from models.checkpoint import default_crops, embedder_of, read_checkpoint
+from models.checkpoint import embedder_of, read_checkpoint
 from retrieval import encoded
-from retrieval.build import training_dataset
+from retrieval.build import default_crops, ready_checkpoint, training_dataset
 from retrieval.photos import listed_source, name_fault
 from storage.files import exclusive_lock, fingerprint, read_record
 from storage.images import try_image
@@ -30,7 +30,7 @@ def encode(checkpoint, images, out, shard, *, crops=None, trained_on=None, seed=
         others: those of the command line.
     """
     encoded.need_arrow()
-    trained = read_checkpoint(checkpoint)
+    trained = ready_checkpoint(checkpoint)
     crops = crops or default_crops(checkpoint)
     source = listed_source(images)
     tagged = training_dataset(checkpoint, source, root, trained_on)
@@ -83,7 +83,7 @@ def photos_to_add(job, missing, names):
 
 def versions():
     """The versions of the packages on which embeddings and codes depend."""
-    return {name: importlib.metadata.version(name) for name in ("tensorflow", "numpy", "opencv-python")}
+    return {name: importlib.metadata.version(name) for name in ("onnxruntime", "numpy", "opencv-python")}
 
 
 def fill(job, missing, checkpoint, factor, gpu, encode_shards):
@@ -121,7 +121,7 @@ class ShardEncoder:
     def __init__(self, checkpoint, factor, plan, folder, witness, gpu):
         self._checkpoint, self._factor = read_checkpoint(checkpoint), factor
         self._plan, self._folder, self._witness = plan, folder, witness
-        self._embedder = embedder_of(checkpoint, plan["crops"], gpu)
+        self._embedder = embedder_of(checkpoint, self._checkpoint, plan["crops"], gpu)
 
     def encode(self, shard, names, advance=lambda photos: None):
         """Codes of the photos of a shard that can be used, uint8 (n, M), and {row: what is wrong} of the others.

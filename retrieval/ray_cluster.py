@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.encoder import encoder_next_to
 from retrieval.encode import ShardEncoder, versions
 from retrieval.shards import Shard
 from util import ROOT, UserError, cores, note, one_line
@@ -27,8 +28,7 @@ SHARD_CPUS = 0.1  # that a shard reserves, so that every shard finds room on a s
 OWN_TOKEN = "~/.ray/auth_token"  # where Ray keeps the token of clusters started by this user
 JOIN = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 # A worker is one CPU: with more threads each, the workers of one machine would get in each other's way.
-ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1",
-              "OPENBLAS_NUM_THREADS": "1"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 # Ray reads these when it is imported.
 os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -118,9 +118,10 @@ class RayEncoder(ShardEncoder):
 
 
 def checkpoint_files(checkpoint):
-    """{name: content} of a checkpoint and of the files next to it whose names differ only in the suffix."""
-    return {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()
-            if path.is_file() and path.stem == checkpoint.stem}
+    """{name: content} of a checkpoint, its encoder and their records."""
+    files = [file.with_suffix(suffix) for file in (checkpoint, encoder_next_to(checkpoint))
+             for suffix in (file.suffix, ".json")]
+    return {file.name: file.read_bytes() for file in files if file.is_file()}
 
 
 def encode_by_ray(job, missing, checkpoint, factor, gpu, bar, *, address, workers=None, patience=600):

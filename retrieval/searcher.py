@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import dataset
+from models.checkpoint import embedder_of, read_checkpoint
 from quantization.neighbourhoods import averages
 from retrieval import faiss_index, index
 from storage.files import fingerprint
@@ -99,12 +100,6 @@ def check_checkpoint(folder, facts, checkpoint):
         raise UserError(f"{folder} is an index of another checkpoint ({facts['experiment']}), not of {checkpoint}")
 
 
-def load_embedder(checkpoint, crops, gpu):
-    """The embedder of a checkpoint, and its neighbours, see `neighbourhoods.averages`."""
-    from models.checkpoint import embedder_of, read_checkpoint  # which loads TensorFlow
-    return embedder_of(checkpoint, crops, gpu), read_checkpoint(checkpoint).neighbours
-
-
 class QueryEmbedder:
     """Embeds the photos of queries as the photos of an index were embedded; safe for several threads.
 
@@ -125,7 +120,8 @@ class QueryEmbedder:
     @cached_property
     def _loaded(self):
         check_checkpoint(self._folder, self._facts, self._checkpoint)
-        return load_embedder(self._checkpoint, self._facts["crops"], self._gpu)
+        trained = read_checkpoint(self._checkpoint)
+        return embedder_of(self._checkpoint, trained, self._facts["crops"], self._gpu), trained.neighbours
 
     def _load(self):
         with self._loading:

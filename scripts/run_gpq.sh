@@ -4,8 +4,7 @@
 # the paper's figures, which start from an ImageNet-trained network, are not to be expected. Meant for a GPU: on 2 CPU
 # cores a step takes half a minute.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install requirements.txt
-install requirements-search.txt
+install search
 
 gpu=${1:-0} checkpoint=checkpoints/gpq/cifar10_gpq_nbits=48_seed=0
 resume=$(compgen -G "$checkpoint/step_*" > /dev/null && echo --resume || true)

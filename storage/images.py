@@ -6,6 +6,7 @@ import mmap
 import os
 import stat
 import struct
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(2**27)  # MOST_PIXELS; OpenCV reads it only when it is loaded
@@ -13,7 +14,7 @@ os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(2**27)  # MOST_PIXELS; OpenCV rea
 import cv2
 import numpy as np
 
-from util import UserError, cores, first_few, progress
+from util import UserError, cores, first_few, prefetch, progress
 
 IMAGE_SIDE = 256  # pixels of a stored image
 THUMBNAIL_SIDE = 160  # pixels of a thumbnail's longer side
@@ -148,9 +149,9 @@ def decode(path):
     return (image, None) if image is not None else (None, "is not an image that OpenCV reads")
 
 
-def resize_bilinearly(image):
-    """A decoded image, resized as by the release: uint8 (h, w, 3) to uint8 (256, 256, 3)."""
-    return cv2.resize(image, (IMAGE_SIDE, IMAGE_SIDE))
+def resize_bilinearly(image, side=IMAGE_SIDE):
+    """A decoded image, resized as by the release: uint8 (h, w, 3) to uint8 (side, side, 3)."""
+    return cv2.resize(image, (side, side))
 
 
 def resize_evenly(image, side):
@@ -185,11 +186,58 @@ def try_image(path, resize=resize_bilinearly):
 
 
 def decodable_images(paths, resize=resize_bilinearly):
-    """The images that can be decoded, uint8 (n, 256, 256, 3), and {row: what is wrong} of the others."""
-    with ThreadPoolExecutor(cores()) as pool:
-        images, faults = zip(*pool.map(lambda path: try_image(path, resize), paths), strict=True)
+    """The images that can be decoded, uint8 (n, side, side, 3), and {row: what is wrong} of the others."""
+    images, faults = zip(*(try_image(path, resize) for path in paths), strict=True)
     sound = [image for image in images if image is not None]
     return np.array(sound), {row: fault for row, fault in enumerate(faults) if fault}
+
+
+def map_photos(function, photos, resize, at_once, runs, what=None, skip_bad=False):
+    """Apply a function to resized photos, `at_once` a call, while the next ones are decoded.
+
+    Args:
+        function: of uint8 (B, side, side, 3); it returns floats (B, …).
+        photos: N paths or decoded images, uint8 (h, w, 3).
+        resize: function of a decoded image.
+        runs (int): calls at the same time.
+        what: what is done, for the progress bar, or None for no bar.
+        skip_bad: whether photos that cannot be decoded are left out.
+    Yields the rows of each call (a range), what the function returned for the sound ones, None if there is none, and
+    {row: what is wrong} of the others. Raises UserError.
+    """
+    turn = threading.Semaphore(runs)
+
+    def run(rows):
+        images, faults = decodable_images(photos[rows.start:rows.stop], resize)
+        if faults and not skip_bad:
+            row, fault = next(iter(faults.items()))
+            raise UserError(f"{photo_name(photos[rows[row]])} {fault}")
+        with turn:
+            outputs = function(images) if len(images) else None
+        faults = {rows[place]: fault for place, fault in faults.items()}
+        if outputs is not None:
+            _check_finite(outputs, [photos[row] for row in rows if row not in faults])
+        return rows, outputs, faults
+
+    workers = max(runs, cores()) + 1
+    blocks = (range(start, min(start + at_once, len(photos))) for start in range(0, len(photos), at_once))
+    done = prefetch(run, blocks, ahead=2 * workers, workers=workers)
+    with progress(total=len(photos), desc=what, unit="image", disable=None if what else True) as bar:
+        for rows, outputs, faults in done:
+            bar.update(len(rows))
+            yield rows, outputs, faults
+
+
+def photo_name(photo):
+    """What a photo is called in messages: its path, or that it is an image."""
+    return "an image" if isinstance(photo, np.ndarray) else str(photo)
+
+
+def _check_finite(outputs, photos):
+    """Raise UserError that names the photos whose outputs hold NaN or infinite numbers."""
+    finite = np.isfinite(outputs).all(tuple(range(1, outputs.ndim)))
+    if bad := [photo_name(photos[row]) for row in np.flatnonzero(~finite)]:
+        raise UserError(f"the network gives NaN or infinite embeddings of {len(bad)} images: {first_few(bad)}")
 
 
 def thumbnail(path):

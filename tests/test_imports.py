@@ -38,8 +38,7 @@ def modules_named(statement):
 
 
 # search.open_index is what people call in a notebook: a program's main(), so to speak.
-MAY_IMPORT = {"main": SOURCES, "open_index": [PROJECT / "search.py"],
-              "load_embedder": [PROJECT / "retrieval/searcher.py"]}  # which loads TensorFlow for the first photo
+MAY_IMPORT = {"main": SOURCES, "open_index": [PROJECT / "search.py"]}
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if not path.stem.startswith("bench_")],  # those time imports

@@ -260,9 +260,8 @@ def test_what_is_no_photo_and_no_number_is_refused_in_a_sentence(root, photos, a
         ask(photos, photo(root, 1))
 
 
-@pytest.mark.parametrize("modules", ["search", pytest.param("retrieval.searcher, retrieval.shards, retrieval.photos"),
-                                     pytest.param("retrieval.build, retrieval.encode", marks=pytest.mark.xfail(
-                                         strict=True, reason="models.checkpoint loads TensorFlow"))])
+@pytest.mark.parametrize("modules", ["search", "retrieval.searcher, retrieval.shards",
+                                     "retrieval.build, retrieval.encode"])
 def test_no_tensorflow_is_loaded(modules):
     code, output = run("-c", f"import sys, {modules}; sys.exit('tensorflow' in sys.modules)")
     assert code == 0, output

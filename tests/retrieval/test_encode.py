@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+import models.encoder
 import search
 from dataset import read_tag_embeddings
 from encoding import files, make_root
@@ -87,7 +88,7 @@ def test_bad_photos_are_left_out_with_their_reasons_and_the_others_are_all_there
 def test_a_shards_codes_depend_on_its_photos_its_number_and_the_seed_alone(root, checkpoint, done):
     trained = read_checkpoint(checkpoint)
     factor = trained.factor(read_tag_embeddings(root / "data/tiny/tags/FinalTagEmbs.txt"))
-    embedder = embedder_of(checkpoint, 1)
+    embedder = embedder_of(checkpoint, trained, 1)
     for shard, path in enumerate(sorted(done.glob("shard-*.parquet"))):
         table = pyarrow.parquet.read_table(path)
         assert str(table["code"].type) == "fixed_size_list<element: uint8>[2]"
@@ -117,9 +118,7 @@ def test_a_list_that_cannot_be_used_is_refused(root, checkpoint, tmp_path, image
 
 
 def test_a_network_that_gives_nan_stops_with_a_sentence(root, checkpoint, monkeypatch):
-    embedder = embedder_of(checkpoint, 1)
-    monkeypatch.setattr(embedder, "outputs", lambda images: np.full((len(images), 300), np.nan, np.float32))
-    monkeypatch.setattr(encode, "embedder_of", lambda *_: embedder)
+    monkeypatch.setattr(models.encoder, "embed", lambda features, *_: np.full((len(features), 300), np.nan))
     encoder = encode.ShardEncoder(checkpoint, None, OPTIONS, root, None, None)
     with pytest.raises(UserError, match=r"the network gives NaN or infinite embeddings of 1 images: .*/3\.jpg"):
         encoder.encode(0, ["gone.jpg", "datasets/tiny/3.jpg"])

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from models.checkpoint import Checkpoint
 from retrieval import searcher
 from retrieval.searcher import QueryEmbedder, find_index, named_folder
 from storage.files import fingerprint
@@ -78,13 +79,18 @@ def facts(tmp_path):
             "experiment": "c"}
 
 
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch):
+    monkeypatch.setattr(searcher, "read_checkpoint", lambda path: Checkpoint({}, None))
+
+
 def image(number):
     return np.full((2, 2, 3), number, np.uint8)
 
 
 def test_threads_load_the_embedder_once_and_embed_at_the_same_time(facts, monkeypatch):
     loaded = []
-    monkeypatch.setattr(searcher, "load_embedder", lambda *which: loaded.append(which) or (Mean(together=4), None))
+    monkeypatch.setattr(searcher, "embedder_of", lambda *which: loaded.append(which) or Mean(together=4))
     embedder = QueryEmbedder("index", facts)
     assert not loaded
     with ThreadPoolExecutor(4) as pool:
@@ -100,8 +106,8 @@ def test_an_embedder_that_cannot_be_loaded_is_reported_and_tried_again(facts, mo
         tries.append(1)
         if len(tries) < 3:
             raise UserError("no such file")
-        return Mean(), None
-    monkeypatch.setattr(searcher, "load_embedder", load)
+        return Mean()
+    monkeypatch.setattr(searcher, "embedder_of", load)
     embedder = QueryEmbedder("index", facts)
     assert embedder.embed([]).shape == (0, 300)  # loads nothing
     for _ in range(2):

@@ -8,7 +8,7 @@ import os
 import runpy
 import sys
 
-from models import alexnet
+from models.checkpoint import ALEXNET
 from tiny import PROJECT, SMALL
 
 LAYERS = {"conv1": (11, 11, 3, 8), "conv2": (5, 5, 4, 16), "conv3": (3, 3, 16, 16), "conv4": (3, 3, 8, 16),
@@ -18,14 +18,14 @@ LAYERS = {"conv1": (11, 11, 3, 8), "conv2": (5, 5, 4, 16), "conv3": (3, 3, 16, 1
 @contextlib.contextmanager
 def small_network():
     """AlexNet is small within the block."""
-    full = dict(alexnet.LAYERS)
-    alexnet.LAYERS.update(LAYERS)
+    full = dict(ALEXNET)
+    ALEXNET.update(LAYERS)
     os.environ[SMALL] = "1"
     try:
         yield
     finally:
         del os.environ[SMALL]
-        alexnet.LAYERS.update(full)
+        ALEXNET.update(full)
 
 
 if __name__ == "__main__":

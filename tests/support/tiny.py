@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from models.checkpoint import LAST
 from storage.arrays import write_weights
 from util import run_program, stream
 
@@ -67,10 +68,10 @@ def backbone():
 
 @functools.cache
 def random_weights(_small):
-    from models import alexnet, layers
+    from models import layers
     rng = stream(0, "backbone")
-    weights = layers.lsuv_weights(alexnet, rng.integers(0, 256, (4, 227, 227, 3), dtype=np.uint8), rng, "/cpu:0")
-    del weights[layers.LAST]
+    weights = layers.lsuv_weights(rng.integers(0, 256, (4, 227, 227, 3), dtype=np.uint8), rng, "/cpu:0")
+    del weights[LAST]
     folder = tempfile.TemporaryDirectory(prefix="backbone")
     atexit.register(folder.cleanup)
     path = Path(folder.name) / "alexnet.npy"
