@@ -169,7 +169,7 @@ class Index:
                 elsewhere = f" ({error})"
         near = difflib.get_close_matches(word, tags, n=5, cutoff=0.6)
         raise UserError(f"the word {word!r} is none of the {len(tags)} tags that have a vector in {self.folder}"
-                        f"{elsewhere}; nearest spellings: {', '.join(near) or 'none'}")
+                        f"{elsewhere}; spelt most like it: {', '.join(near) or 'none'}")
 
     def tags(self, embedding):
         """All T merged tags of an image by the cosine with its embedding (D,): rows, best first, and cosines."""

@@ -266,7 +266,7 @@ def test_words_are_the_normalised_mean_of_their_tags(tmp_path):
     units = content.tag_embeddings / np.linalg.norm(content.tag_embeddings, axis=1, keepdims=True)
     mean = (units[3] + units[5]) / 2
     np.testing.assert_allclose(made.words("tags3 TAG5"), mean / np.linalg.norm(mean), rtol=1e-5)
-    with pytest.raises(UserError, match=r"'tga3' is none of the 24 tags.*nearest spellings: tag3"):
+    with pytest.raises(UserError, match=r"'tga3' is none of the 24 tags.*spelt most like it: tag3"):
         made.words("tag1 tga3")
     with pytest.raises(UserError, match="one or more words"):
         made.words("  ")
