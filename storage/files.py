@@ -57,14 +57,17 @@ def with_checksums(record_file, record, *paths):
         record_file.unlink(missing_ok=True)
 
 
+class Checksums(msgspec.Struct, frozen=True):
+    """The SHA-256, in hex, of each file next to a record, by its name."""
+    sha256: dict[str, str] = {}
+
+
 def check_checksums(record_file):
     """Whether the JSON `record_file` holds the SHA-256 of files next to it.
 
     Raises UserError if one of the files is missing or altered.
     """
-    digests = read_json(record_file).get("sha256") if record_file.is_file() else None
-    if not isinstance(digests, dict):
-        return False
+    digests = read_record(record_file, Checksums).sha256 if record_file.is_file() else {}
     for name, digest in digests.items():
         path = record_file.parent / Path(name).name
         if not path.is_file():
@@ -72,7 +75,7 @@ def check_checksums(record_file):
         if fingerprint(path) != digest:
             raise UserError(f"{path} was altered since it was written: its SHA-256 is not the one in "
                             f"{record_file.name}")
-    return True
+    return bool(digests)
 
 
 @contextlib.contextmanager

@@ -12,9 +12,10 @@ import re
 import zlib
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
-from storage.files import read_json
+from storage.files import read_record
 from util import DIMENSIONS, UserError, note, progress, unit_length
 
 VECTOR_BYTES = 4 * DIMENSIONS
@@ -176,13 +177,22 @@ def vocabulary_of(path, tag_names, tag_embeddings):
     return table, facts
 
 
+class TagOptions(msgspec.Struct, frozen=True):
+    """Of tag_processing.py. word_vectors: a file, or `train`."""
+    word_vectors: str | None = None
+
+
+class TagReport(msgspec.Struct, frozen=True):
+    """The part of `tags/report.json` that an index needs."""
+    options: TagOptions = TagOptions()
+
+
 def recorded_vocabulary(tagged, root, tag_names, tag_embeddings):
     """As `vocabulary_of`, of the file that tag_processing.py read for a data set; None if it cannot be used any more.
     """
-    report = read_json(tagged.tag_report) if tagged.tag_report.is_file() else {}
-    options = report.get("options")
-    name = options.get("word_vectors") if isinstance(options, dict) else None
-    if not isinstance(name, str) or name == "train":
+    report = read_record(tagged.tag_report, TagReport) if tagged.tag_report.is_file() else TagReport()
+    name = report.options.word_vectors
+    if name in (None, "train"):
         return None
     path = next((path for path in (Path(name), root / name) if path.is_file()), None)
     if path is None:
