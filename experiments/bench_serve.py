@@ -1,8 +1,8 @@
-"""Queries a second over HTTP of two shards on Ray and of one process, and how long a killed shard is missed:
+"""Queries a second over HTTP with two shards on Ray and with one process, and how long a killed shard delays an answer:
 `python experiments/bench_serve.py`.
 
-The codes are generated. Several clients send batches of vectors, to both servers in turns, so that what else the
-machine does falls on both.
+The codes are generated. Several clients send batches of vectors alternately to both servers, so that other load on the
+machine affects both alike.
 """
 import argparse
 import base64

@@ -33,8 +33,9 @@ def serve(opener, host, port, names=(), token=None, access_log=False):
     listener = connections.listen(host, port)
     made = app.WebApp(opener.open_service, names, token)
     facts = made.service.health()
+    shard_count = f" in {facts['shards']} shards" if facts["shards"] > 1 else ""
     address = page_address((names or [host])[0], listener.getsockname()[1], token)
-    print(f"serving {facts['photos']:,} photos in {facts['shards']} shards at {address}", flush=True)
+    print(f"serving {facts['photos']:,} photos{shard_count} at {address}", flush=True)
     connections.WebServer(made, listener, access_log).run()
 
 

@@ -27,7 +27,7 @@ NAMES = {str: "text", bool: "true or false", type(None): "null", list: "lists", 
 
 
 class UnknownWord(UserError):
-    """A word that is no learned tag."""
+    """A word that the index does not know."""
 
 
 class Service:

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    for package in ("faiss", "starlette", "uvicorn", "python_multipart"):
+    for package in ("faiss", "starlette"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("page") / "index"
     importlib.import_module("page_service").make_index(folder)

@@ -8,8 +8,6 @@ import pytest
 
 pytest.importorskip("faiss")
 pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-pytest.importorskip("python_multipart")
 
 from page_service import photo_file
 from server import connections

@@ -1,4 +1,4 @@
-"""Photos that clients send, whatever they cost, and pictures of the index's photos."""
+"""Photos that clients send, also large and broken ones, and pictures of the index's photos."""
 import struct
 import time
 import zlib
@@ -10,8 +10,6 @@ import pytest
 
 pytest.importorskip("faiss")
 pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-pytest.importorskip("python_multipart")
 
 from page_service import PHOTOS, photo_file
 from retrieval import index

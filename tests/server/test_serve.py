@@ -26,7 +26,6 @@ from util import UserError
 
 pytest.importorskip("faiss")
 pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
 
 TOPK = 40
 

@@ -8,8 +8,6 @@ import pytest
 
 pytest.importorskip("faiss")
 pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-pytest.importorskip("python_multipart")
 
 import page_service
 from page_service import PHOTOS

@@ -27,7 +27,7 @@ CELLS = 6  # of a photo's colours, across and down
 
 
 def photo_folder(folder):
-    """Where the photos of an index are: beside it, since its own folder is for nothing else."""
+    """The folder of an index's photos, next to the index, whose own folder may hold nothing else."""
     return folder.with_name(f"{folder.name}-photos")
 
 
@@ -39,7 +39,7 @@ def embed(photo):
 
 
 class Photos(Searcher):
-    """What the service asks: see service.Service."""
+    """Searches an index as service.Service expects."""
 
     def __init__(self, folder):
         super().__init__(index.load(folder))
@@ -56,7 +56,7 @@ class Photos(Searcher):
 
 
 def open_service(folder):
-    """The Service of an index, as it is now."""
+    """The Service of the index as it is now."""
     source = fingerprint(folder / manifest.MANIFEST)
     return Service(Photos(folder), 32, source)
 
@@ -99,9 +99,8 @@ def main():
     parser.add_argument("--photos", type=int, default=PHOTOS)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--token")
-    parser.add_argument("--seconds", type=float, help="in which head and body of a request have to arrive, for which "
-                                                      "requests are answered at the end, and in which a new index is "
-                                                      "taken up")
+    parser.add_argument("--seconds", type=float, help="for head and body of a request to arrive, for requests in "
+                                                      "progress when the server stops, and until a new index is opened")
     parser.add_argument("--access-log", action="store_true")
     options = parser.parse_args()
     if options.seconds:
