@@ -18,7 +18,9 @@ from retrieval.build import default_crops, ready_checkpoint, training_dataset
 from retrieval.photos import listed_source, name_fault
 from storage.files import exclusive_lock, fingerprint, read_record
 from storage.images import try_image
-from util import ROOT, UserError, cores, note, progress, stream
+from util import DIMENSIONS, ROOT, UserError, cores, note, progress, stream
+
+NO_TAGS = np.empty((0, DIMENSIONS), np.float32)  # the embeddings of no tags
 
 
 def encode(checkpoint, images, out, shard, *, crops=None, trained_on=None, seed=0, gpu=None, root=ROOT,
@@ -34,9 +36,10 @@ def encode(checkpoint, images, out, shard, *, crops=None, trained_on=None, seed=
     crops = crops or default_crops(checkpoint)
     source = listed_source(images)
     tagged = training_dataset(checkpoint, source, root, trained_on)
-    tagged.check_tags()
+    if tagged:  # otherwise the checkpoint learned no tags
+        tagged.check_tags()
     settings = {
-        "checkpoint_sha256": fingerprint(checkpoint), "tags_sha256": fingerprint(tagged.tag_embeddings),
+        "checkpoint_sha256": fingerprint(checkpoint), "tags_sha256": tagged and fingerprint(tagged.tag_embeddings),
         "images": str(source.folder), "crops": crops, "seed": seed, "shard": shard,
         "codebooks": len(trained.codebooks), "versions": versions()}
     with exclusive_lock(out / ".lock", f"{out}: another run is at work there"):
@@ -48,10 +51,10 @@ def encode(checkpoint, images, out, shard, *, crops=None, trained_on=None, seed=
             return
         manifest.unlink(missing_ok=True)
         if missing:
-            factor = trained.factor(read_tag_embeddings(tagged.tag_embeddings))
+            factor = trained.factor(read_tag_embeddings(tagged.tag_embeddings) if tagged else NO_TAGS)
             fill(job, missing, checkpoint, factor, gpu, encode_shards or encode_here)
         made = encoded.finish(job, {"experiment": checkpoint.stem, "checkpoint": str(checkpoint.resolve()),
-                                    "trained_on": tagged.name})
+                                    "trained_on": tagged and tagged.name})
         print(f"{out}: {encoded.summary(made)}")
 
 

@@ -259,6 +259,8 @@ class Photos(Searcher):
     def _labelled(self):
         """Of the data set's queries and database, if they are still there: paths of photos, and labels (N, L)."""
         facts, splits = self.index.content.facts, []
+        if facts["dataset"] is None:
+            return splits
         try:
             found = dataset.find_dataset(facts["dataset"], Path(facts["root"]))
             for split in ("test", "database"):

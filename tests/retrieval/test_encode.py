@@ -13,8 +13,9 @@ import search
 from dataset import read_tag_embeddings
 from encoding import files, make_root
 from faults import files_of_at_most, flip
-from models.checkpoint import embedder_of, read_checkpoint
+from models.checkpoint import embedder_of, fit_entries, read_checkpoint
 from retrieval import build, encode, encoded, index, ray_cluster
+from storage.arrays import write_weights
 from storage.files import fingerprint
 from tiny import EXPERIMENT, TRAINING, call
 from util import UserError, stream
@@ -122,6 +123,15 @@ def test_a_network_that_gives_nan_stops_with_a_sentence(root, checkpoint, monkey
     encoder = encode.ShardEncoder(checkpoint, None, OPTIONS, root, None, None)
     with pytest.raises(UserError, match=r"the network gives NaN or infinite embeddings of 1 images: .*/3\.jpg"):
         encoder.encode(0, ["gone.jpg", "datasets/tiny/3.jpg"])
+
+
+def test_a_checkpoint_that_learned_no_tags_encodes_too(root, checkpoint, tmp_path):
+    trained = read_checkpoint(checkpoint)
+    fit = fit_entries(trained.codebooks, np.eye(300, dtype=np.float32), [np.zeros((1, 300), np.float32),
+                                                                         np.ones(1, np.float32)])
+    write_weights(tmp_path / "u.npy", {**trained.weights, **fit}, {"no_words": "The photos had no tags."})
+    again(root, tmp_path / "u.npy", tmp_path / "out")
+    assert len(encoded.read_encoded(tmp_path / "out").names) == TRAINING + 3
 
 
 def test_photos_whose_folder_went_away_are_no_bad_photos(root, checkpoint, tmp_path):
