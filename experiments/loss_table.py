@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 import dataset
-from experiments import faiss_codes
+from experiments import baselines
 from experiments.ablations import plain_name, prepare_tags, program
 from models.backbones import LAST, find
 from models.checkpoint import read_checkpoint
@@ -17,6 +17,7 @@ from models.training_inputs import FeatureInputs
 from quantization import quantizer
 from quantization.neighbourhoods import averages
 from retrieval import metrics
+from retrieval.faiss_index import faiss
 from storage.files import write_json
 from storage.log import experiment_name
 from util import UserError, gpu_numbers, note, stream
@@ -49,6 +50,8 @@ def compare(options):
     for name in options.only or ():
         if name not in VARIANTS:
             raise UserError(f"--only: expected one of {', '.join(VARIANTS)}, found {name}")
+    if options.faiss and faiss is None:
+        raise UserError("--faiss needs faiss: pip install -r requirements-search.txt")
     prepare_tags(options)
     images = FixedFeatures(options)
     labels = {name: labels_of(name, options) for name in (options.dataset, *options.also)}
@@ -143,14 +146,15 @@ def scores(embeddings, checkpoint, seed, with_faiss):
     yield "floats, averaged queries", lambda q: averaged[q] @ database.T
     yield bits, lambda q: quantizer.quantized_scores(averaged[q], codes, codebooks)
     if with_faiss:
-        training = faiss_codes.training_images(database, seed)
+        training = baselines.training_images(database, seed)
+        quantizers = baselines.Quantizers(faiss, len(codebooks), seed)
         for name in QUANTIZERS:
-            index = faiss_codes.BASELINES[name][0](len(codebooks), seed)
+            index = baselines.BASELINES[name](quantizers)
             index.train(training)
             index.add(database)
-            codes_found = faiss_codes.codes_of(index)
-            yield f"{bits} {name}", faiss_codes.additive_score(index, codes_found, queries)
-            yield f"{bits} {name}, averaged queries", faiss_codes.additive_score(index, codes_found, averaged)
+            codes_found = quantizers.codes(index)
+            yield f"{bits} {name}", baselines.additive_score(index, codes_found, queries)
+            yield f"{bits} {name}, averaged queries", baselines.additive_score(index, codes_found, averaged)
 
 
 def print_row(name, values):
