@@ -7,7 +7,7 @@ import numpy as np
 
 import dataset
 from experiments import baselines
-from experiments.ablations import plain_name, prepare_tags, program
+from experiments.ablations import prepare_tags, program, without_graph
 from models.backbones import LAST, find
 from models.checkpoint import read_checkpoint
 from models.features import embed, photo_features
@@ -52,7 +52,7 @@ def compare(options):
             raise UserError(f"--only: expected one of {', '.join(VARIANTS)}, found {name}")
     if options.faiss and faiss is None:
         raise UserError("--faiss needs faiss: pip install -r requirements-search.txt")
-    prepare_tags(options)
+    prepare_tags(options.root, options.dataset, options.vectors, options.gpu, options.threshold)
     images = FixedFeatures(options)
     labels = {name: labels_of(name, options) for name in (options.dataset, *options.also)}
     table = {}
@@ -100,7 +100,7 @@ def labels_of(name, options):
 
 def train(options, variant, seed):
     """The Checkpoint of one training, which is done unless it is there."""
-    name = options.dataset if variant.graph else plain_name(options)
+    name = options.dataset if variant.graph else without_graph(options.dataset)
     softmax = (0.1, variant.pairs) if variant.loss in ("MILNCE", "SOFTMAX") else None
     experiment = experiment_name(name, variant.loss, 2, False, 0.7, 1.0, 0.0, f"losses{seed}", softmax)
     path = options.root / "checkpoints" / f"{experiment}.npy"
