@@ -11,7 +11,8 @@ SOURCES = sorted(path for path in (*PROJECT.glob("*.py"), *PROJECT.glob("*/*.py"
                  if path.parent.name not in ("tests", ".venv", "datasets"))
 MODULES = {".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): path
            for path in SOURCES}
-SLOW_TO_LOAD = {"tensorflow", "sklearn", "gensim", "matplotlib", "ray", "faiss", "pyarrow", "onnx", "onnxruntime"}
+SLOW_TO_LOAD = {"tensorflow", "sklearn", "gensim", "matplotlib", "ray", "faiss", "pyarrow", "onnx", "onnxruntime",
+                "starlette", "uvicorn"}
 
 
 def imports_of(tree):
@@ -36,7 +37,7 @@ def modules_named(statement):
     return names & MODULES.keys()
 
 
-# Also in a function that main() makes and hands over, as serve.py's, which loads TensorFlow when the first photo comes.
+# Also in a function that main() makes and passes on, such as search.py's, which loads TensorFlow for the first photo.
 # search.open_index is what people call in a notebook: a program's main(), so to speak.
 MAY_IMPORT = {"main": SOURCES, "open_index": [PROJECT / "search.py"]}
 
@@ -90,10 +91,10 @@ def test_no_file_beside_a_program_is_taken_for_a_room_that_it_needs(path):
     assert not beside & needed or "del sys.path[0]" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(PROJECT)))
-def test_help_answers_without_what_is_slow_to_load(path):
-    module = ".".join(path.relative_to(PROJECT).with_suffix("").parts)
-    done = subprocess.run([sys.executable, "-X", "importtime", "-m", module, "--help"], cwd=PROJECT,
+@pytest.mark.parametrize("command", [*([".".join(path.relative_to(PROJECT).with_suffix("").parts)]
+                                       for path in PROGRAMS), ["search", "serve"]], ids=" ".join)
+def test_help_answers_without_what_is_slow_to_load(command):
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", *command, "--help"], cwd=PROJECT,
                           capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith("usage: ")

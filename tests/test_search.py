@@ -6,12 +6,12 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from test_serve import post, served
 
 import search
 from quantization import quantizer
 from retrieval import build, faiss_index, index
 from server.client import Remote
+from servers import post, served
 from tiny import EXPERIMENT, TRAINING, make_tiny, run, train_in_fixture, validate
 from util import UserError
 
