@@ -158,8 +158,9 @@ def test_programs_accept_the_command_lines_of_documents(name, tmp_path, capsys):
         check_call(call, capsys)
 
 
-@pytest.mark.parametrize("line", ["python train.py flickr", "python no_such.py", "python -m gpq.train --no-such 0",
-                                  "bash scripts/no_such.sh", "python prepare/demo.py out --no-such"])
+@pytest.mark.parametrize("line", ["python train.py flickr", "python no_such.py", "python search.py build",
+                                  "python -m gpq.train --no-such 0", "bash scripts/no_such.sh",
+                                  "python prepare/demo.py out --no-such"])
 def test_a_wrong_command_line_would_be_found(line, tmp_path, capsys):
     for call in recorded_calls(line, tmp_path):
         with pytest.raises(AssertionError, match=r"no such|required|unrecognized"):
