@@ -29,7 +29,7 @@ from models.session import open_session, tf
 from quantization import quantizer
 from quantization.codebooks import random_codebooks
 from storage.arrays import read_weights, write_weights
-from tags.graph import write_tags
+from tag_processing import write_tags
 from util import ROOT, stream
 
 TAGS, TAGS_AN_IMAGE, IMAGES = 1178, 8, 1024

@@ -1,6 +1,6 @@
 """Hostile and damaged files are refused in one line or read as plain data: nothing runs, crashes or swells.
 
-What could crash or swell is read in a process of its own, which tells how much memory it took.
+What could crash or swell is read in a process of its own, which reports how much memory it took.
 """
 import collections
 import io
@@ -152,7 +152,7 @@ def test_what_a_pickle_wants_run_is_refused_in_one_line_and_not_run(tmp_path, mo
     assert not (tmp_path / "called").exists()
 
 
-def test_a_name_with_line_breaks_is_told_on_one_line(tmp_path):
+def test_a_name_with_line_breaks_is_reported_on_one_line(tmp_path):
     with pytest.raises(UserError, match="only NumPy arrays and plain containers") as caught:
         read_pickle(write(tmp_path / "x", text("os\n\r\n") + text("a\nb") + pickle.STACK_GLOBAL))
     assert len(str(caught.value).splitlines()) == 1
