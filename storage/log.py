@@ -81,7 +81,7 @@ def plain(options):
 
 
 def provenance(files):
-    """What a result depends on in addition to its options: versions, the commit, the SHA-256 of `{name: path}`."""
+    """What a result depends on in addition to its options: versions, the commit, and the SHA-256 of `{name: path}`."""
     packages = ("tensorflow", "numpy", "scipy", "scikit-learn", "h5py", "opencv-python", "gensim")
     return {
         "versions": {"python": platform.python_version(),
