@@ -72,12 +72,13 @@ def bare_step(batch_size):
 
 def training(root, batch_size, cache_gb, precision="float32"):
     """A generator that takes a step of the real training each time it is asked; the seconds it waited for images."""
+    from models.training_inputs import PhotoInputs
+
     import dataset
     import net
     from models import alexnet
     from models.losses import adaptive_margin_loss
     from models.session import open_session
-    from models.training_inputs import PhotoInputs
     from quantization import quantizer
     from quantization.codebooks import random_codebooks
     from storage.arrays import read_weights

@@ -4,16 +4,16 @@ import statistics
 from dataclasses import dataclass, replace
 
 import numpy as np
+from models.backbones import LAST, find
+from models.fitting import fitted_entries
+from models.training_inputs import FeatureInputs
 
 import dataset
 from experiments import faiss_codes
 from experiments.ablations import plain_name, prepare_tags, program
-from models.backbones import LAST, find
 from models.checkpoint import read_checkpoint
 from models.features import embed, photo_features
-from models.fitting import fitted_entries
 from models.session import device_name
-from models.training_inputs import FeatureInputs
 from quantization import quantizer
 from quantization.neighbourhoods import averages
 from retrieval import metrics

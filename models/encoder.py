@@ -156,7 +156,7 @@ class ImageEncoder:
 
     def at_once(self, crops):
         """How many photos a run takes."""
-        return min(PHOTOS_AT_ONCE, CROPS_AT_ONCE // crops)
+        return self._most or min(PHOTOS_AT_ONCE, CROPS_AT_ONCE // crops)
 
     def _run(self, inputs):
         try:

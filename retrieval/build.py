@@ -5,9 +5,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from models.backbones import LAST, of_weights
 
 import dataset
-from models.backbones import LAST, of_weights
 from models.checkpoint import default_crops, read_checkpoint, read_record, trained_on_features
 from models.features import embed as embed_features
 from models.features import kept_features, kept_model_features, photo_key

@@ -1,8 +1,9 @@
 """What embeds photos as a checkpoint does: its own network, or the model in ONNX whose features it was trained on."""
 from models.backbones import LAST
+from models.tf_encoder import Encoder
+
 from models.encoder import OnnxEncoder
 from models.session import device_name
-from models.tf_encoder import Encoder
 from util import PRECISIONS, UserError, note
 
 

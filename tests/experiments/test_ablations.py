@@ -3,9 +3,9 @@ import re
 
 import numpy as np
 import pytest
+from models.backbones import LAST
 
 from models import efficientnet_lite0
-from models.backbones import LAST
 from storage.arrays import write_weights
 from tiny import make_tiny, run
 from util import stream

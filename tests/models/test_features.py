@@ -4,20 +4,20 @@ import re
 import resource
 
 import cv2
+import fit
 import h5py
 import numpy as np
 import pytest
+from models.backbones import LAST
+from models.tf_encoder import Encoder, FeatureExtractor
 
-import fit
 import oracles
 import search
 import train
 import validation
 from dataset import find_dataset
 from models import efficientnet_lite0, features
-from models.backbones import LAST
 from models.checkpoint import read_checkpoint
-from models.tf_encoder import Encoder, FeatureExtractor
 from quantization import quantizer
 from retrieval import build
 from retrieval.retrieval_file import read_content

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet
 import pytest
+from models.tf_encoder import Encoder
 
 import encode as encode_program
 import search
@@ -14,7 +15,6 @@ from dataset import read_tag_embeddings
 from encoding import files, make_root
 from faults import files_of_at_most, flip
 from models.checkpoint import read_checkpoint
-from models.tf_encoder import Encoder
 from retrieval import build, encode, encoded, index, ray_encoding
 from tiny import EXPERIMENT, TRAINING, call
 from util import UserError, stream

@@ -1,22 +1,20 @@
 """Pictures of a trained model: what they promise, and that there is something to see in each."""
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 import dataset
-import net_val
 import retrieval as retrieval_package
 import validation
 from quantization import quantizer
 from quantization.codebooks import initial_codebooks, random_codebooks
 from retrieval import figures, metrics
+from retrieval.retrieval_file import SPLITS, Retrieval, sources, write_retrieval
+from storage.arrays import write_weights
 from util import stream
 
-PROJECT = Path(__file__).resolve().parents[2]
 IMAGES, QUERIES, LABELS = 300, 40, 12
 PICTURES = ["codewords.png", "precision_at_n.png", "precision_recall.png", "rankings.png", "training.png", "tsne.png"]
 
@@ -41,7 +39,7 @@ def retrieval():
     for prefix in ("db", "qry"):
         arrays[f"{prefix}_codes"] = quantizer.encode(arrays[f"{prefix}_features"], codebooks,
                                                      np.eye(300, dtype=np.float32), rng, 700)
-    return net_val.Retrieval(codebooks=codebooks, **arrays)
+    return Retrieval(codebooks=codebooks, **arrays)
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +86,12 @@ def validated(retrieval, paths, tmp_path):
     (tmp_path / "datasets" / "tiny").symlink_to(paths["test"][0].parent)
     (splits / "tags" / "FinalTagEmbs.txt").write_text("not read\n")
     (splits / "labels.txt").write_text("".join(f"name $_{i}\n" for i in range(LABELS)))
-    for split, prefix in net_val.SPLITS.items():
+    for split, prefix in SPLITS.items():
         (splits / f"{split}_img.txt").write_text("".join(f"{path.name}\n" for path in paths[split]))
         np.savetxt(splits / f"{split}_label.txt", getattr(retrieval, f"{prefix}_label"), fmt="%d")
-    (tmp_path / "x.npy").write_text("not read")
-    embeddings, labels = net_val.sources(dataset.find_dataset("tiny", tmp_path), tmp_path / "x.npy", 10, 0)
-    net_val.write_retrieval(tmp_path / "x_retrieval.h5", retrieval, {**embeddings, **labels})
+    write_weights(tmp_path / "x.npy", {"fc8": [np.zeros((7, 300)), np.zeros(300)], "C": np.zeros((256, 300))})
+    embeddings, labels = sources(dataset.find_dataset("tiny", tmp_path), tmp_path / "x.npy", 1, 0)
+    write_retrieval(tmp_path / "x_retrieval.h5", retrieval, {**embeddings, **labels})
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "x.log").write_text("".join(step(i, 2 / i) for i in range(1, 101)))
     return tmp_path
@@ -111,7 +109,7 @@ def test_validation_draws_every_figure_and_writes_recall_and_precision(validated
     assert sorted(path.name for path in folder.iterdir()) == sorted([*PICTURES, *curves])
     for name in PICTURES:
         see(folder / name)
-    results = net_val.measure(retrieval, 200, 0, Log())
+    results = validation.measure(retrieval, 200, 0, Log())
     picture = see(folder / "precision_recall.png")
     for name in ("AQD", "SQD", "feats"):
         quality, _ = results[name]
@@ -120,13 +118,13 @@ def test_validation_draws_every_figure_and_writes_recall_and_precision(validated
 
 
 def test_what_cannot_be_drawn_is_told_and_an_old_picture_of_it_is_removed(retrieval, paths, tmp_path):
-    few = net_val.Retrieval(**{**vars(retrieval), "qry_label": np.zeros_like(retrieval.qry_label),
+    few = Retrieval(**{**vars(retrieval), "qry_label": np.zeros_like(retrieval.qry_label),
                                **{f"db_{what}": getattr(retrieval, f"db_{what}")[:3]
                                   for what in ("features", "codes", "label")}})
     for name in ("rankings.png", "training.png", "tsne.png"):
         (tmp_path / name).write_text("of another checkpoint")
     log = Log()
-    results = net_val.measure(few, 3, 0, Log())
+    results = validation.measure(few, 3, 0, Log())
     figures.write_all(tmp_path, few, results, ["x"] * LABELS, paths, tmp_path / "no.log", 0, log)
     assert log[:3] == ["no rankings.png: no query has a relevant image in the database.",
                        f"no training.png: {tmp_path / 'no.log'} tells of no steps.",
@@ -282,19 +280,6 @@ def test_training_curves_are_drawn_from_one_step_or_many(tmp_path, steps):
 
 
 # ---------------------------------------------------------------- the program
-
-def test_figures_show_the_files_that_skip_bad_kept():
-    folder = dataset.Dataset("x", Path("data"), Path("images"))
-    splits = {split: SimpleNamespace(paths=[f"{split} 2.jpg"]) for split in net_val.SPLITS}
-    assert net_val.image_paths(folder, splits) == {"database": ["database 2.jpg"], "test": ["test 2.jpg"]}
-
-
-def test_without_bad_images_figures_show_the_listed_files(tmp_path):
-    for split in net_val.SPLITS:
-        (tmp_path / f"{split}_img.txt").write_text(f"{split}/1.jpg\n{split}/2.jpg\n")
-    found = net_val.image_paths(dataset.Dataset("x", tmp_path, Path("images")), None)
-    assert found["test"] == [Path("images/test/1.jpg"), Path("images/test/2.jpg")]
-
 
 def test_figures_without_matplotlib_are_refused_at_once(tmp_path, run_here, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

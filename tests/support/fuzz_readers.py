@@ -291,13 +291,14 @@ def seal_index(files):
 
 
 def retrievals():
-    import net_val
-    content = net_val.Retrieval(np.ones((4, 300), np.float32), np.ones((4, 2), np.uint8), np.ones((4, 3), np.uint8),
-                                np.ones((2, 300), np.float32), np.ones((2, 2), np.uint8), np.ones((2, 3), np.uint8),
-                                np.ones((2, 256, 300), np.float32))
+    from retrieval import retrieval_file
+    content = retrieval_file.Retrieval(
+        np.ones((4, 300), np.float32), np.ones((4, 2), np.uint8), np.ones((4, 3), np.uint8),
+        np.ones((2, 300), np.float32), np.ones((2, 2), np.uint8), np.ones((2, 3), np.uint8),
+        np.ones((2, 256, 300), np.float32))
     facts = {"crops": 10, "sha256 of x": "abc"}
-    return Kind({"x.h5": made_by(lambda path: net_val.write_retrieval(path, content, facts), ".h5")},
-                lambda path: net_val.read_retrieval(path, facts, {}))
+    return Kind({"x.h5": made_by(lambda path: retrieval_file.write_retrieval(path, content, facts), ".h5")},
+                lambda path: retrieval_file.read_retrieval(path, facts, {}))
 
 
 def caffe_models():
@@ -332,13 +333,10 @@ def image_encoders():
         import onnx_writer
     except ImportError:
         return None
-    from models.encoder import OnnxFeatures
-    from models.image_model import ImageModel
-    from storage.files import fingerprint
+    from models.encoder import ImageEncoder
 
     def read(path):
-        colours = [0.5, 0.5, 0.5]
-        OnnxFeatures(ImageModel(str(path), fingerprint(path), 32, 32, False, False, colours, colours, None))
+        ImageEncoder(onnx_writer.describe(path))
     return Kind({"x.onnx": made_by(onnx_writer.write_tiny)}, read)
 
 

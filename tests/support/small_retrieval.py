@@ -1,8 +1,8 @@
 """A small retrieval file's content."""
 import numpy as np
 
-import net_val
 from quantization.codebooks import random_codebooks
+from retrieval.retrieval_file import Retrieval
 
 
 def small_retrieval(rng, m=2, queries=30, images=120):
@@ -12,4 +12,4 @@ def small_retrieval(rng, m=2, queries=30, images=120):
         arrays[f"{prefix}_features"] = rng.normal(size=(n, 300)).astype(np.float32)
         arrays[f"{prefix}_codes"] = rng.integers(0, 256, (n, m)).astype(np.uint8)
         arrays[f"{prefix}_label"] = (rng.random((n, 4)) < 0.4).astype(np.uint8)
-    return net_val.Retrieval(**arrays)
+    return Retrieval(**arrays)
