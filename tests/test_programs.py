@@ -404,7 +404,7 @@ def test_a_bad_checkpoint_is_one_sentence_and_exit_code_2(tiny, spoil, sentence,
 
 
 def test_validation_refuses_label_files_of_different_widths(tiny, run_here):
-    write_weights(tiny / "x.npy", {"C": np.zeros((256, 300))})
+    write_weights(tiny / "x.npy", {"fc8": [np.zeros((7, 300)), np.zeros(300)], "C": np.zeros((256, 300))})
     (tiny / "data/tiny/test_label.txt").write_text("0 1 1\n" * QUERIES)
     code, output = validate(tiny, checkpoint=tiny / "x.npy", run=run_here)
     assert code == 2

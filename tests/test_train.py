@@ -13,7 +13,7 @@ import train
 from models.checkpoint import embedder_of, read_checkpoint, read_checkpoint_record
 from models.encoder import ImageEncoder, embed, encoder_next_to
 from onnx_writer import WIDTH, describe, write_tiny
-from quantization import quantizer
+from quantization import codebooks, quantizer
 from retrieval.retrieval_file import read_content
 from storage.arrays import read_weights, write_weights
 from storage.files import write_json
@@ -59,6 +59,14 @@ def test_another_seed_is_another_permutation():
 CHECKPOINT = "tiny_SOFTMAX_nbits=16_temperature=0.1_pairs=1_lambda=0.0_f"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_rounds():
+    """Codebooks are fitted in fewer rounds, which take most of the time of such small trainings."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(codebooks, "FIT_ROUNDS", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """The tiny data set, and an image encoder that is convolutional."""
@@ -77,7 +85,7 @@ def softmax(root, *options, **arguments):
 
 
 @pytest.fixture(scope="module")
-def trained(root):
+def trained(root, few_rounds):
     """The checkpoint of a training on features by the encoder in eight bits."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("sys.argv", [*map(str, softmax(root))])
