@@ -1,9 +1,8 @@
-"""Data sets: where they lie, their split files, and what is read from them.
+"""Data sets: where they are, their split files, and what is read from them.
 
 Letters: N images, T merged tags, D = 300. Section numbers are those of docs/method.md.
 """
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +14,14 @@ from storage.files import check_checksums
 from storage.images import image_faults, list_faults
 from util import DIMENSIONS, UserError, leads_out, note, progress
 
-MOST_SHOWN = 80  # characters of a faulty text
-BLOCK = 2**24  # bytes of a 0/1 matrix that are parsed at a time; their masks take ten times as much
+MOST_SHOWN = 80  # characters of a faulty text in an error message
+BLOCK = 2**20  # bytes of a 0/1 matrix that are parsed at a time, up to the next line end
 
 RELEASE_FOLDERS = {"flickr": "flickr25k", "nuswide": "nus-wide"}
 TAG_LISTS = ("common_tags.txt", "TagList1k.txt")  # MIRFLICKR's and NUS-WIDE's; own data sets use the first
 
 
-# ---------------------------------------------------------------- where a data set lies
+# ---------------------------------------------------------------- where a data set is
 
 @dataclass(frozen=True)
 class Dataset:
@@ -52,9 +51,12 @@ class Dataset:
         return self.splits / "tags" / "report.json"
 
     def check_tags(self):
-        """Raise UserError if the files in `tags/` were altered since tag_processing.py; the release's are noted."""
+        """Raise UserError if the files in `tags/` were altered since tag_processing.py wrote them.
+
+        A note says so if they have no checksums, as the release's have none.
+        """
         if not check_checksums(self.tag_report):
-            note(f"{self.tag_report} tells no checksums, so damage to the files in {self.tag_report.parent} would go "
+            note(f"{self.tag_report} holds no checksums, so damage to the files in {self.tag_report.parent} would go "
                  "unnoticed")
 
     def split_files(self, split):
@@ -83,7 +85,7 @@ def known_datasets(root):
 # ---------------------------------------------------------------- links to images
 
 def link_folder(link, folder, root):
-    """Make `link` point to a folder, by a relative path if both lie below `root`, so that the project can be moved."""
+    """Make `link` point to a folder, by a relative path if both are below `root`, so that the project can be moved."""
     place, folder, root = link.parent.resolve(), folder.resolve(), root.resolve()
     inside = place.is_relative_to(root) and folder.is_relative_to(root)
     link.symlink_to(os.path.relpath(folder, place) if inside else folder, target_is_directory=True)
@@ -92,39 +94,43 @@ def link_folder(link, folder, root):
 def check_links(dataset, names):
     """Check that the image folder, and the folders directly in it that `names` use, lead to images of this project.
 
-    A link to nothing raises UserError. A note warns of a link into another project that has this data set too: in a
-    copied project, absolute links lead there.
+    A link to nothing raises UserError. A note warns of a link into another project that also has this data set: the
+    absolute links of a copied project lead to the original.
     """
     images = dataset.images
     project = dataset.splits.parent.parent.resolve()
     used = sorted({name.split("/")[0] for name in names if "/" in name})
     for link in filter(Path.is_symlink, (images, *(images / name for name in used))):
         place = Path(os.path.realpath(link))
-        told = f"{link} is a link to {os.readlink(link)}"
-        again = f"make it again: ln -sfn FOLDER {link}"
+        found = f"{link} is a link to {os.readlink(link)}"
+        repair = f"make the link again: ln -sfn FOLDER {link}"
         if not place.is_dir():
-            raise UserError(f"{told}, and there is no such folder; if the images were moved, {again}")
+            raise UserError(f"{found}, and there is no such folder; if the images were moved, {repair}")
         for other in place.parents:
             if other != project and any((other / "data" / dataset.splits.name).glob("*_img.txt")):
-                note(f"{told}, in another project, {other}; if this project is a copy of that one, {again}")
+                note(f"{found}, in another project, {other}; if this project is a copy of that one, {repair}")
 
 
 # ---------------------------------------------------------------- split files
 
 def read_text(path, errors="strict"):
-    """A UTF-8 text file without its byte order mark, every line ended by \\n. Raises UserError with the row.
+    """A UTF-8 text file without its byte order mark, with \\n at the end of each line. Raises UserError with the row.
 
-    `errors`: as of `bytes.decode`.
+    `errors`: see `bytes.decode`.
     """
+    with _opened(path) as file:
+        return _decoded(path, file.read(), errors)
+
+
+def _opened(path):
     try:
-        content = Path(path).read_bytes()
+        return open(path, "rb")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    return _decoded(path, content, errors)
 
 
 def _decoded(path, content, errors="strict", rows=0):
-    """The text of a file, or of a block of its lines that comes after `rows` others, as of `read_text`."""
+    """The text of a file, or of a block of its lines that comes after `rows` others, as returned by `read_text`."""
     try:
         text = content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
@@ -138,18 +144,19 @@ def _decoded(path, content, errors="strict", rows=0):
 
 
 def read_lines(path, errors="strict"):
-    """The lines of a text file without their ends; blank ones at the end of the file do not count."""
+    """The lines of a text file without their line ends, and without blank lines at the end of the file."""
     text = read_text(path, errors).rstrip()
     return text.split("\n") if text else []
 
 
 def shown(text):
-    """A text from outside, as messages show it: in quotes, not longer than a line."""
+    """A text from a file as error messages show it: in quotes, not longer than a line."""
     return repr(text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…")
 
 
 def read_image_list(path, errors="strict"):
-    """Image paths relative to the data set's image folder, one a line. Raises UserError for one that leads out."""
+    """Image paths relative to the data set's image folder, one a line. Raises UserError if one is absolute or contains
+    `..`."""
     names = [line.strip() for line in read_lines(path, errors)]
     if not names:
         raise UserError(f"{path}: expected one image path a line, found none")
@@ -178,7 +185,7 @@ def tag_rows(path, lines):
 
 
 def read_label_names(dataset, columns):
-    """The name of each label column, from `labels.txt` if there is one."""
+    """The name of each label column, from `labels.txt` if there is such a file."""
     path = dataset.splits / "labels.txt"
     if not path.is_file():
         return [f"label {column}" for column in range(columns)]
@@ -191,115 +198,99 @@ def read_label_names(dataset, columns):
 def read_binary_matrix(path, columns=None, why="in row 1"):
     """A 0/1 matrix of whitespace-separated text as scipy CSR, uint8 (rows, columns), one row a line.
 
-    A block of lines is in memory at a time. It is fast where every number is a single digit; other spellings of 0 and
-    1, such as 1.0, are read too.
+    Only one block of lines is in memory as text. Spellings such as 1.0 are read too, but more slowly.
 
     Args:
         columns (int): how many numbers each row must have; None takes as many as row 1 has.
-        why: where that number is from, for the error: "expected 5 as …".
+        why: where that number comes from, for the error message: "expected 5 as …".
     """
     blocks, rows = [], 0
-    for text in _line_blocks(path):
+    for lines in _line_blocks(path):
         if columns is None:
-            columns = len(_decoded(path, re.split(rb"[\r\n]", text, maxsplit=1)[0]).split())
+            columns = len(lines[0].split())
             if not columns:
                 raise UserError(f"{path}: row 1 is blank, expected numbers")
-        block = _parse_digits(text, columns)
-        if block is None:
-            block = _parse_numbers(path, text, rows, columns, why)
-        blocks.append(block)
-        rows += block.shape[0]
+        blocks.append(_parse_block(path, lines, rows, columns, why))
+        rows += len(lines)
     if not blocks:
         raise UserError(f"{path}: expected a matrix of 0 and 1, found nothing")
     return scipy.sparse.csr_array(scipy.sparse.vstack(blocks))
 
 
 def _line_blocks(path):
-    """Yield the bytes of a file in blocks of whole lines, without blank ones at its end."""
+    """Yield the lines of a text file in lists, without the blank lines at its end."""
+    rows = blank = 0  # blank: lines at the end of what was read so far, which count only if others follow
+    with _opened(path) as file, progress(total=os.path.getsize(path), unit="B", unit_scale=True, leave=False,
+                                         desc=os.path.basename(path)) as bar:
+        while block := file.read(BLOCK) + file.readline():
+            bar.update(len(block))
+            lines = _decoded(path, block, rows=rows).removesuffix("\n").split("\n")
+            rows += len(lines)
+            end = next((count for count in range(len(lines), 0, -1) if lines[count - 1].strip()), 0)
+            if end:
+                yield [""] * blank + lines[:end]
+                blank = 0
+            blank += len(lines) - end
+
+
+def _parse_block(path, lines, rows, columns, why):
+    """A block of lines, which comes after `rows` others: CSR uint8 (lines, columns). Raises UserError with the row."""
     try:
-        with open(path, "rb") as file, progress(total=os.path.getsize(path), unit="B", unit_scale=True, leave=False,
-                                                desc=os.path.basename(path)) as bar:
-            rest = b""
-            while block := file.read(BLOCK):
-                bar.update(len(block))
-                text = rest + block
-                end = text.rfind(b"\n", 0, len(text.rstrip())) + 1  # of the last line but one that is not blank
-                if end:
-                    yield text[:end]
-                rest = text[end:]
-            if rest.strip():
-                yield rest.rstrip() + b"\n"
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        block = np.loadtxt(lines, np.uint8, comments=None, ndmin=2)  # skips blank lines
+    except ValueError:
+        block = None
+    if block is None or block.shape != (len(lines), columns) or block.max() > 1:  # other spellings, or errors
+        block = np.array([_parse_row(path, row, line, columns, why) for row, line in enumerate(lines, rows + 1)],
+                         np.uint8)
+    return scipy.sparse.csr_array(block)
 
 
-def _parse_digits(text, columns):
-    """Lines of `columns` single digits each, CSR uint8 (lines, columns), or None if some line is not so."""
-    text = np.frombuffer(text, np.uint8)
-    digit = (text == ord("0")) | (text == ord("1"))
-    newline = text == ord("\n")
-    crlf = np.append((text[:-1] == ord("\r")) & newline[1:], False)
-    plain = digit | newline | crlf | (text == ord(" ")) | (text == ord("\t"))
-    if not plain.all() or (digit[1:] & digit[:-1]).any():
+def _parse_row(path, row, line, columns, why):
+    numbers = []
+    for word in line.split():
+        number = _as_float(word)
+        if number not in (0, 1):
+            raise UserError(f"{path}: row {row}: expected 0 or 1, found {shown(word)}")
+        numbers.append(int(number))  # of which Python keeps one 0 and one 1 in memory, unlike floats
+    if len(numbers) != columns:
+        raise UserError(f"{path}: row {row} has {len(numbers)} numbers, expected {columns} as {why}")
+    return numbers
+
+
+def _as_float(word):
+    """The number that a word spells, or None."""
+    try:
+        return float(word)
+    except ValueError:
         return None
-    starts = np.append(0, np.flatnonzero(newline)[:-1] + 1)  # (lines,)
-    if (np.add.reduceat(digit, starts, dtype=np.int32) != columns).any():
-        return None
-    return scipy.sparse.csr_array((text[digit].reshape(-1, columns) == ord("1")).view(np.uint8))
-
-
-def _parse_numbers(path, text, before, columns, why):
-    """The same for numbers of any spelling. Raises UserError with the row; `before` rows come before the first line."""
-    rows = []
-    for row, line in enumerate(_decoded(path, text, rows=before).removesuffix("\n").split("\n"), before + 1):
-        values = []
-        for word in line.split():
-            try:
-                value = float(word)
-            except ValueError:
-                value = None
-            if value not in (0, 1):
-                raise UserError(f"{path}: row {row}: expected 0 or 1, found {shown(word)}")
-            values.append(int(value))
-        if len(values) != columns:
-            raise UserError(f"{path}: row {row} has {len(values)} numbers, expected {columns} as {why}")
-        rows.append(values)
-    return scipy.sparse.csr_array(np.array(rows, np.uint8))
 
 
 def read_tag_embeddings(path):
-    """W, the merged tags' embeddings: float32 (T, 300), every entry finite."""
-    lines = read_lines(path)
-    try:
-        embeddings = np.array([line.split() for line in lines], np.float32)
-    except ValueError:
-        _check_embedding_rows(path, lines)
-        raise
-    if embeddings.ndim != 2 or embeddings.shape[1] != DIMENSIONS:
-        _check_embedding_rows(path, lines)
+    """W, the merged tags' embeddings: float32 (T, 300), every entry finite. Raises UserError with the row."""
+    embeddings = [_parse_embedding(path, row, line) for row, line in enumerate(read_lines(path), 1)]
+    if not embeddings:
         raise UserError(f"{path}: expected rows of {DIMENSIONS} numbers, found none")
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
-    if len(bad):
-        raise UserError(f"{path}: row {bad[0] + 1} holds NaN or infinite numbers, expected {DIMENSIONS} finite ones")
-    return embeddings
+    return np.stack(embeddings)
 
 
-def _check_embedding_rows(path, lines):
-    for row, line in enumerate(lines, 1):
-        words = line.split()
-        if len(words) != DIMENSIONS:
-            raise UserError(f"{path}: row {row}: expected {DIMENSIONS} numbers, found {len(words)}")
-        for word in words:
-            try:
-                float(word)
-            except ValueError:
-                raise UserError(f"{path}: row {row}: expected a number, found {shown(word)}") from None
+def _parse_embedding(path, row, line):
+    words = line.split()
+    if len(words) != DIMENSIONS:
+        raise UserError(f"{path}: row {row}: expected {DIMENSIONS} numbers, found {len(words)}")
+    numbers = [_as_float(word) for word in words]
+    if None in numbers:
+        raise UserError(f"{path}: row {row}: expected a number, found {shown(words[numbers.index(None)])}")
+    with np.errstate(over="ignore"):  # values beyond float32 are refused below
+        embedding = np.array(numbers, np.float32)
+    if not np.isfinite(embedding).all():
+        raise UserError(f"{path}: row {row} holds NaN or infinite numbers, expected {DIMENSIONS} finite ones")
+    return embedding
 
 
 def read_merge_map(path, raw_tags):
     """The raw tag columns of each merged tag, as T lists, in the order of the embeddings' rows.
 
-    That order is the dict's own once key −1 (the dropped tags) is removed. `raw_tags` is the number of columns.
+    That order is the dict's own without the key −1 (the dropped tags). `raw_tags` is the number of columns.
     """
     merge_map = read_pickle(path)
     if not isinstance(merge_map, dict):
@@ -323,7 +314,7 @@ def read_merge_map(path, raw_tags):
 def read_tags(dataset, raw_tags):
     """The raw tag columns of each merged tag, as T lists, and their embeddings W, float32 (T, 300). Raises UserError.
 
-    `raw_tags`: how many raw tag columns there are.
+    `raw_tags`: the number of raw tag columns.
     """
     dataset.check_tags()
     groups = read_merge_map(dataset.merge_map, raw_tags)
@@ -349,7 +340,7 @@ def merge_tags(raw, groups):
 @dataclass(frozen=True)
 class TrainingSet:
     """Images with their merged tags. paths: N; tags: CSR uint8 (N, T); embeddings: W, float32 (T, 300);
-    rows: int64 (N,) in the image list."""
+    rows: of the image list, int64 (N,)."""
     paths: list
     tags: scipy.sparse.csr_array
     embeddings: np.ndarray
@@ -358,13 +349,13 @@ class TrainingSet:
 
     @property
     def untagged(self):
-        """How many images have no usable tag; they stay in and add nothing to the embedding loss."""
+        """How many images have no usable tag. They stay in and add nothing to the embedding loss."""
         return int((np.diff(self.tags.indptr) == 0).sum())
 
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """Images with their ground-truth labels. paths: N; labels: uint8 (N, L); rows: int64 (N,) in the image list."""
+    """Images with their ground-truth labels. paths: N; labels: uint8 (N, L); rows: of the image list, int64 (N,)."""
     paths: list
     labels: np.ndarray
     rows: np.ndarray
@@ -372,9 +363,9 @@ class RetrievalSet:
 
 
 def load_training(dataset, skip_bad=False, check_images=True):
-    """The training set. Raises UserError for whatever does not fit together.
+    """The training set. Raises UserError if the files do not fit together.
 
-    `check_images`: whether every image is looked at; there is no need where features are given.
+    `check_images`: whether to check every image file, which is not needed if features are given.
     """
     names, raw = read_split(dataset, "train")
     groups, embeddings = read_tags(dataset, raw.shape[1])
@@ -394,7 +385,7 @@ def load_images(dataset):
 
 
 def load_retrieval(dataset, split, skip_bad=False, check_images=True):
-    """Split `database` or `test` with its labels. Raises UserError. `check_images`: as above."""
+    """Split `database` or `test` with its labels. Raises UserError. `check_images`: see `load_training`."""
     names, labels = read_split(dataset, split)
     paths, keep = _usable_images(dataset.images, names, skip_bad, check_images)
     return RetrievalSet(paths, labels[keep].toarray(), keep, len(names) - len(paths))
@@ -414,9 +405,9 @@ def read_split(dataset, split):
 # ---------------------------------------------------------------- images that can be read
 
 def _usable_images(folder, names, skip_bad, check_images):
-    """Paths of the images that can be read, and their rows. Bad ones are refused by name, or left out if `skip_bad`.
+    """Paths of the images that can be read, and their rows. Raises UserError that names bad ones, unless `skip_bad`.
 
-    `check_images`: whether they are looked at; else all are taken.
+    `check_images`: whether to check the files; if not, all are taken.
     """
     paths = [folder / name for name in names]
     faults = faults_in(folder, names) if check_images else {}
@@ -430,7 +421,7 @@ def _usable_images(folder, names, skip_bad, check_images):
 
 
 def faults_in(folder, names):
-    """{row: what is wrong} of a data set's images as of `image_faults`, and of links out of its folder."""
+    """{row: what is wrong} of a data set's images, see `image_faults`, and of links out of its folder."""
     outside = links_out(folder, names)
     rows = [row for row in range(len(names)) if row not in outside]
     faults = image_faults([folder / names[row] for row in rows])
@@ -440,7 +431,7 @@ def faults_in(folder, names):
 def links_out(folder, names):
     """{row: where it leads} of the images that a link puts outside `folder`.
 
-    `folder` itself may be a link, and so may the folders directly in it: they are there to tell where images are.
+    `folder` itself may be a link, and so may the folders directly in it, since these say where the images are.
     """
     places = {parent: _places(folder, parent) for parent in {os.path.dirname(name) for name in names}}
     outside = {}

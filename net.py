@@ -11,12 +11,12 @@ from models import alexnet, layers, losses
 from models.checkpoint import CROP_SIDE, LAST, checked_layers
 from models.encoder import embed
 from models.session import finite_operations, open_session, tf
-from net_val import embed_photos
+from net_val import embedder
 from quantization import quantizer
 from quantization.codebooks import initial_codebooks, random_codebooks, update_codebooks
 from storage.arrays import CODEBOOKS
 from storage.images import IMAGE_SIDE, ImageStore, random_crops
-from util import DIMENSIONS, check_finite, stream
+from util import DIMENSIONS, check_finite, stream, unit_length
 
 # Factors on the gradients, (kernel, bias). Adam divides them out again; the release has them, so they stay.
 FACTORS, LAST_FACTORS = (1, 2), (10, 20)
@@ -53,7 +53,8 @@ class PhotoInputs:
 
     def embeddings(self, weights, unit):
         """Embeddings of the centres of all images, without dropout, float32 (N, D); `unit`: of length 1."""
-        return embed_photos(self._store.paths, weights, 1, self._device, unit, "embedding training images")
+        found = embedder(weights, 1, self._device)(self._store.paths, "embedding training images")
+        return unit_length(found) if unit else found
 
 
 class FeatureInputs:

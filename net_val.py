@@ -50,29 +50,34 @@ class ValidationNetwork:
         session.run(self._initialize, layers.feed_weights(self._first_values, weights))
 
 
-def embed_photos(paths, weights, crops, device, unit, what):
-    """Embeddings of N image files by AlexNet, float32 (N, D). Raises UserError.
+def embedder(weights, crops, device):
+    """A function of N image files, and of what is done for the progress bar, that returns their embeddings by AlexNet,
+    float32 (N, D). It raises UserError for one that cannot be read.
 
     Args:
         weights: `{layer: [kernel, bias]}`.
         crops, device: as above.
-        unit: whether they are scaled to length 1, as those of fitted codebooks are.
-        what: what is done, for the progress bar.
     """
     network = ValidationNetwork(crops, device)
+    session = open_session(network.graph)
+    network.initialize(session, weights)
     on_cpu = device == "/cpu:0"
-    with open_session(network.graph) as session:
-        network.initialize(session, weights)
+    at_once, runs = max(1, CROPS_AT_ONCE[on_cpu] // crops), min(cores(), RUNS_AT_ONCE) if on_cpu else 1
 
-        def run(images):
-            return session.run(network.embeddings, {network.images: images})
-        blocks = map_photos(run, paths, resize_bilinearly, max(1, CROPS_AT_ONCE[on_cpu] // crops),
-                            min(cores(), RUNS_AT_ONCE) if on_cpu else 1, what)
-        embeddings = np.concatenate([found for _, found, _ in blocks])
-    return unit_length(embeddings) if unit else embeddings
+    def run(images):
+        return session.run(network.embeddings, {network.images: images})
+
+    def embed(paths, what="embedding"):
+        return np.concatenate([found for _, found, _ in map_photos(run, paths, resize_bilinearly, at_once, runs, what)])
+    return embed
 
 
 def embed_split(weights, crops, gpu, unit, log):
-    """A function of a split and its RetrievalSet that returns embeddings by AlexNet, float32 (N, D)."""
-    device = device_name(gpu, log.warning)
-    return lambda split, content: embed_photos(content.paths, weights, crops, device, unit, f"embedding {split} images")
+    """A function of a split and its RetrievalSet that returns embeddings by AlexNet, float32 (N, D), of length 1 with
+    `unit`, as those of fitted codebooks are."""
+    embed = embedder(weights, crops, device_name(gpu, log.warning))
+
+    def embeddings(split, content):
+        found = embed(content.paths, f"embedding {split} images")
+        return unit_length(found) if unit else found
+    return embeddings

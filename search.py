@@ -1,4 +1,4 @@
-"""Search photos by a photo, by words, or for a photo's tags: `python search.py build | query | tags`.
+"""Search photos by a photo, by words, or for a photo's tags: `python search.py build | query | tags | serve`.
 
 In a notebook:
 
@@ -11,19 +11,20 @@ In a notebook:
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+from retrieval.cluster_address import check_reachable, ray_address
 from retrieval.index_names import find_index, named_folder
 from retrieval.result import DEFAULT_TOPK
-from server.access_token import add_token
-from server.client import Remote
+from server.client import Remote, add_token
 from util import CROPS, CROPS_HELP, ROOT, UserError, add_precision, gpu_number, gpu_numbers, note, number, run_program
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(
         description="Make a searchable index of photos from a trained checkpoint, and ask it.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="build | query | tags")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="build | query | tags | serve")
     build = commands.add_parser("build", help="make an index, or bring one up to date")
     build.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an .npy file that train.py wrote")
     build.add_argument("dataset", metavar="DATASET", help="a data set, of which the database is taken, any folder of "
@@ -66,7 +67,7 @@ def parse_arguments():
     query.add_argument("--nprobe", type=number(int, 1), metavar="N", help="lists to look into (default 32)")
     query.add_argument("--images", type=Path, metavar="DIR", help="folder of the indexed photos, if it was moved")
     query.add_argument("--server", metavar="ADDRESS",
-                       help="in place of INDEX: host:port of a serve.py, which has the index and the network")
+                       help="in place of INDEX: host:port of a `search.py serve`, which has the index and the network")
     add_token(query, "with --server: what the server asks for")
     build.add_argument("--gpu", type=gpu_numbers, metavar="GPU",
                        help="number of the GPU, several as 0,1 (default: the CPU)")
@@ -75,12 +76,43 @@ def parse_arguments():
     for command in (build, query, tags):
         command.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
                              help="folder that holds data/, datasets/ and indexes/ (default: this program's folder)")
+    add_serve(commands)
     options = parser.parse_args()
     if options.command == "query":
         check_query(options, parser.error)
     elif options.command == "tags" and (options.photo is None) != options.list_words:
         parser.error("tags: expected either a PHOTO or --list-words")
     return options
+
+
+def add_serve(commands):
+    """Add the subcommand `serve`."""
+    serve = commands.add_parser("serve", help="serve a page that searches an index, and answer programs over HTTP",
+                                description="Serve a page that searches an index of photos, and answer programs over "
+                                            "HTTP. Open the address that is printed; its /docs lists what programs "
+                                            "may ask.")
+    serve.add_argument("index", metavar="INDEX", help="how the name of an index in indexes/ begins, or its folder")
+    serve.add_argument("--host", default="127.0.0.1",
+                       help="address to listen at (default 127.0.0.1, this machine only; others need a --token)")
+    serve.add_argument("--port", type=number(int, 0, 65535), default=8750,
+                       help="port to listen at, 0 for any free one (default 8750)")
+    serve.add_argument("--name", dest="names", action="append", default=[], metavar="HOST",
+                       help="a host name that clients use for this machine, in addition to localhost and numeric "
+                            "addresses; may be given several times")
+    add_token(serve, "what clients have to send")
+    serve.add_argument("--access-log", action="store_true", help="print a line for each request")
+    serve.add_argument("--shards", type=number(int, 1, 4096), default=1, metavar="N",
+                       help="parts of the index that are searched at once (default 1)")
+    serve.add_argument("--ray", type=ray_address, metavar="ADDRESS",
+                       help="one Ray process for each shard: local starts Ray on this machine, auto or host:port joins "
+                            "a cluster (default: all shards in this process)")
+    serve.add_argument("--nprobe", type=number(int, 1), default=32, metavar="N",
+                       help="inverted lists to look into, unless a query has its own number (default 32)")
+    serve.add_argument("--checkpoint", type=Path, metavar="FILE", help="the checkpoint, if it was moved")
+    serve.add_argument("--gpu", type=gpu_number, metavar="GPU",
+                       help="number of the GPU that embeds photos (default: the CPU)")
+    serve.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
+                       help="folder that holds indexes/ (default: this program's folder)")
 
 
 def check_query(options, refuse):
@@ -114,7 +146,21 @@ def open_index(name, checkpoint=None, gpu=None, images=None, root=ROOT):
 
 def main():
     options = parse_arguments()
-    if options.command == "build":
+    if options.command == "serve":
+        folder, connect = find_index(options.index, options.root), None
+        if options.ray is not None:
+            check_reachable(options.ray)
+            from retrieval import ray_shards
+            connect = partial(ray_shards.connect, options.ray)
+
+        def load_network(*which):
+            from retrieval import query_network  # loads TensorFlow, which only photos need
+            return query_network.load(*which)
+        from server import serve
+        opener = serve.Opener(folder, options.checkpoint, options.gpu, load_network, options.nprobe, options.shards,
+                              connect)
+        serve.serve(opener, options.host, options.port, options.names, options.token, options.access_log)
+    elif options.command == "build":
         out = options.out or named_folder(options.checkpoint.stem if options.name is None else options.name,
                                           options.root)
         from retrieval import photos, up_to_date

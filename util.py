@@ -1,6 +1,6 @@
-"""What every program shares: errors for people, types of options, seeds, progress, work done ahead.
+"""What every program shares: error messages, types of options, seeds, progress, work done ahead.
 
-No TensorFlow in this file, so that `--help` answers at once.
+Nothing here loads TensorFlow, so that `--help` answers at once.
 """
 import argparse
 import collections
@@ -21,8 +21,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent
 DIMENSIONS = 300  # D: length of a word vector, and so of an image embedding
 MOST_CODEBOOKS = 8  # M is 1 to 8: 8 to 64 bits an image
-SHOWN = 10  # of many faults, so many are told
-CROPS = (10, 5, 2, 1)  # of an image, that are embedded
+SHOWN = 10  # at most this many errors are shown
+CROPS = (10, 5, 2, 1)  # how many crops of an image may be embedded
 CROPS_HELP = ("crops an image: ten, the five plain ones, the centre and its mirror image, or the centre (default: as "
               "the checkpoint was trained, else 10 of AlexNet, 1 of EfficientNet-Lite0)")
 PRECISIONS = ("float32", "bfloat16")  # the first is the default, and that of files from before there was a choice
@@ -31,22 +31,22 @@ PRECISIONS = ("float32", "bfloat16")  # the first is the default, and that of fi
 # ---------------------------------------------------------------- errors and command lines
 
 class UserError(Exception):
-    """Something the user can put right, told in one sentence. Programs print it and exit with code 2."""
+    """Something that the user can put right, in one sentence. Programs print it and exit with code 2."""
 
 
 def first_few(texts):
-    """The first of a list of texts in one, and how many more there are."""
+    """The first of a list of texts, joined, and how many more there are."""
     more = len(texts) - SHOWN
     return "; ".join(texts[:SHOWN]) + (f"; and {more:,} more" if more > 0 else "")
 
 
 def collect_garbage_seldom():
-    """While TensorFlow is imported, looking for garbage as often as Python does takes a second and finds none."""
+    """Collect garbage less often: while TensorFlow is imported, Python does so for a second and finds nothing."""
     gc.set_threshold(50_000, 20, 100)
 
 
 def run_program(main):
-    """Run `main()`; bad input and failing files end in one sentence and exit code 2, not in a traceback."""
+    """Run `main()`. Bad input and failing files end in one sentence and exit code 2, not in a traceback."""
     collect_garbage_seldom()
     for stream_ in (sys.stdout, sys.stderr):
         stream_.reconfigure(errors="backslashreplace")  # a file's name need not be UTF-8
@@ -60,25 +60,25 @@ def run_program(main):
 
 
 def leads_out(name):
-    """Whether a path is absolute or climbs by `..`, even if it comes back."""
+    """Whether a path is absolute or contains `..`."""
     return name.startswith("/") or (".." in name and ".." in name.split("/"))
 
 
 def one_line(content):
-    """An error, a shape or a type in words, on one line that is not too long."""
+    """An error, a shape or a type as text, on one line of at most 200 characters."""
     return " ".join(str(content).split())[:200] or type(content).__name__
 
 
 def note(line):
-    """Tell the person at the terminal of something that is no error."""
+    """Print a note, which is not an error, to stderr."""
     tqdm.write(f"note: {line}", file=sys.stderr)
 
 
 class StopRequest:
-    """Within its block, SIGTERM and Ctrl-C wait until the program comes to a good place to stop; a second one does not.
+    """Within its block, SIGTERM or Ctrl-C waits until the program reaches a good place to stop; a second one does not.
 
     Attributes:
-        signal: the signal that came, or None.
+        signal: the signal that was received, or None.
     """
 
     def __enter__(self):
@@ -148,7 +148,7 @@ def add_precision(parser):
 def add_shared_options(parser):
     """The options that every program has."""
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0,
-                        help="drives every random choice; two runs with one seed are alike (default 0)")
+                        help="seed of every random choice; two runs with the same seed are alike (default 0)")
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
                         help="folder that holds data/, datasets/, checkpoints/ and logs/ "
                              "(default: this program's folder)")
@@ -157,15 +157,15 @@ def add_shared_options(parser):
 # ---------------------------------------------------------------- seeds
 
 def stream(seed, purpose, *numbers):
-    """A NumPy generator that depends on nothing but the seed, what it is for, and (say) the step.
+    """A NumPy generator that depends only on the seed, the purpose, and numbers such as the step.
 
-    Random choices made this way need no state of their own to be resumed.
+    Random choices made this way have no state that would have to be saved and resumed.
     """
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *numbers])
 
 
 def sample(vectors, most, rng):
-    """All vectors, (N, …), or of more than `most` a random sample in their order."""
+    """All vectors, (N, …), or if there are more than `most`, a random sample of that size in their order."""
     if len(vectors) <= most:
         return vectors
     return vectors[np.sort(rng.choice(len(vectors), most, replace=False))]
@@ -199,19 +199,19 @@ def cores():
 
 
 def progress(iterable=None, delay=2, disable=None, **options):
-    """A tqdm bar for what takes over `delay` seconds where a person watches; nothing in a file or a pipe."""
+    """A tqdm bar on a terminal for what takes more than `delay` seconds; nothing in a file or a pipe."""
     return tqdm(iterable, disable=disable, dynamic_ncols=True, delay=delay, **options)
 
 
 def advance(bar, loss):
-    """One more step on the `bar` of a training, beside its loss."""
+    """Advance the `bar` of a training by one step, and show its loss."""
     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
     bar.update()
 
 
 @contextlib.contextmanager
 def counting(score, queries, what):
-    """Give the function `score`, of a slice of so many queries, with a bar that counts those it has done."""
+    """Give `score`, a function of a slice of `queries` queries, with a bar that counts the queries it has scored."""
     with progress(total=queries, desc=what, leave=False) as bar:
         def counted(chosen):
             found = score(chosen)
@@ -221,10 +221,10 @@ def counting(score, queries, what):
 
 
 def prefetch(make, keys, ahead=1, workers=1):
-    """An iterator over make(key) for each key in order; the next `ahead` ones are made in the background, by so many
-    workers.
+    """An iterator over make(key) for each key in order; the next `ahead` ones are made in the background, by `workers`
+    threads.
 
-    The first are begun by the call itself, before anyone asks for them.
+    The call itself begins the first ones, before any is asked for.
     """
     pool = ThreadPoolExecutor(workers)
     keys = iter(keys)

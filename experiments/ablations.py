@@ -1,7 +1,7 @@
-"""The paper's ablations on one data set, over several seeds: trains, validates and prints one table.
+"""Run the paper's ablations on one data set with several seeds: train, validate, and print one table.
 
-A finished run is not repeated, so the program can be interrupted and started again. Tags without the graph make a
-data set of their own, NAME_no_graph, with the same split files.
+A finished run is not repeated, so the program can be interrupted and started again. Tags that are processed without the
+graph need a data set of their own, NAME_no_graph, with the same split files.
 """
 import argparse
 import json
@@ -23,7 +23,11 @@ LAMBDA = 0.0001
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table. paper: points of MAP below the full method on MIRFLICKR-25K and NUS-WIDE at 32 bits."""
+    """A row of the table.
+
+    graph: whether tags are processed with the correlation graph. options: of train.py. paper: the paper's points of MAP
+    below the full method on MIRFLICKR-25K and NUS-WIDE at 32 bits.
+    """
     name: str
     notes: str
     loss: str = "WSDQH"
@@ -46,7 +50,7 @@ VARIANTS = (
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("dataset", metavar="DATASET", help="a data set that can be trained and validated")
-    parser.add_argument("vectors", metavar="WORD_VECTORS", help="as of tag_processing.py")
+    parser.add_argument("vectors", metavar="WORD_VECTORS", help="word vectors, see tag_processing.py --help")
     parser.add_argument("gpu", metavar="GPU", help="number of the GPU; -1 or cpu for the CPU")
     parser.add_argument("--lr", type=number(float, 0), default=0.0001, help="learning rate (default 0.0001)")
     parser.add_argument("--steps", type=number(int, 1), default=300, help="gradient steps (default 300)")
@@ -54,9 +58,12 @@ def parse_arguments():
     parser.add_argument("--codebooks", type=number(int, 1, MOST_CODEBOOKS), default=4,
                         help="8 bits each (default 4: 32 bits, as the paper's)")
     parser.add_argument("--seeds", type=number(int, 1), default=3, help="runs of each variant (default 3)")
-    parser.add_argument("--crops", type=int, choices=(10, 5, 1), default=1, help="of the validation (default 1)")
-    parser.add_argument("--threshold", type=number(float, -1, 1), default=0.75, help="of the tag graph (default 0.75)")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="to start from (default alexnet.npy in --root)")
+    parser.add_argument("--crops", type=int, choices=(10, 5, 1), default=1,
+                        help="crops an image in the validation (default 1)")
+    parser.add_argument("--threshold", type=number(float, -1, 1), default=0.75,
+                        help="threshold of the tag graph (default 0.75)")
+    parser.add_argument("--weights", type=Path, metavar="FILE",
+                        help="weights to start from (default alexnet.npy in --root)")
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
                         help="folder that holds data/ and the rest (default: this program's folder)")
     return parser.parse_args()
@@ -64,61 +71,61 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
-    prepare_tags(options)
+    root, common = options.root, ["--root", options.root]
+    prepare_tags(root, options.dataset, options.vectors, options.gpu, options.threshold)
+    weights = [] if options.weights is None else ["--weights", options.weights]
     results = {variant.name: [] for variant in VARIANTS}
     for seed in range(options.seeds):
         for variant in VARIANTS:
-            results[variant.name].append(run_variant(options, variant, seed))
+            name = options.dataset if variant.graph else without_graph(options.dataset)
+            notes = f"{variant.notes}{seed}"
+            experiment = experiment_name(name, variant.loss, options.codebooks, False, 0.7, 1.0, LAMBDA, notes)
+            checkpoint = root / "checkpoints" / f"{experiment}.npy"
+            metrics = checkpoint.with_name(f"{experiment}_metrics.json")
+            if not checkpoint.is_file() and not metrics.is_file():
+                program("train.py", name, options.lr, options.steps, LAMBDA, options.codebooks, variant.loss, notes,
+                        options.gpu, "--batch-size", options.batch_size, *variant.options, *weights, "--seed", seed,
+                        *common)
+            if not metrics.is_file():
+                program("validation.py", name, checkpoint, options.gpu, "--crops", options.crops, "--seed", seed,
+                        *common)
+            results[variant.name].append(json.loads(metrics.read_text(encoding="utf-8"))["AQD"]["map"])
     print_table(results)
-    path = options.root / "logs" / f"{options.dataset}_ablations.json"
+    path = root / "logs" / f"{options.dataset}_ablations.json"
     write_json(path, {"options": {key: str(value) for key, value in vars(options).items()}, "map": results})
     print(f"saved {path}")
 
 
-def prepare_tags(options):
-    """Tags with the graph for the data set, and without it for a copy of its split files."""
-    found = dataset.find_dataset(options.dataset, options.root)
-    plain = plain_name(options)
-    splits = options.root / "data" / plain
+def prepare_tags(root, name, vectors, gpu, threshold):
+    """Process the tags of the data set `name` with the graph, and those of a copy of its split files without it.
+
+    The arguments are those of tag_processing.py.
+    """
+    found = dataset.find_dataset(name, root)
+    plain = without_graph(name)
+    splits = root / "data" / plain
     splits.mkdir(exist_ok=True)
     for path in [*sum((found.split_files(split) for split in ("train", "database", "test")), ()), found.tag_list]:
         shutil.copyfile(path, splits / path.name)
-    link_images(options.root / "datasets" / plain, found.images, options.root)
-    common = [options.vectors, options.gpu, "--root", options.root]
-    program("tag_processing.py", options.dataset, *common, "--threshold", options.threshold)
-    program("tag_processing.py", plain, *common, "--no-graph")
+    link_images(root / "datasets" / plain, found.images, root)
+    program("tag_processing.py", name, vectors, gpu, "--root", root, "--threshold", threshold)
+    program("tag_processing.py", plain, vectors, gpu, "--root", root, "--no-graph")
 
 
-def plain_name(options):
-    return f"{options.dataset}_no_graph"
-
-
-def run_variant(options, variant, seed):
-    """Train and validate one variant, unless it was done; the MAP of AQD."""
-    name = options.dataset if variant.graph else plain_name(options)
-    notes = f"{variant.notes}{seed}"
-    experiment = experiment_name(name, variant.loss, options.codebooks, False, 0.7, 1.0, LAMBDA, notes)
-    checkpoint = options.root / "checkpoints" / f"{experiment}.npy"
-    metrics = checkpoint.with_name(f"{experiment}_metrics.json")
-    common = ["--root", options.root, "--seed", seed]
-    if not metrics.is_file():
-        start = [] if options.weights is None else ["--weights", options.weights]
-        if not checkpoint.is_file():
-            program("train.py", name, options.lr, options.steps, LAMBDA, options.codebooks, variant.loss, notes,
-                    options.gpu, "--batch-size", options.batch_size, *variant.options, *start, *common)
-        program("validation.py", name, checkpoint, options.gpu, "--crops", options.crops, *common)
-    return json.loads(metrics.read_text(encoding="utf-8"))["AQD"]["map"]
+def without_graph(name):
+    """The name of the copy of a data set whose tags are processed without the graph."""
+    return f"{name}_no_graph"
 
 
 def program(*arguments):
-    """Run a program of the project. Raises UserError if it fails; it has printed its error by then."""
+    """Run a program of the project, which prints its own errors. Raises UserError if it fails."""
     print("running", *arguments, flush=True)
     if subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
         raise UserError(f"{arguments[0]} failed")
 
 
 def print_table(results):
-    """Mean and standard deviation of each variant's MAP over the seeds, and the paper's figures."""
+    """Print mean and standard deviation of each variant's MAP over the seeds, and the paper's figures."""
     full = statistics.mean(results[VARIANTS[0].name])
     print(f"\n{'':40}{'AQD MAP':>16}{'points':>8}   paper, MIRFLICKR-25K / NUS-WIDE")
     for variant in VARIANTS:

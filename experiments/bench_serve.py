@@ -1,8 +1,8 @@
-"""Queries a second over HTTP of two shards on Ray and of one process, and how long a killed shard is missed:
+"""Queries a second over HTTP with two shards on Ray and with one process, and how long a killed shard delays an answer:
 `python experiments/bench_serve.py`.
 
-The codes are generated. Several clients send batches of vectors, to both servers in turns, so that what else the
-machine does falls on both.
+The codes are generated. Several clients send batches of vectors alternately to both servers, so that other load on the
+machine affects both alike.
 """
 import argparse
 import base64
@@ -39,7 +39,7 @@ def make_index(folder, images, lists):
 @contextlib.contextmanager
 def served(folder, *options):
     """The address of a server that ends with the block."""
-    process = subprocess.Popen([sys.executable, "serve.py", str(folder), "--port", "0", *options],
+    process = subprocess.Popen([sys.executable, "search.py", "serve", str(folder), "--port", "0", *options],
                                cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().rpartition("http://")[2].strip()

@@ -1,7 +1,7 @@
 """How fast and how large training is at the size of MIRFLICKR-25K: `python experiments/bench_training.py`.
 
 1. Seconds from the start of train.py to its second step against what cannot be avoided, the import of TensorFlow and
-   one and a half bare steps, and where they go; its peak memory with --cache-gb 0.
+   one and a half bare steps; its peak memory with --cache-gb 0.
 2. A training step with everything (loading, losses, codes) against a bare AlexNet forward/backward/Adam step,
    in turns in one process, so that what else the machine does falls on both.
 """
@@ -19,9 +19,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataset import find_dataset
-from storage.arrays import write_weights
-from tags.graph import write_tags
+import net
+import train
+from dataset import find_dataset, load_training
+from models import alexnet, layers
+from models.checkpoint import ALEXNET, CROP_SIDE
+from models.losses import adaptive_margin_loss
+from models.session import open_session, tf
+from quantization import quantizer
+from quantization.codebooks import random_codebooks
+from storage.arrays import read_weights, write_weights
+from tag_processing import write_tags
 from util import ROOT, stream
 
 TAGS, TAGS_AN_IMAGE, IMAGES = 1178, 8, 1024
@@ -31,7 +39,6 @@ ROUNDS, STEPS = 3, 4  # of each kind in turn; the first step of a round is not c
 
 def make_data(root):
     """A data set `bench` of photo-sized JPEG files with random tags, and random weights."""
-    from models import alexnet
     rng = stream(0, "bench")
     splits, images = root / "data" / "bench", root / "datasets" / "bench"
     (splits / "tags").mkdir(parents=True)
@@ -48,56 +55,44 @@ def make_data(root):
     write_tags(find_dataset("bench", root), rng.normal(size=(TAGS, 300)), {i: [i] for i in range(TAGS)}, {})
     write_weights(root / "alexnet.npy", {
         layer: [rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32),
-                np.zeros(shape[-1], np.float32)] for layer, shape in alexnet.LAYERS.items()})
+                np.zeros(shape[-1], np.float32)] for layer, shape in ALEXNET.items()})
 
 
 def bare_step(batch_size):
     """A function that takes one forward/backward/Adam step of AlexNet alone."""
-    from models import alexnet, layers
-    from models.session import open_session, tf
     graph = tf.Graph()
     with graph.as_default():
-        images = tf.placeholder(tf.uint8, [None, 227, 227, 3])
-        variables, first_values = layers.make_variables(alexnet.LAYERS, alexnet.LAYERS)
+        images = tf.placeholder(tf.uint8, [None, CROP_SIDE, CROP_SIDE, 3])
+        variables, first_values = layers.make_variables(ALEXNET, ALEXNET)
         embeddings, _ = layers.embed(alexnet, images, variables)
         step = tf.train.AdamOptimizer(1e-5).minimize(tf.reduce_mean(tf.square(embeddings)))
         initialize = tf.global_variables_initializer()
     session = open_session(graph)
     rng = stream(0, "bare")
-    weights = {layer: [rng.normal(0, 0.01, shape), np.zeros(shape[-1])] for layer, shape in alexnet.LAYERS.items()}
+    weights = {layer: [rng.normal(0, 0.01, shape), np.zeros(shape[-1])] for layer, shape in ALEXNET.items()}
     session.run(initialize, layers.feed_weights(first_values, weights))
-    batch = rng.integers(0, 256, (batch_size, 227, 227, 3), dtype=np.uint8)
+    batch = rng.integers(0, 256, (batch_size, CROP_SIDE, CROP_SIDE, 3), dtype=np.uint8)
     return lambda: session.run(step, {images: batch})
 
 
-def training(root, batch_size, cache_gb, precision="float32"):
-    """A generator that takes a step of the real training each time it is asked; the seconds it waited for images."""
-    from models.training_inputs import PhotoInputs
-
-    import dataset
-    import net
-    from models import alexnet
-    from models.losses import adaptive_margin_loss
-    from models.session import open_session
-    from quantization import quantizer
-    from quantization.codebooks import random_codebooks
-    from storage.arrays import read_weights
-    content = dataset.load_training(dataset.find_dataset("bench", root))
-    inputs = PhotoInputs(content.paths, alexnet, 0, cache_gb * 1e9)
-    schedule = net.Schedule(len(inputs), batch_size, 0)
+def training(root, batch_size, cache_gb):
+    """A generator that takes a step of the real training each time; it yields the seconds it waited for images."""
+    content = load_training(find_dataset("bench", root))
+    inputs = net.PhotoInputs(content.paths, 0, cache_gb * 1e9, "/cpu:0")
+    schedule = train.Schedule(len(inputs), batch_size, 0)
     factor = quantizer.semantic_factor(content.embeddings)
-    alternation = net.AlternatingOptimisation(len(inputs), factor, random_codebooks(4, stream(0, "codebooks")), 0)
+    alternation = net.AlternatingUpdate(len(inputs), factor, random_codebooks(4, stream(0, "codebooks")), 0)
     alternation.codes = np.zeros((len(inputs), 4), np.uint8)
-    graph = net.TrainingGraph(alexnet, content.embeddings, factor, adaptive_margin_loss, 0.5, list(alexnet.LAYERS),
-                              "/cpu:0", precision)
+    network = net.TrainingNetwork(alexnet, content.embeddings, factor, adaptive_margin_loss, 0.5, list(ALEXNET),
+                                  "/cpu:0")
     inputs.centres(range(len(inputs) if cache_gb else 1))  # an epoch has passed
-    session = open_session(graph.graph, precision)
-    graph.initialize(session, read_weights(root / "alexnet.npy"))
+    session = network.open_session()
+    network.initialize(session, read_weights(root / "alexnet.npy"))
     while True:
         steps = range(1, 1 + STEPS)  # before the first update, so that only steps are timed
         waits = []
-        batches = timed_waits(net.load_batches(inputs, schedule, steps), waits)
-        for _ in net.take_steps(batches, content.tags, schedule, graph, alternation, session, 1e-5, 1e-4):
+        batches = timed_waits(train.load_batches(inputs, schedule, steps), waits)
+        for _ in train.take_steps(batches, content.tags, schedule, network, alternation, session, 1e-5, 1e-4):
             yield waits[-1]
 
 
@@ -164,45 +159,16 @@ def start_and_memory(root, batch_size):
     """Print what the start of train.py takes, its peak memory, and its share of what is allowed."""
     start_to_second_step(root, batch_size)  # so that all files are in memory
     tensorflow = seconds_of_import("tensorflow")
-    own = seconds_of_import("net")
     second, first_step = start_to_second_step(root, batch_size)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    parts, step = start_parts(root), bare_step(batch_size)
-    cold, *steps = [seconds_of(step)[1] for _ in range(1 + BARE_STEPS)]
+    step = bare_step(batch_size)
+    _, *steps = [seconds_of(step)[1] for _ in range(1 + BARE_STEPS)]
     bare = statistics.median(steps)
     allowed = tensorflow + 1.5 * bare + 2
     print(f"import of TensorFlow {tensorflow:.1f} s, bare step {bare:.1f} s; the second step began {second:.1f} s after"
-          f" the process, {second / allowed:.2f} times the {allowed:.1f} s of the import, 1.5 bare steps and 2 s")
-    print(f"where they go: imports {own:.1f} s (beside TensorFlow {own - tensorflow:.1f} s), "
-          + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
-          + f", first step {first_step:.1f} s (first run of a bare graph {cold - bare:.1f} s more than a later one)")
+          f" the process, {second / allowed:.2f} times the {allowed:.1f} s of the import, 1.5 bare steps and 2 s; the"
+          f" first step took {first_step:.1f} s")
     print(f"peak memory with --cache-gb 0: {peak:.2f} GiB")
-
-
-def start_parts(root):
-    """`{part of the start: seconds}`, each on its own."""
-    import dataset
-    import net
-    from models import alexnet
-    from models.losses import adaptive_margin_loss
-    from models.session import open_session
-    from quantization import quantizer
-    from storage.arrays import read_weights
-    from storage.log import provenance
-    content, data = seconds_of(lambda: dataset.load_training(dataset.find_dataset("bench", root)))
-    stored, weights = seconds_of(lambda: read_weights(root / "alexnet.npy"))
-    _, checksums = seconds_of(lambda: provenance({"alexnet.npy": root / "alexnet.npy"}))
-    factor = quantizer.semantic_factor(content.embeddings)
-    graph, build = seconds_of(lambda: net.TrainingGraph(
-        alexnet, content.embeddings, factor, adaptive_margin_loss, 0.5, list(alexnet.LAYERS), "/cpu:0"))
-    with open_session(graph.graph) as session:
-        _, variables = seconds_of(lambda: graph.initialize(session, stored))
-        def one():
-            return graph.step(session, np.zeros((1, alexnet.SIDE, alexnet.SIDE, 3)), content.tags[:1].toarray(),
-                              np.zeros((1, 300)), 1e-5, 0, np.zeros((2, 2)))
-        first, later = seconds_of(one)[1], seconds_of(one)[1]
-    return {"data set": data, "reading weights": weights, "checksums and versions": checksums, "graph": build,
-            "variables": variables, "preparing the graph and fresh memory for one image": first - later}
 
 
 def main():

@@ -1,24 +1,63 @@
-"""Which loss to train the last layer with: `python experiments/losses.py DATASET WORD_VECTORS GPU [options]`."""
+"""Which loss to train the last layer with: `python experiments/losses.py DATASET WORD_VECTORS GPU --encoder FILE.onnx`.
+
+Letters: N images, Q queries, L labels, D = 300, M codebooks.
+"""
 import argparse
+import statistics
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from util import ROOT, number, run_program
+import numpy as np
+
+from dataset import find_dataset, read_split
+from experiments.ablations import plain_name, prepare_tags, program
+from models.checkpoint import LAST, fit_entries, read_checkpoint
+from models.encoder import ImageEncoder, embed
+from models.features import features_file, photo_features
+from quantization import quantizer
+from quantization.neighbourhoods import averages
+from retrieval import metrics
+from storage.arrays import CODEBOOKS, FIT, NEIGHBOURS
+from storage.files import write_json
+from storage.log import experiment_name
+from util import DIMENSIONS, ROOT, UserError, number, run_program, stream
+
+COUNTS = (1, 2, 3, 4)  # of codebooks
+QUANTIZERS = ("PQ", "OPQ", "RQ", "LSQ")
+COMPARED = (2, 4)  # codebooks with which FAISS's quantizers are compared
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: a name, and the arguments of train.py that make it."""
+    name: str
+    loss: str
+    pairs: float = 0
+    steps: int = 400
+    batch: int = 128
+    graph: bool = True
+
+
+ROWS = (Variant("paper", "WSDQH"), Variant("WDHT", "WDHT"), Variant("MILNCE", "MILNCE"), Variant("SOFTMAX", "SOFTMAX"),
+        Variant("MILNCE + pairs", "MILNCE", 1, 800, 256), Variant("SOFTMAX + pairs", "SOFTMAX", 1, 800, 256))
+VARIANTS = {variant.name: variant for variant in (
+    *ROWS, *(replace(row, name=f"{row.name}, no graph", graph=False) for row in ROWS))}
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(
-        description="Train the last layer on fixed features with each loss, with and without the tag graph, over "
-                    "several seeds, and print one table of MAP over the whole database: of float embeddings, and of "
-                    "codes of fitted codebooks. A finished training is not repeated.")
+        description="Train the last layer on an encoder's features with each loss, with and without the tag graph, "
+                    "over several seeds, and print one table of MAP over the whole database: of float embeddings, and "
+                    "of codes of fitted codebooks. A finished training is not repeated.")
     parser.add_argument("dataset", metavar="DATASET", help="a data set that can be trained and validated")
-    parser.add_argument("vectors", metavar="WORD_VECTORS", help="as of tag_processing.py")
+    parser.add_argument("vectors", metavar="WORD_VECTORS", help="see tag_processing.py")
     parser.add_argument("gpu", metavar="GPU", help="number of the GPU; -1 or cpu for the CPU")
+    parser.add_argument("--encoder", type=Path, metavar="FILE.onnx", required=True, help="see train.py")
     parser.add_argument("--also", metavar="DATASET", action="append", default=[],
-                        help="a data set with the same images and other labels, that is measured too")
-    parser.add_argument("--backbone", default="efficientnet_lite0", help="as of train.py (default efficientnet_lite0)")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="as of train.py (default BACKBONE.npy in --root)")
+                        help="a data set with the same images and other labels that is measured too")
     parser.add_argument("--seeds", type=number(int, 1), default=3, help="runs of each variant (default 3)")
-    parser.add_argument("--only", metavar="NAME", action="append", help="a row of the table (default: all)")
+    parser.add_argument("--only", metavar="NAME", action="append", choices=VARIANTS,
+                        help=f"a row of the table: {', '.join(VARIANTS)} (default: all)")
     parser.add_argument("--faiss", action="store_true", help="FAISS's quantizers on the same embeddings too")
     parser.add_argument("--threshold", type=number(float, -1, 1), default=0.75, help="of the tag graph (default 0.75)")
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
@@ -28,8 +67,93 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
-    from experiments import loss_table
-    loss_table.compare(options)
+    from experiments import baselines  # loads FAISS
+    from quantization.codebooks import final_fit  # loads scikit-learn
+    prepare_tags(options)
+    labels = {name: labels_of(name, options.dataset, options.root) for name in (options.dataset, *options.also)}
+    table = {}
+    for name in options.only or VARIANTS:
+        for seed in range(options.seeds):
+            checkpoint, features = trained(options, VARIANTS[name], seed)
+            embeddings = {split: embed(found[:, None], checkpoint.weights[LAST], unit=True)
+                          for split, found in features.items()}
+            for m in COUNTS:
+                fit = fit_entries(*final_fit(embeddings["train"], m, seed))
+                for ranking, score in scores(embeddings, checkpoint, fit, seed,
+                                             baselines if options.faiss and m in COMPARED else None):
+                    for key, (queries, database) in labels.items():
+                        found = metrics.evaluate(score, queries, database, len(database)).map
+                        table.setdefault(name, {}).setdefault(f"{key}: {ranking}", {})[seed] = found
+        print_row(name, table[name])
+        write_json(options.root / "logs" / f"{options.dataset}_losses.json",
+                   {"options": {key: str(value) for key, value in vars(options).items()}, "map": table})
+
+
+def labels_of(name, same, root):
+    """0/1 labels of queries and of the database, uint8 (Q, L) and (N, L). Raises UserError if its images are not those
+    of the data set `same`."""
+    labels = []
+    for split in ("test", "database"):
+        names, matrix = read_split(find_dataset(name, root), split)
+        if names != read_split(find_dataset(same, root), split)[0]:
+            raise UserError(f"{name}: expected the {split} images of {same}, found others")
+        labels.append(matrix.toarray())
+    return labels
+
+
+def trained(options, variant, seed):
+    """The Checkpoint of one training, which is done unless it is there, and `{split: features, float16 (N, F)}`."""
+    name = options.dataset if variant.graph else plain_name(options)
+    softmax = (0.1, variant.pairs) if variant.loss in ("MILNCE", "SOFTMAX") else None
+    experiment = experiment_name(name, variant.loss, 2, False, 0.7, 1.0, 0.0, f"losses{seed}", softmax)
+    path = options.root / "checkpoints" / f"{experiment}.npy"
+    if not path.is_file():
+        pairs = ["--pairs", variant.pairs] if variant.pairs else []
+        program("train.py", name, 0.003, variant.steps, 0, 2, variant.loss, f"losses{seed}", options.gpu, "--encoder",
+                options.encoder, "--batch-size", variant.batch, *pairs, "--seed", seed, "--root", options.root)
+    folder = find_dataset(name, options.root)
+    encoder = ImageEncoder(path.with_name(f"{path.stem}_encoder.onnx"))
+    return read_checkpoint(path), {
+        split: photo_features(folder, split, np.arange(len(read_split(folder, split)[0])), encoder,
+                              features_file(options.root, name, encoder), lambda line: None)
+        for split in ("train", "database", "test")}
+
+
+def scores(embeddings, checkpoint, fit, seed, baselines):
+    """Yield the name and the score function (see `metrics.evaluate`) of floats, of codes, and of FAISS's codes.
+
+    Args:
+        embeddings: `{split: float32 (N, D)}`.
+        fit: entries of fitted codebooks.
+        baselines: the module, or None for no quantizers of FAISS.
+    """
+    codebooks = fit[CODEBOOKS].reshape(-1, quantizer.CODEWORDS, DIMENSIONS)
+    fitted = replace(checkpoint, codebooks=codebooks, fit_factor=fit[FIT], neighbours=fit[NEIGHBOURS])
+    queries, database = embeddings["test"], embeddings["database"]
+    averaged = averages(queries, fitted.neighbours)
+    bits = f"{8 * len(codebooks)} bits"
+    codes = fitted.encode(database, fitted.fit_factor, stream(seed, "encode database"))
+    yield "floats", lambda q: queries[q] @ database.T
+    yield "floats, averaged queries", lambda q: averaged[q] @ database.T
+    yield bits, lambda q: quantizer.quantized_scores(averaged[q], codes, codebooks)
+    if baselines:
+        training = baselines.training_images(embeddings["train"], seed)
+        for name in QUANTIZERS:
+            index = baselines.BASELINES[name][0](len(codebooks), seed)
+            index.train(training)
+            index.add(database)
+            found = baselines.codes_of(index)
+            yield f"{bits} {name}", baselines.additive_score(index, found, queries)
+            yield f"{bits} {name}, averaged queries", baselines.additive_score(index, found, averaged)
+
+
+def print_row(name, values):
+    """Mean and standard deviation over the seeds of every ranking, whose `{seed: MAP}` are given."""
+    print(f"\n{name}")
+    for key, by_seed in sorted(values.items()):
+        numbers = list(by_seed.values())
+        deviation = statistics.stdev(numbers) if len(numbers) > 1 else float("nan")
+        print(f"  {key:40}{statistics.mean(numbers):8.4f} ±{deviation:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,20 @@
-"""Every option of GPQ with its default and what it is for; each is `--name-with-dashes` on the command line."""
+"""The options that training and demo share, with the release's defaults, and those that define the codes and losses."""
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, get_type_hints
 
 from util import add_shared_options, number
-
-A_COUNT, A_NUMBER = number(int, 1), number(float, 0)
 
 
 @dataclass(frozen=True)
 class Config:
-    """The release's options with the release's defaults; 48 bits an image."""
-    # data and paths; relative ones are in --root
-    data: Annotated[Path, Path, "folder of CIFAR-10's python-format batches"] = Path("cifar10")
-    images: Annotated[int, A_COUNT, "use so many of the images, drawn by the seed; all if there are fewer"] = 60_000
-    labelled_per_class: Annotated[int, A_COUNT, "images of each class whose labels are used"] = 500
-    pretrained: Annotated[Path | None, Path, ".mat or .npz to start the network from; without it, Xavier"] = None
-    checkpoints: Annotated[Path, Path, "folder of the checkpoints that training writes"] = Path("checkpoints/gpq")
-    logs: Annotated[Path, Path, "folder of the log and TensorBoard's events"] = Path("logs/gpq")
-    # codebooks: M of them with K = 2^bn_word codewords of len_code dimensions
-    n_book: Annotated[int, A_COUNT, "codebooks, M"] = 12
-    bn_word: Annotated[int, number(int, 1, 8), "bits a codebook: it has 2^bn_word codewords"] = 4
-    len_code: Annotated[int, A_COUNT, "dimensions of a codeword"] = 12
-    # method
-    alpha: Annotated[float, A_NUMBER, "α, how hard features are assigned to codewords"] = 20.0
-    beta: Annotated[float, A_NUMBER, "β, scale of the cosines that classify"] = 4.0
-    lambda_1: Annotated[float, A_NUMBER, "λ₁, weight of the subspace entropy of unlabelled images"] = 0.1
-    lambda_2: Annotated[float, A_NUMBER, "λ₂, weight of the classification loss"] = 0.1
-    # training
-    epochs: Annotated[int, number(int, 0), "epochs of steps_per_epoch steps"] = 300
-    steps_per_epoch: Annotated[int, A_COUNT, "steps of an epoch; each has a line in the log"] = 10
-    batch_size: Annotated[int, A_COUNT, "labelled images a step"] = 500
-    batch_size_unlabelled: Annotated[int, A_COUNT, "unlabelled images a step"] = 500
-    learning_rate: Annotated[float, A_NUMBER, "of the first 100 steps; then 0.95 of it, and so on"] = 0.0002
-    save_period: Annotated[int, A_COUNT, "epochs between two checkpoints"] = 20
-
-    @property
-    def steps(self):
-        """Steps of the whole training."""
-        return self.epochs * self.steps_per_epoch
+    """What defines the codes and the losses; 48 bits an image by default."""
+    n_book: int = 12  # M, codebooks
+    bn_word: int = 4  # bits a codebook
+    len_code: int = 12  # D, dimensions of a codeword
+    alpha: float = 20.0  # α
+    beta: float = 4.0  # β
+    lambda_1: float = 0.1  # λ₁
+    lambda_2: float = 0.1  # λ₂
 
     @property
     def codewords(self):
@@ -56,18 +32,47 @@ class Config:
         return self.n_book * self.bn_word
 
 
+COUNT, AMOUNT = number(int, 1), number(float, 0)
+OPTIONS = {  # group: name, type, default and help of each option
+    "images": (
+        ("data", Path, Path("cifar10"), "folder of CIFAR-10's batches in the Python format, relative to --root"),
+        ("images", COUNT, 60_000, "number of images to use, drawn by the seed; all if there are fewer"),
+        ("labelled-per-class", COUNT, 500, "images of each class whose labels are used"),
+    ),
+    "method": (
+        ("n-book", COUNT, Config.n_book, "codebooks, M"),
+        ("bn-word", number(int, 1, 8), Config.bn_word, "bits a codebook, which has 2^bn-word codewords"),
+        ("len-code", COUNT, Config.len_code, "dimensions of a codeword"),
+        ("alpha", AMOUNT, Config.alpha, "α, how hard features are assigned to codewords"),
+        ("beta", AMOUNT, Config.beta, "β, scale of the cosines that classify"),
+        ("lambda-1", AMOUNT, Config.lambda_1, "λ₁, weight of the subspace entropy of unlabelled images"),
+        ("lambda-2", AMOUNT, Config.lambda_2, "λ₂, weight of the classification loss"),
+    ),
+    "training (the demo accepts these options and ignores them)": (
+        ("epochs", number(int, 0), 300, "epochs of steps-per-epoch steps"),
+        ("steps-per-epoch", COUNT, 10, "steps of an epoch; the log has a line for each epoch"),
+        ("batch-size", COUNT, 500, "labelled images a step"),
+        ("batch-size-unlabelled", COUNT, 500, "unlabelled images a step"),
+        ("learning-rate", AMOUNT, 0.0002, "learning rate of the first 100 steps; every 100 steps it falls by 5 %%"),
+        ("pretrained", Path, None, ".mat or .npz file to initialise the network from, relative to --root (default: "
+                                   "Xavier initialisation)"),
+        ("save-period", COUNT, 20, "epochs between two checkpoints"),
+        ("checkpoints", Path, Path("checkpoints/gpq"), "folder for the checkpoints, relative to --root"),
+        ("logs", Path, Path("logs/gpq"), "folder for the log and TensorBoard's events, relative to --root"),
+    ),
+}
+
+
 def add_options(parser):
-    """Every field of Config, --seed and --root as options."""
-    hints = get_type_hints(Config, include_extras=True)
-    for option in fields(Config):
-        kind, comment = hints[option.name].__metadata__
-        parser.add_argument(f"--{option.name.replace('_', '-')}", type=kind, default=option.default, metavar="X",
-                            help=f"{comment} (default {option.default})")
+    """Add OPTIONS, --seed and --root. Both programs take all of them, so that both can be given the same."""
+    for title, options in OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for name, kind, default, text in options:
+            shown = "" if default is None else f" (default {default})"
+            group.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=f"{text}{shown}")
     add_shared_options(parser)
 
 
-def from_options(options):
-    """The Config of parsed options; paths that are not absolute are in --root."""
-    values = {option.name: getattr(options, option.name) for option in fields(Config)}
-    return Config(**{name: options.root / value if isinstance(value, Path) else value
-                     for name, value in values.items()})
+def config_of(options):
+    """The Config in parsed options."""
+    return Config(**{field.name: getattr(options, field.name) for field in fields(Config)})

@@ -1,4 +1,4 @@
-"""CIFAR-10: the official batches, the split of the semi-supervised protocol, and the batches of a training.
+"""CIFAR-10: the official files, the split of the semi-supervised protocol, and the batches of a training.
 
 Letters: N images, B images of a batch, L classes.
 """
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from storage.arrays import read_pickle
-from util import UserError, stream
+from util import UserError, prefetch, stream
 
 FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 META = "batches.meta"
@@ -21,7 +21,7 @@ DEVIATION = np.float32([63.01, 62.157, 66.94])
 # ---------------------------------------------------------------- files
 
 def _read_fields(path, names):
-    """The fields of a batch file; Python 2 and Python 3 spell the keys differently."""
+    """The named fields of a file. Their names are bytes in files that Python 2 wrote, and str or bytes in others."""
     content = read_pickle(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a dict, found {type(content).__name__}")
@@ -90,14 +90,15 @@ def split_rows(labels, labelled_per_class=500):
 
 
 def load_split(folder, labelled_per_class=500, most=None, seed=0):
-    """The Split of the batches in `folder`. Raises UserError if a file is missing or not what it should be.
+    """The Split of the files in `folder`. Raises UserError if a file is missing or damaged, or a part is empty.
 
-    `most`: how many images to use, drawn by the seed; None or more than there are: all.
+    Args:
+        most: how many images to use, drawn by the seed; all if there are fewer, or if it is None.
     """
     missing = [name for name in (META, *FILES) if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder}: expected CIFAR-10's python-format batches, and {', '.join(missing)} "
-                        f"{'is' if len(missing) == 1 else 'are'} missing (prepare/cifar10.py puts them there)")
+                        f"{'is' if len(missing) == 1 else 'are'} missing (prepare/cifar10.py installs them)")
     classes = read_class_names(folder)
     parts = [read_batch(folder / name, len(classes)) for name in FILES]
     images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -106,7 +107,7 @@ def load_split(folder, labelled_per_class=500, most=None, seed=0):
     chosen = [used[rows] for rows in split_rows(labels[used], labelled_per_class)]
     for what, rows in zip(("queries", "labelled images", "database images"), chosen, strict=True):
         if not len(rows):
-            raise UserError(f"{folder}: {len(used)} images with {labelled_per_class} labelled ones a class leave "
+            raise UserError(f"{folder}: {len(used)} images, with {labelled_per_class} labelled images a class, leave "
                             f"no {what}")
     return Split(*(Part(images[rows], labels[rows], [names[row] for row in rows]) for rows in chosen), classes)
 
@@ -114,12 +115,12 @@ def load_split(folder, labelled_per_class=500, most=None, seed=0):
 # ---------------------------------------------------------------- batches
 
 def standardize(images):
-    """float32 (B, 32, 32, 3) with mean 0 and deviation 1 a channel over CIFAR-10."""
+    """Pixels with mean 0 and deviation 1 in each channel over CIFAR-10, float32 (B, 32, 32, 3)."""
     return (images - MEAN) / DEVIATION
 
 
 def augment(images, rng):
-    """A flip (½) and a random crop out of 4 pixels of zero padding of each image, of the shape of `images`."""
+    """Images that are flipped (½), padded with 4 zeros on each side and cropped at random, (B, 32, 32, 3)."""
     count = len(images)
     flips = rng.random(count) < 0.5
     tops, lefts = rng.integers(0, 2 * PADDING + 1, (2, count))
@@ -131,10 +132,25 @@ def augment(images, rng):
 
 
 def draw(part, size, what, seed, step):
-    """The batch of a 0-based step: `size` different images, augmented float32 (B, 32, 32, 3), and labels int64 (B,).
+    """The batch of a 0-based step: `size` different images, augmented, float32 (B, 32, 32, 3), and labels, int64 (B,).
 
-    It depends on nothing but the part, `what` it is called, the seed and the step.
+    It depends on nothing but the part, its name `what`, the seed and the step.
     """
     rng = stream(seed, f"gpq {what}", step)
     rows = rng.choice(len(part), size, replace=False)
     return augment(standardize(part.images[rows]), rng), part.labels[rows]
+
+
+def batches(split, size, size_unlabelled, seed, steps):
+    """An iterator over the batches of 0-based `steps`, each made in the background during the step before.
+
+    It gives labelled images, float32 (B, 32, 32, 3), their labels, int64 (B,), and unlabelled images, float32
+    (U, 32, 32, 3), or None if `size_unlabelled` is 0.
+    """
+    def load(step):
+        images, labels = draw(split.labelled, size, "labelled", seed, step)
+        unlabelled = None
+        if size_unlabelled:
+            unlabelled, _ = draw(split.database, size_unlabelled, "unlabelled", seed, step)
+        return images, labels, unlabelled
+    return prefetch(load, steps)

@@ -1,4 +1,4 @@
-"""GPQ's two graphs, the training step and the encoder, and the checkpoints that the encoder reads.
+"""GPQ's two graphs, of a training step and of encoding, and the checkpoints that the second one reads.
 
 Letters: B labelled and U unlabelled images of a batch, M segments, K codewords, L classes;
 a feature has M segments of D numbers.
@@ -32,8 +32,8 @@ class TrainingGraph:
         config: a `gpq.config.Config`.
         classes (int): L.
         loss: "gpq" for the whole method; "classification" for that loss alone, without unlabelled images.
-        device: as of `session.device_name`.
-        convolutions: as `network.CONVOLUTIONS`.
+        device: as returned by `session.device_name`.
+        convolutions: see `network.CONVOLUTIONS`.
     """
 
     def __init__(self, config, classes, loss, device, convolutions=network.CONVOLUTIONS):
@@ -51,14 +51,14 @@ class TrainingGraph:
             self.graph.finalize()
 
     def _build_inputs(self):
-        """images, labels, unlabelled images and learning_rate."""
+        """images, labels, unlabelled and learning_rate, which are fed."""
         self.images = tf.placeholder(tf.float32, [None, SIDE, SIDE, 3])  # (B, 32, 32, 3)
         self.labels = tf.placeholder(tf.int64, [None])  # (B,)
         self.unlabelled = tf.placeholder(tf.float32, [None, SIDE, SIDE, 3])  # (U, 32, 32, 3)
         self.learning_rate = tf.placeholder(tf.float32, [])
 
     def _build_features(self, shapes, convolutions):
-        """variables, moving averages and their update, features (B, M·D) and target_features (U, M·D)."""
+        """variables, features (B, M·D), target_features (U, M·D), and the update of the moving averages."""
         self.variables, self._first_values = network.make_variables(shapes)
         averages = network.MovingAverages(training=True, convolutions=convolutions)
         self.features, statistics = network.extract_features(
@@ -87,12 +87,12 @@ class TrainingGraph:
         self.loss = self.hash + config.lambda_1 * self.ent + config.lambda_2 * self.cls
 
     def _build_train_op(self):
-        """train_op: one step of Adam, and the moving averages."""
+        """train_op: one step of Adam, and the update of the moving averages."""
         optimizer = tf.train.AdamOptimizer(self.learning_rate, beta1=BETA_1)
         self.train_op = tf.group(optimizer.minimize(self.loss), self._update)
 
     def initialize(self, session, values):
-        """Begin with `values`, `{name: array}`."""
+        """Set the variables to `values`, `{name: array}`."""
         session.run(self._initialize, {self._first_values[name]: value for name, value in values.items()})
 
     def check_finite(self, session, step):
@@ -100,7 +100,7 @@ class TrainingGraph:
         check_finite(step, session.run(self._finite))
 
     def step(self, session, images, labels, unlabelled, rate):
-        """One training step: loss, hash, cls and ent before it, four floats. `rate`: the learning rate."""
+        """One training step at a learning `rate`: loss, hash, cls and ent before the step, four floats."""
         feed = {self.images: images, self.labels: labels, self.learning_rate: rate}
         if self._semi_supervised:
             feed[self.unlabelled] = unlabelled
@@ -111,9 +111,9 @@ class TrainingGraph:
 # ---------------------------------------------------------------- checkpoints
 
 def find_checkpoint(path):
-    """The prefix of a checkpoint's files: `path`, or in a folder `path` that of the checkpoint after most steps.
+    """The prefix of a checkpoint's files: `path`, or, if that is a folder, the newest checkpoint in it.
 
-    Of several trainings in one folder, the last by name counts. Raises UserError.
+    If the folder holds several trainings, the last by name is used. Raises UserError.
     """
     if path.is_dir():
         for folder in list(path.glob("**/")):
@@ -130,10 +130,10 @@ def find_checkpoint(path):
 def check_checkpoint(path, config, needed):
     """Raise UserError unless the checkpoint `path` is whole and holds all of `needed`, `{name: shape}`.
 
-    One without a checksum, as the release's, is noted.
+    A note is printed for a checkpoint without checksums, such as the release's.
     """
     if not check_checksums(path.with_name(CHECKSUMS)):
-        note(f"{path} has no checksum in {CHECKSUMS} beside it, so damage to it would go unnoticed")
+        note(f"{path} has no checksums in a {CHECKSUMS} next to it, so damage to it would not be noticed")
     try:
         shapes = tf.train.load_checkpoint(str(path)).get_variable_to_shape_map()
     except (tf.errors.OpError, ValueError) as error:
@@ -142,7 +142,7 @@ def check_checkpoint(path, config, needed):
     if stored != list(needed[network.CODEBOOKS]):
         raise UserError(f"{path}: {config.n_book} codebooks of {config.codewords} codewords of {config.len_code} "
                         f"dimensions need Z with shape [{config.codewords}, {config.length}], and the checkpoint's is "
-                        f"{stored}: give --n-book, --bn-word and --len-code as in its training")
+                        f"{stored}: give the --n-book, --bn-word and --len-code of its training")
     for name, shape in needed.items():
         if shapes.get(name) != list(shape):
             raise UserError(f"{path}: expected {name} with shape {list(shape)}, found {shapes.get(name, 'none')}")
@@ -151,14 +151,18 @@ def check_checkpoint(path, config, needed):
 # ---------------------------------------------------------------- the encoder
 
 class Encoder:
-    """A trained network, ready to compute features.
+    """A trained network that computes features.
 
     Attributes:
         codebooks: Z, raw, float32 (K, M·D).
-        prototypes: of the classes, raw, float32 (L, M·D).
+        prototypes: C, of the classes, raw, float32 (L, M·D).
 
     Args:
-        checkpoint: prefix of the checkpoint's files, ours or the release's. Raises UserError if it does not fit.
+        checkpoint: prefix of the files of a checkpoint, ours or the release's. Raises UserError if it does not fit.
+        config: the `gpq.config.Config` that it was trained with.
+        classes (int): L.
+        device: as returned by `session.device_name`.
+        convolutions: see `network.CONVOLUTIONS`.
     """
 
     def __init__(self, checkpoint, config, classes, device, convolutions=network.CONVOLUTIONS):
@@ -169,8 +173,7 @@ class Encoder:
             variables, _ = network.make_variables(
                 network.parameter_shapes(config.length, config.codewords, classes, convolutions))
             averages = network.MovingAverages(training=False, convolutions=convolutions)
-            self._pooled, _ = network.pool_maps(self._images, variables, averages, False, convolutions)
-            self._features = network.project(self._pooled, variables)
+            self._features, _ = network.extract_features(self._images, variables, averages, False, convolutions)
             stored = {**variables, **averages.variables}
             saver = tf.train.Saver(stored)
             graph.finalize()
@@ -181,22 +184,15 @@ class Encoder:
             [variables[network.CODEBOOKS], variables[network.PROTOTYPES]])
 
     def features(self, images, what):
-        """Features, raw, float32 (N, M·D), of RGB uint8 (N, 32, 32, 3); `what`: the name on the progress bar."""
-        return self._run(self._features, images, what)
-
-    def pooled(self, images, what):
-        """The input of the network's last layer for the same images, float32 (N, 768)."""
-        return self._run(self._pooled, images, what)
-
-    def _run(self, output, images, what):
+        """Features, raw, float32 (N, M·D), of images, RGB uint8 (N, 32, 32, 3); `what` names the progress bar."""
         parts = []
         with progress(total=len(images), desc=what, unit="image") as bar:
             for start in range(0, len(images), ENCODED_AT_ONCE):
                 batch = images[start:start + ENCODED_AT_ONCE]
-                parts.append(self._session.run(output, {self._images: standardize(batch)}))
+                parts.append(self._session.run(self._features, {self._images: standardize(batch)}))
                 bar.update(len(batch))
         return np.concatenate(parts)
 
     def soft_codebooks(self, alpha):
-        """Z' of training, float32 (K, M·D)."""
+        """Z', the codebooks of training, float32 (K, M·D)."""
         return retrieval.soft_codebooks(self.prototypes, self.codebooks, self._n_book, alpha)

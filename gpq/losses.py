@@ -1,7 +1,8 @@
-"""GPQ's losses as TensorFlow graphs, and the two operations they are made of.
+"""GPQ's losses as TensorFlow graphs, and the operations they share.
 
-Letters: B images of a batch, M segments (codebooks), K codewords of a codebook, D dimensions of a codeword,
-L classes. A codebook is a slice of Z, float32 (K, M·D): segment m of row k is codeword k of codebook m.
+Letters: B labelled and U unlabelled images of a batch, M segments (codebooks), K codewords of a codebook,
+D dimensions of a codeword, L classes. A codebook is a slice of Z, float32 (K, M·D): segment m of row k is codeword k of
+codebook m.
 """
 from models.session import tf
 
@@ -12,7 +13,7 @@ SMALLEST = 1e-5  # keeps the logarithm of the entropy finite
 # ---------------------------------------------------------------- segments
 
 def segments(x, n_book):
-    """Rows of length M·D cut into M segments: (n, M·D) to (n, M, D)."""
+    """The M segments of each row: (n, M·D) to (n, M, D)."""
     return tf.reshape(x, [-1, n_book, x.shape[1] // n_book])
 
 
@@ -27,8 +28,8 @@ def soft_assign(z, x, n_book, alpha):
         w_k = softmax_k α·(x·z_k − 1)        x' = Σ_k w_k z_k
 
     Args:
-        z: the rows that may be used, float32 (rows, M·D).
-        x: what is expressed, float32 (n, M·D).
+        z: the rows to express x in, float32 (rows, M·D).
+        x: float32 (n, M·D).
         alpha: α, how hard the assignment is.
     """
     parts = []
@@ -40,21 +41,21 @@ def soft_assign(z, x, n_book, alpha):
 
 @tf.custom_gradient
 def reverse_gradient(x):
-    """x itself, with the sign of its gradient flipped: what is minimised before it is maximised behind it."""
+    """x, with the sign of its gradient reversed: the network before it maximises what is minimised after it."""
     return tf.identity(x), lambda gradient: -gradient
 
 
 # ---------------------------------------------------------------- losses
 
 def n_pair_loss(features, descriptors, labels, n_book):
-    """The N-pair product quantization loss L_N-PQ, with its regulariser on the norms, a scalar.
+    """The N-pair product quantization loss L_N-PQ, with its regulariser of the norms, a scalar.
 
         logits = M·f̂·d̂ᵀ        targets_ij ∝ [label_i = label_j]
         loss = mean of cross-entropies + 0.0005·(mean‖f‖² + mean‖d‖²)
 
     Args:
         features: f, float32 (B, M·D).
-        descriptors: d, the soft quantized f, float32 (B, M·D).
+        descriptors: d, f softly quantized, float32 (B, M·D).
         labels: int (B,).
     """
     logits = n_book * tf.matmul(tf.nn.l2_normalize(features, 1), tf.nn.l2_normalize(descriptors, 1), transpose_b=True)
@@ -76,11 +77,11 @@ def class_logits(features, prototypes, n_book, beta):
 
 
 def classification_loss(logits, labels):
-    """L_cls, the mean cross-entropy of logits (B, L) with labels, int (B,)."""
+    """L_cls, the mean cross-entropy of logits, (B, L), with labels, int (B,)."""
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
 
 
 def entropy_loss(logits):
-    """L_SEM, the negative entropy of the classes of unlabelled images, a scalar of logits (B, L)."""
+    """L_SEM, the mean negative entropy of the class probabilities of unlabelled images, from logits (U, L)."""
     p = tf.nn.softmax(logits)
     return tf.reduce_mean(tf.reduce_sum(p * tf.log(p + SMALLEST), 1))

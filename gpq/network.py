@@ -2,16 +2,14 @@
 
 Letters: B images of a batch, M segments of D numbers of a feature, K codewords, L classes.
 """
-import math
-
 import numpy as np
 
 from gpq import matlab
 from models.session import tf
-from util import UserError, one_line
+from util import UserError, one_line, stream
 
 SCOPE = "Fixed_VGG"
-# Name of the convolution, name of its batch normalisation, channels in and out; kernels are 3×3.
+# name of the convolution, name of its batch normalisation, channels in and out; kernels are 3×3
 CONVOLUTIONS = (("conv2d", "batch0", 3, 64), ("conv2d_1", "batch0-1", 64, 64),
                 ("conv2d_2", "batch1", 64, 128), ("conv2d_3", "batch1-1", 128, 128),
                 ("conv2d_4", "batch2", 128, 256), ("conv2d_5", "batch2-1", 256, 256),
@@ -19,7 +17,7 @@ CONVOLUTIONS = (("conv2d", "batch0", 3, 64), ("conv2d_1", "batch0-1", 64, 64),
                 ("conv2d_7", "batch3", 256, 512), ("conv2d_8", "batch3-1", 512, 512),
                 ("conv2d_9", "batch3-2", 512, 512))
 POOLED_AFTER = ("conv2d_1", "conv2d_3", "conv2d_6")
-BRANCH = POOLED_AFTER[-1]  # its pooled output is averaged beside the last three convolutions'
+BRANCH = POOLED_AFTER[-1]  # its pooled output is averaged too, and concatenated with that of the last convolution
 DECAY, EPSILON = 0.9, 0.001  # of batch normalisation
 CODEBOOKS, PROTOTYPES = "Z", "C"  # the release's names of the codebooks and of the classes' prototypes
 DENSE = f"{SCOPE}/dense"
@@ -29,7 +27,7 @@ MOST_HEADER = 10_000  # bytes before the values in an .npz file's arrays
 # ---------------------------------------------------------------- parameters
 
 def parameter_shapes(length, codewords, classes, convolutions=CONVOLUTIONS):
-    """`{name: shape}` of everything that is trained: the network, Z and the prototypes."""
+    """`{name: shape}` of all that is trained: the network, Z and the prototypes."""
     shapes = {}
     for convolution, norm, inputs, outputs in convolutions:
         shapes |= {f"{SCOPE}/{convolution}/kernel": (3, 3, inputs, outputs), f"{SCOPE}/{convolution}/bias": (outputs,),
@@ -40,7 +38,7 @@ def parameter_shapes(length, codewords, classes, convolutions=CONVOLUTIONS):
 
 
 def xavier(shapes, rng):
-    """First values, `{name: float32 array}`: Xavier uniform kernels, Z and prototypes; biases and β 0, γ 1."""
+    """Random first values, `{name: float32 array}`: kernels, Z and prototypes Xavier uniform; biases and β 0, γ 1."""
     values = {}
     for name, shape in shapes.items():
         if len(shape) == 1:
@@ -51,16 +49,34 @@ def xavier(shapes, rng):
     return values
 
 
+def first_values(shapes, seed, pretrained=None):
+    """`{name: float32 array}` to start from: Xavier's, and those of the file `pretrained` if it is given."""
+    values = xavier(shapes, stream(seed, "gpq weights"))
+    return values if pretrained is None else values | read_pretrained(pretrained, shapes)
+
+
+def make_variables(shapes):
+    """The trained variables, `{name: variable}`, and the placeholders of their first values, `{name: placeholder}`."""
+    placeholders = {name: tf.placeholder(tf.float32, shape) for name, shape in shapes.items()}
+    return {name: tf.Variable(value, name=name) for name, value in placeholders.items()}, placeholders
+
+
+# ---------------------------------------------------------------- pretrained files
+
 def read_pretrained(path, shapes):
-    """All layers but the last, `{name: array}`, from a `.mat` or `.npz` with keys `name:0`. Raises UserError."""
+    """All layers but the last, `{name: float32 array}`, of a `.mat` or `.npz` file. Raises UserError.
+
+    The file has them under the keys `name:0`.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     shapes = {name: shape for name, shape in shapes.items()
               if name.startswith(f"{SCOPE}/") and not name.startswith(DENSE)}
+    sizes = {f"{name}:0": int(np.prod(shape)) for name, shape in shapes.items()}
     try:
-        stored = _read_arrays(path, {f"{name}:0": math.prod(shape) for name, shape in shapes.items()})
-    except Exception as error:  # what damaged bytes raise here has no common type
-        raise UserError(f"{path}: expected a .mat or .npz file, and it was not read: {one_line(error)}") from error
+        stored = read_npz(path, sizes) if path.suffix == ".npz" else matlab.read_arrays(path.read_bytes(), sizes)
+    except Exception as error:  # what damaged files raise here has no common type
+        raise UserError(f"{path}: expected a .mat or .npz file, and it could not be read: {one_line(error)}") from error
     values = {}
     for name, shape in shapes.items():
         array = stored.get(f"{name}:0")
@@ -74,10 +90,8 @@ def read_pretrained(path, shapes):
     return values
 
 
-def _read_arrays(path, sizes):
-    """`{name: array}` of those named in `sizes`, `{name: numbers in it}`; packed ones of more numbers are refused."""
-    if path.suffix != ".npz":
-        return matlab.read_arrays(path.read_bytes(), sizes)
+def read_npz(path, sizes):
+    """`{name: array}` of the arrays named in `sizes`, `{name: numbers in it}`. Arrays of more numbers are refused."""
     with np.load(path, allow_pickle=False) as file:
         for name in sizes.keys() & set(file.files):
             if file.zip.getinfo(f"{name}.npy").file_size > 8 * sizes[name] + MOST_HEADER:
@@ -85,23 +99,17 @@ def _read_arrays(path, sizes):
         return {name: file[name] for name in sizes if name in file}
 
 
-def make_variables(shapes):
-    """`{name: variable}`, trained ones, and the placeholders of their first values, `{name: placeholder}`."""
-    first_values = {name: tf.placeholder(tf.float32, shape) for name, shape in shapes.items()}
-    return {name: tf.Variable(value, name=name) for name, value in first_values.items()}, first_values
-
-
 # ---------------------------------------------------------------- batch normalisation
 
 class MovingAverages:
-    """Mean and variance that batch normalisation uses after training, of each of its layers.
+    """The means and variances with which batch normalisation works after training.
 
     The mean is zero-debiased: m̃ ← 0.9·m̃ + 0.1·mean from 0, t ← t + 1, mean ← m̃ / (1 − 0.9^t). The variance is not:
-    it starts at 1 and becomes 0.9·variance + 0.1·variance of the batch, which the fused operation gives with Bessel's
+    it starts at 1 and becomes 0.9·variance + 0.1·variance of the batch, in which the fused operation includes Bessel's
     correction.
 
     Attributes:
-        variables: `{name: variable}`, four for each layer while training, else two.
+        variables: `{name: variable}`; four for each layer in training, two otherwise.
     """
 
     def __init__(self, training, convolutions=CONVOLUTIONS):
@@ -119,11 +127,11 @@ class MovingAverages:
         self.variables[name] = tf.Variable(value, trainable=False, name=name)
 
     def layer(self, norm):
-        """The moving mean and the moving variance of a layer, float32 (channels,)."""
+        """The moving mean and the moving variance of the layer `norm`, float32 (channels,)."""
         return [self.variables[f"{SCOPE}/{norm}/{part}"] for part in ("moving_mean", "moving_variance")]
 
     def update(self, statistics):
-        """An operation that adds the statistics of one batch to the averages, `{norm: (mean, variance)}`."""
+        """An operation that updates the averages with the statistics of one batch, `{norm: (mean, variance)}`."""
         updates = []
         for norm, (mean, variance) in statistics.items():
             moving_mean, moving_variance = self.layer(norm)
@@ -138,21 +146,13 @@ class MovingAverages:
 # ---------------------------------------------------------------- features
 
 def extract_features(images, variables, averages, training, convolutions=CONVOLUTIONS):
-    """Features, float32 (B, M·D), and the statistics of each normalisation. Arguments as of `pool_maps`."""
-    pooled, statistics = pool_maps(images, variables, averages, training, convolutions)
-    return project(pooled, variables), statistics
-
-
-def pool_maps(images, variables, averages, training, convolutions=CONVOLUTIONS):
-    """The input of the network's last layer, float32 (B, 768), and the statistics of each normalisation.
-
-    These are `{norm: (mean, variance)}`, float32 (channels,).
+    """Features, float32 (B, M·D), and the batch's statistics in each normalisation, `{norm: (mean, variance)}`.
 
     Args:
         images: standardised, float32 (B, 32, 32, 3).
-        variables: from `make_variables`.
+        variables: as returned by `make_variables`.
         averages: MovingAverages.
-        training: whether the batch is normalised by its own statistics rather than the moving ones.
+        training: whether a batch is normalised by its own statistics rather than by the moving averages.
     """
     x, statistics, branch = images, {}, None
     for convolution, norm, _, _ in convolutions:
@@ -166,9 +166,5 @@ def pool_maps(images, variables, averages, training, convolutions=CONVOLUTIONS):
             x = tf.nn.max_pool2d(x, 2, 2, "SAME")
         if convolution == BRANCH:
             branch = tf.reduce_mean(x, [1, 2])  # (B, 256)
-    return tf.concat([tf.reduce_mean(x, [1, 2]), branch], 1), statistics
-
-
-def project(pooled, variables):
-    """The network's last layer, float32 (B, M·D) of (B, 768)."""
-    return tf.matmul(pooled, variables[f"{DENSE}/kernel"]) + variables[f"{DENSE}/bias"]
+    pooled = tf.concat([tf.reduce_mean(x, [1, 2]), branch], 1)  # (B, 768)
+    return tf.matmul(pooled, variables[f"{DENSE}/kernel"]) + variables[f"{DENSE}/bias"], statistics

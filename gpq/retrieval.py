@@ -1,14 +1,14 @@
-"""Codes, distances from look-up tables and mAP (NumPy only).
+"""Codes, distances from look-up tables and mAP, in NumPy.
 
-Letters: Q queries, N database images, M segments (codebooks), K codewords, D dimensions of a codeword,
-L classes. No session, no file and no data set in here.
+Letters: Q queries, N database images, M segments (codebooks), K codewords, D dimensions of a codeword, L classes.
 """
 import numpy as np
 
 from quantization import quantizer
 from retrieval import metrics
+from util import unit_length
 
-ENCODED_AT_ONCE = 4096  # images; bounds the memory of encoding to some 4·M·K bytes for each
+ENCODED_AT_ONCE = 4096  # images; encoding takes about 4·M·K bytes for each
 
 
 # ---------------------------------------------------------------- codebooks
@@ -18,9 +18,8 @@ def _segments(x, n_book):
 
 
 def intra_normalize(x, n_book):
-    """Each segment of each row L2-normalised on its own, float32 (n, M·D)."""
-    parts = _segments(x, n_book)
-    return (parts / np.maximum(np.linalg.norm(parts, axis=2, keepdims=True), 1e-6)).reshape(x.shape)
+    """intra(x): each segment of each row L2-normalised on its own, float32 (n, M·D)."""
+    return unit_length(_segments(x, n_book)).reshape(x.shape)
 
 
 def soft_codebooks(prototypes, codebooks, n_book, alpha):
@@ -39,7 +38,7 @@ def soft_codebooks(prototypes, codebooks, n_book, alpha):
 
 
 def hard_codes(features, codebooks, n_book):
-    """The codeword of the largest inner product in each segment, uint8 (N, M); of equal ones the first.
+    """The codeword with the largest inner product in each segment, uint8 (N, M); on ties the first.
 
     Args:
         features: float32 (N, M·D); the lengths of their segments do not matter.
@@ -57,7 +56,7 @@ def hard_codes(features, codebooks, n_book):
 # ---------------------------------------------------------------- distances and mAP
 
 def by_segment(codebooks, n_book):
-    """Codebooks (K, M·D) as quantizer.py and index.py take them, float32 (M, K, D)."""
+    """Codebooks (K, M·D) in the layout of quantizer.py and index.py, float32 (M, K, D)."""
     return np.ascontiguousarray(_segments(codebooks, n_book).transpose(1, 0, 2))
 
 
@@ -74,20 +73,20 @@ def distances(queries, codes, codebooks):
 
 
 def one_hot(labels, classes):
-    """0/1 labels as metrics.py and index.py take them, uint8 (N, L), of int (N,)."""
+    """0/1 labels in the layout of metrics.py and index.py, uint8 (N, L), of classes, int (N,)."""
     return np.eye(classes, dtype=np.uint8)[labels]
 
 
 def mean_average_precision(score, query_labels, database_labels, classes):
-    """mAP over the whole database: AP is the mean of the precision at the relevant ranks, 0 where there are none.
+    """mAP over the whole database: AP is the mean precision at the ranks of relevant images, 0 if there are none.
 
     Args:
-        score: function of a slice of queries that gives their scores, float32 (queries, N); larger is better, and
-            of equal scores the lower row comes first.
-        query_labels: int (Q,), below `classes`.
+        score: function of a slice of queries that returns their scores, float32 (queries, N). The largest is ranked
+            first; on ties the lower row.
+        query_labels: int (Q,), less than `classes`.
         database_labels: int (N,).
     """
     quality = metrics.evaluate(score, one_hot(query_labels, classes), one_hot(database_labels, classes),
                                len(database_labels))
-    answered = len(query_labels) - quality.left_out  # metrics leaves out the queries with no relevant image
+    answered = len(query_labels) - quality.left_out  # `evaluate` leaves out queries without relevant images
     return quality.map * answered / len(query_labels) if answered else 0.0

@@ -101,13 +101,14 @@ class ImageEncoder:
         input_name (str): of the model's input.
 
     Args:
-        path (Path): the ONNX file, with its record next to it.
+        path (Path): the ONNX file.
         gpu: number of the GPU, or None for the CPU.
+        record: EncoderRecord, or None for the one next to the file.
     Raises UserError if ONNX Runtime is missing, or if the file is no image encoder as its record describes.
     """
 
-    def __init__(self, path, gpu=None):
-        self.path, self.record = path, read_encoder_record(path)
+    def __init__(self, path, gpu=None, record=None):
+        self.path, self.record = path, record or read_encoder_record(path)
         self.sha256 = self.record.sha256[path.name]
         self._session = open_model(path, gpu)
         (self.input_name, self._type, self._channels_first, self._layer,

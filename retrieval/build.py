@@ -11,7 +11,7 @@ import dataset
 from models.checkpoint import default_crops, read_checkpoint, read_record, trained_on_features
 from models.features import embed as embed_features
 from models.features import kept_features, kept_model_features, photo_key
-from retrieval import index, photo_files, vocabulary
+from retrieval import index, photo_files
 from retrieval.checkpoints import training_dataset
 from retrieval.photo_encoder import encoder_of
 from retrieval.photos import Source, photo_source
@@ -27,6 +27,7 @@ from retrieval.up_to_date import (
 )
 from storage.files import fingerprint
 from storage.log import provenance
+from tags import word_vectors
 from util import DIMENSIONS, PRECISIONS, ROOT, UserError, note, stream
 
 BLOCK = 4096  # images that are embedded before they are encoded, so that no more embeddings are held
@@ -122,7 +123,7 @@ def new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precis
 
 
 def find_vocabulary(content, vectors, tagged, root):
-    """More words for an index and the facts of their file, as of `vocabulary.make_table`; None: it keeps what it has.
+    """The table of more words and the facts of their file, see tags/word_vectors.py; None: the index keeps its own.
 
     Args:
         vectors: the file, or None for the one of the record of the data set `tagged`, if that is not None.
@@ -131,8 +132,8 @@ def find_vocabulary(content, vectors, tagged, root):
     if vectors is not None:
         if knows_vectors(content.facts, vectors):
             return None
-        return vocabulary.vocabulary_of(vectors, content.tag_names, content.tag_embeddings)
-    return tagged and vocabulary.recorded_vocabulary(tagged, root, content.tag_names, content.tag_embeddings)
+        return word_vectors.vocabulary_of(vectors, content.tag_names, content.tag_embeddings)
+    return tagged and word_vectors.recorded_vocabulary(tagged, root, content.tag_names, content.tag_embeddings)
 
 
 # ---------------------------------------------------------------- codes

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from quantization import quantizer
-from retrieval import faiss_index, manifest, metrics, vocabulary
+from retrieval import faiss_index, manifest, metrics
 from retrieval.lines import Lines, write_lines
 from storage.arrays import read_npy
 from storage.files import exclusive_lock, naming, replacing
 from tags.spelling import tags_in
+from tags.word_vectors import look_up
 from util import UserError, leads_out
 
 FLAT_IMAGES = 1_000_000  # more images than that are sorted into inverted lists, unless told otherwise
@@ -39,7 +40,7 @@ class Content:
     tag_names: T lists of words; tag_embeddings: W, float32 (T, D), of GPQ (0, M·D); labels: 0/1, uint8 (N, L), or None;
     label_names: L names; facts: what else the manifest tells, plain containers; fingerprints: of the images' files as
     of photo_files.py, int64 (N, 7), or None; embeddings: of length 1, float16 (N, D), which put images of equal
-    scores in order, or None; vocabulary: more words as of vocabulary.py, uint64 (2, V), or None.
+    scores in order, or None; vocabulary: the table of more words, see tags/word_vectors.py, uint64 (2, V), or None.
     """
     codes: np.ndarray
     codebooks: np.ndarray
@@ -155,7 +156,7 @@ class Index:
         content, elsewhere = self.content, ""
         if content.vocabulary is not None:
             try:
-                vector = vocabulary.look_up(content.vocabulary, content.facts["vectors"], word)
+                vector = look_up(content.vocabulary, content.facts["vectors"], word)
                 if vector is not None:
                     return vector
                 elsewhere = f" and not in {content.facts['vectors']['path']}"

@@ -5,16 +5,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=.venv/bin/python
 [ -x "$PYTHON" ] || PYTHON=python3
 
-# install FILE...: make the virtual environment if there is none, and install what the requirements FILEs name
-# and the project itself, in place. A second call does nothing until one of these files changes, so it needs no network.
+# install [EXTRAS]: make the virtual environment if there is none, and install the project in place with these extras of
+# pyproject.toml, such as search,serve. A second call does nothing until the requirements change, so it needs no network.
 install() {
-    local IFS=+ file wanted=()
-    local stamp=".venv/installed-$*"
-    for file; do wanted+=(-r "$file"); done
-    if [ ! -e "$stamp" ] || [ -n "$(find . -maxdepth 1 \( -name 'requirements*.txt' -o -name pyproject.toml \) -newer "$stamp")" ]; then
+    local stamp=".venv/installed-${1:-base}"
+    if [ ! -e "$stamp" ] || [ requirements.txt -nt "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
         [ -x .venv/bin/python ] || "$(base_python)" -m venv .venv
         echo "installing packages; the first time this takes minutes"
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check "${wanted[@]}" -e .
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${1:+[$1]}"
         touch "$stamp"
     fi
     PYTHON=.venv/bin/python

@@ -3,7 +3,7 @@
 # Installs the environment, draws and imports the data set `demo`, learns word vectors from its tags, trains
 # from random weights at 16 bits and validates. README.md has the time it takes and the MAP to expect.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install requirements.txt
+install
 
 gpu=${1:-0} seed=${2:-0}
 if [ ! -e datasets/demo-photos/photos.csv ]; then  # it is written last, once every photo is there

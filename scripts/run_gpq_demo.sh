@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# GPQ in minutes: a tenth of CIFAR-10's images, drawn by the seed, and 100 steps of 50 + 50 images from Xavier, then mAP
-# beside that of a random ranking, and figures; run_gpq_demo.sh [GPU]. gpq/README.md has the time and the mAP to expect.
+# GPQ in minutes: a tenth of CIFAR-10's images, drawn by the seed, 100 steps of 50 + 50 images from Xavier initialisation,
+# then mAP next to that of a random ranking, and figures; run_gpq_demo.sh [GPU]. gpq/README.md has the time and the mAP to
+# expect.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install requirements.txt
-install requirements-search.txt
+install search
 
 gpu=${1:-0}
 small=(--images 6000 --labelled-per-class 100 --batch-size 50 --batch-size-unlabelled 50 --epochs 10

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint and tests, for people and for CI: test.sh [options of pytest], such as --slow or -k metrics.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install requirements-dev.txt
+install dev
 
 "$PYTHON" -m ruff check .
 unset PYTHONDONTWRITEBYTECODE  # or every program that a test starts is compiled anew

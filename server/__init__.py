@@ -1,1 +1,1 @@
-"""The page and what answers over HTTP."""
+"""The page and the answers over HTTP, and their client."""

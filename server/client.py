@@ -1,7 +1,12 @@
-"""The client of a server: an index that a `serve.py` has, asked over HTTP as one that lies here is."""
+"""The client of a server: an index that `search.py serve` has opened, asked over HTTP like one on this machine.
+
+This file is quick to import, for `--help`.
+"""
+import argparse
 import http.client
 import json
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -10,15 +15,29 @@ from pathlib import Path
 from retrieval.result import DEFAULT_TOPK, Result
 from util import UserError, one_line
 
-ANSWER_SECONDS = 120  # that a server may take: the first photo loads its network
+ANSWER_SECONDS = 120  # that a server may take: a photo may wait for many others
+TOKEN_VARIABLE = "WSDHQ_TOKEN"  # of the environment, which other users of the machine cannot see, unlike options
+
+
+def add_token(parser, purpose):
+    """Add the option --token to a parser. purpose: what the token is for, in words."""
+    parser.add_argument("--token", type=_token, default=os.environ.get(TOKEN_VARIABLE) or None, metavar="TOKEN",
+                        help=f"{purpose} (default: the environment variable {TOKEN_VARIABLE}, which does not appear in "
+                             "the list of processes)")
+
+
+def _token(text):
+    if not re.fullmatch(r"[\w.~-]+", text, re.ASCII):  # so that it can be part of an address
+        raise argparse.ArgumentTypeError("expected letters, digits, and - . _ ~ only")
+    return text
 
 
 class Refused(UserError):
-    """What a server says of a query that it cannot answer."""
+    """What a server says about a query that it cannot answer."""
 
 
 class Remote:
-    """The photos of an index that a `serve.py` has, asked as Photos is. Paths in its answers are the server's."""
+    """The photos of an index on a server, asked as Photos is. The paths in its answers are the server's."""
 
     def __init__(self, address, token=None):
         self._url = address if address.startswith(("http://", "https://")) else f"http://{address}"
@@ -35,8 +54,10 @@ class Remote:
                          "application/octet-stream")
 
     def by_photos(self, paths, topk=DEFAULT_TOPK, probes=None):
-        """Give for each of many paths in turn: the path, and what `by_photo` gives of it, or the UserError that says
-        why it cannot be searched for. Raises UserError where no server answers."""
+        """Give each of many paths in turn, with the results of `by_photo` or the UserError that says what is wrong.
+
+        Raises UserError if no server answers.
+        """
         for path in paths:
             try:
                 yield path, self.by_photo(path, topk, probes)
@@ -51,7 +72,7 @@ class Remote:
                          "application/json")
 
     def _ask(self, path, body, kind):
-        """A list of Result. Raises UserError for what the server refuses, and if none answers."""
+        """A list of Result. Raises Refused if the server refuses the query, UserError if no server answers it."""
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             request = urllib.request.Request(f"{self._url.rstrip('/')}/{path}", body,
@@ -65,7 +86,8 @@ class Remote:
         except (OSError, http.client.HTTPException) as error:
             raise UserError(f"{self._url}: no server answered: {one_line(getattr(error, 'reason', error))}") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self._url}: expected an answer of serve.py, found another ({one_line(error)})") from None
+            raise UserError(f"{self._url}: expected an answer from `search.py serve`, found something else "
+                            f"({one_line(error)})") from None
 
 
 def _refusal(error):

@@ -1,6 +1,6 @@
-"""Connections: where the server listens, how many clients it has at once and for how long, and how it ends.
+"""Connections and request bodies: where the server listens, and how many, how long and how large they may be.
 
-What is asked and answered is another room's, web_app.py.
+These limits keep clients from using up the server's memory and time. What is answered is in app.py.
 """
 import asyncio
 import contextlib
@@ -12,9 +12,10 @@ import socket
 
 import h11
 import uvicorn
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from util import StopRequest, UserError
+from util import StopRequest, UserError, one_line
 
 try:
     import resource
@@ -22,12 +23,19 @@ except ImportError:  # on Windows
     resource = None
 
 MOST_CONNECTIONS = 256
-ACCEPTED_AT_ONCE = 64  # connections, before it is seen that they are too many
-HEAD_SECONDS = 10  # in which the head of a request has to arrive, on a new connection or on one that is kept
-REQUEST_SECONDS = 150  # in which a request has to be answered, and its answer taken: the first photo loads the network
-STOP_SECONDS = 10  # for which requests in flight are still answered once the server is to end
+ACCEPTED_AT_ONCE = 64  # connections that the system accepts before the server can count them
+HEAD_SECONDS = 10  # for the head of a request to arrive, on a new connection or on one that is kept alive
+BODY_SECONDS = 60  # for its body to arrive
+REQUEST_SECONDS = 150  # for a request to be answered and the answer to be received: a photo may wait for many others
+STOP_SECONDS = 10  # for requests in progress to be answered after the server was asked to stop
+DROP_SECONDS = 2  # for the rest of a refused body to arrive: clients that are still sending would miss the answer
 HEAD_BYTES = 32 * 2**10
+MOST_JSON_BYTES = 16 * 2**20
+MOST_PHOTO_BYTES = 32 * 2**20  # of a photo, or of the form around it
+MOST_BYTES_TOGETHER = 256 * 2**20  # of all bodies in memory at one time
 
+
+# ---------------------------------------------------------------- where
 
 def is_local(host):
     """Whether only this machine can reach an address to listen at."""
@@ -38,29 +46,21 @@ def is_local(host):
 
 
 def listen(host, port):
-    """A socket that has the address, on which nobody is answered yet. Raises UserError."""
+    """A socket that is bound to the address and accepts nobody yet. Raises UserError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
                                                                 flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(ACCEPTED_AT_ONCE)  # so that a second server is refused now, not once it has loaded everything
+        listener.listen(ACCEPTED_AT_ONCE)  # so that a second server is refused now and not after opening the index
     except OSError as error:
         raise UserError(f"{host}:{port}: cannot listen there: {error.strerror or error}") from None
     return listener
 
 
-def most_connections():
-    """How many clients are let in: fewer where the process may open few files."""
-    if resource is None:
-        return MOST_CONNECTIONS
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_CONNECTIONS if files < 0 else max(1, min(MOST_CONNECTIONS, files // 2 - ACCEPTED_AT_ONCE // 2))
-
-
 class WebServer(uvicorn.Server):
-    """Answers on a socket until SIGTERM or Ctrl-C; then those who have asked are still answered for STOP_SECONDS."""
+    """Answers on a socket until SIGTERM or Ctrl-C, then for up to STOP_SECONDS those whose requests have arrived."""
 
     def __init__(self, app, listener, access_log=False):
         super().__init__(uvicorn.Config(
@@ -69,7 +69,7 @@ class WebServer(uvicorn.Server):
             backlog=ACCEPTED_AT_ONCE,
             timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=HEAD_BYTES))
         for name in ("uvicorn.error", "python_multipart"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what clients do wrong is told to them
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # clients' errors are reported to the clients
         if access_log:
             handler = logging.StreamHandler()
             handler.setFormatter(AccessLine("%(asctime)s %(message)s"))
@@ -91,7 +91,7 @@ class WebServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self):
-        """Signals are StopRequest's."""
+        """Does nothing, since StopRequest handles the signals."""
         yield
 
     async def on_tick(self, counter):
@@ -99,16 +99,26 @@ class WebServer(uvicorn.Server):
 
 
 class AccessLine(logging.Formatter):
-    """A line for each request, without the token that an address may hold."""
+    """A line for each request, without the token that its address may contain."""
 
     def format(self, record):
         return re.sub(r"([?&]token=)[^ &]*", r"\1…", super().format(record))
 
 
-class Connection(H11Protocol):
-    """A connection that is closed when the head of a request, or its answer, takes too long.
+# ---------------------------------------------------------------- how many, how long
 
-    Where there are too many, the one that has been idle for longest makes room for a new one.
+def most_connections():
+    """How many clients may be connected at once: fewer if the process may open only few files."""
+    if resource is None:
+        return MOST_CONNECTIONS
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if files < 0 else max(1, min(MOST_CONNECTIONS, files // 2 - ACCEPTED_AT_ONCE // 2))
+
+
+class Connection(H11Protocol):
+    """A connection that is closed if the head of a request, or its answer, takes too long.
+
+    If there are too many connections, the one that has been idle longest is closed in favour of a new one.
     """
     _idle_since = 0
     _timer = None
@@ -126,14 +136,14 @@ class Connection(H11Protocol):
             self.connections.discard(longest)
             longest.transport.abort()
             return
-        self.send_error(503, "the server has too many clients at the moment: try again")
+        self.send_error(503, "the server has too many clients at the moment: try again later")
 
     def is_idle(self):
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def _wait(self, seconds):
-        """Break the connection off after so many seconds, unless `_wait` is called again before."""
+        """Close the connection after this many seconds, unless `_wait` is called again before."""
         self._idle_since = self.loop.time()
         if self._timer:
             self._timer.cancel()
@@ -147,7 +157,7 @@ class Connection(H11Protocol):
     def handle_events(self):
         before = self.cycle
         super().handle_events()
-        if self.cycle is not before:  # the head is there
+        if self.cycle is not before:  # the head of a request is complete
             self._wait(REQUEST_SECONDS)
 
     def on_response_complete(self):
@@ -160,12 +170,12 @@ class Connection(H11Protocol):
         super().connection_lost(error)
 
     def send_400_response(self, _message):
-        """What is no HTTP."""
-        self.send_error(400, "expected a request of HTTP/1.1 with a head of at most "
-                             f"{HEAD_BYTES:,} bytes and a Content-Length in digits, found something else")
+        """The answer to anything that is not HTTP."""
+        self.send_error(400, f"expected an HTTP/1.1 request with a head of at most {HEAD_BYTES:,} bytes and a "
+                             "Content-Length in digits, found something else")
 
     def send_error(self, status, sentence):
-        """A sentence in JSON, and the end of the connection; only the end where an answer has begun."""
+        """Close the connection, after a sentence in JSON unless an answer has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and self.is_idle():
             content = json.dumps({"error": sentence}).encode()
             head = [("Content-Type", "application/json"), ("Content-Length", str(len(content))),
@@ -173,3 +183,74 @@ class Connection(H11Protocol):
             for event in (h11.Response(status_code=status, headers=head), h11.Data(data=content), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         self.transport.close()
+
+
+# ---------------------------------------------------------------- how many bytes
+
+class Refusal(UserError):
+    """A request that is refused: an HTTP status and a sentence."""
+
+    def __init__(self, status, sentence):
+        super().__init__(sentence)
+        self.status = status
+
+
+class Bodies:
+    """Reads the bodies of requests, and limits how many bytes all of them take together."""
+
+    def __init__(self):
+        self._held = 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, request, most):
+        """Give the body of a request, bytes, which counts as held until the block ends.
+
+        Raises Refusal for a body without a valid Content-Length or of more than `most` bytes, for one that takes too
+        long, and if all bodies together are too large; ClientDisconnect for one that ends early.
+        """
+        body = await self._receive(request, await content_length(request, most))
+        try:
+            yield body
+        finally:
+            self._held -= len(body)
+
+    async def _receive(self, request, length):
+        chunks = []
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    self._held += len(chunk)
+                    chunks.append(chunk)
+                    if self._held > MOST_BYTES_TOGETHER:
+                        raise Refusal(503, "the server has too many requests at the moment: try again later")
+            if sum(map(len, chunks)) < length:
+                raise ClientDisconnect
+            return b"".join(chunks)
+        except BaseException as error:
+            self._held -= sum(map(len, chunks))
+            chunks.clear()
+            if isinstance(error, TimeoutError):
+                raise Refusal(408, f"the body of the request did not arrive within {BODY_SECONDS} seconds") from None
+            if isinstance(error, Refusal):
+                await drop_body(request)
+            raise
+
+
+async def content_length(request, most):
+    """The Content-Length of a request. Raises Refusal unless it is a number of at most `most`."""
+    length = request.headers.get("content-length", "none")
+    if "transfer-encoding" in request.headers:
+        length = "a Transfer-Encoding"
+    if not (length.isdecimal() and len(length) < 12 and int(length) <= most):
+        await drop_body(request)
+        raise Refusal(413 if length.isdecimal() else 411,
+                      f"expected a body whose Content-Length is at most {most:,}, found {one_line(length)}")
+    return int(length)
+
+
+async def drop_body(request):
+    """Read the rest of a body for a short time and keep nothing of it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DROP_SECONDS):
+            while (await request.receive()).get("more_body"):
+                pass

@@ -1,6 +1,6 @@
-"""Arrays from anyone: `.npy` files, pickles of NumPy arrays, and weights in the release's format.
+"""Arrays in files of any origin: `.npy` files, pickles of NumPy arrays, and weights in the release's format.
 
-Nothing that such a file names is imported or called; plain_pickle.py reads them.
+Pickles are read by plain_pickle.py, so nothing that such a file names is imported or called.
 """
 import pickle
 import tokenize
@@ -12,19 +12,19 @@ from storage import plain_pickle
 from storage.files import with_checksums
 from util import UserError, one_line
 
-# entries of weights that are no layers
+# entries of weights that are not layers
 CODEBOOKS = "C"  # the codebooks, stacked, in every checkpoint
-FIT = "fit"  # of fitted codebooks: S of the distances in which codes are found; the release's have none
-NEIGHBOURS = "neighbours"  # what codes of fitted codebooks stand for: anchors and β
+FIT = "fit"  # of fitted codebooks: S of the distances by which codes are found; the release's have none
+NEIGHBOURS = "neighbours"  # what codes of fitted codebooks represent: anchors and β
 ENTRIES = (CODEBOOKS, FIT, NEIGHBOURS)
-SINGLE = (CODEBOOKS, FIT)  # that are one array
+SINGLE = (CODEBOOKS, FIT)  # entries that are one array
 
 
 def write_weights(path, weights, record=None):
     """Replace `path` by `{layer: [kernel, bias], "C": codebooks}` in the release's `.npy` format.
 
-    Its SHA-256 and `record` go into a JSON file beside it. The array is 0-d, of objects;
-    its pickle is protocol 4 and says `numpy.core`, so NumPy 1.19 reads it too.
+    Its SHA-256 and `record` go into a JSON file next to it. The array is 0-d, of objects; its pickle is of protocol 4
+    and names `numpy.core`, so that NumPy 1.19 reads it too.
     """
     path = Path(path)
     with with_checksums(path.with_suffix(".json"), record or {}, path) as (temporary,), open(temporary, "wb") as file:
@@ -34,7 +34,7 @@ def write_weights(path, weights, record=None):
 
 
 class _ReleasePickler(pickle._Pickler):
-    """Names NumPy's functions as NumPy 1 did; the C pickler has no place to say so."""
+    """Names NumPy's functions as NumPy 1 did, which pickle's Pickler in C cannot be made to do."""
 
     def save_global(self, obj, name=None):
         module = getattr(obj, "__module__", "")
@@ -55,7 +55,7 @@ def read_pickle(path):
 def read_npy(path, mapped=False):
     """The array in an `.npy` file; for a 0-d object array, the object in it. Raises UserError.
 
-    `mapped`: plain values stay on the disk and are read as they are used.
+    `mapped`: whether plain values stay on the disk and are read when they are used.
     """
     with _open(path) as file:
         shape, dtype = _read_npy_header(file, path)
@@ -71,7 +71,7 @@ def read_npy(path, mapped=False):
 
 
 def _read_npy_header(file, path):
-    """Shape and dtype in the header of an `.npy` file. Raises UserError if its plain values do not fit them."""
+    """Shape and dtype in the header of an `.npy` file. Raises UserError if plain values after it do not fit them."""
     try:
         version = np.lib.format.read_magic(file)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0,
@@ -91,12 +91,12 @@ def _read_npy_header(file, path):
 def read_weights(path):
     """The `{layer: [kernel, bias], …}` of an `.npy` file in the release's format. Raises UserError.
 
-    `C` and `fit`, where they are there, are single float32 arrays; every layer is a list of two.
+    The optional entries `C` and `fit` are single float32 arrays; every layer is a list of two.
     """
     weights = read_npy(path)
     if not (isinstance(weights, dict) and all(isinstance(name, str) for name in weights)):
         raise UserError(f"{path}: expected a dict of layers, found {type(weights).__name__}")
-    clean, floats = {}, {}  # floats: {id of an array: the same in float32}, because one array may have many names
+    clean, floats = {}, {}  # floats: {id of an array: the array in float32}, because one array may have many names
     for name, value in weights.items():
         arrays = [value] if name in SINGLE else value
         if not (isinstance(arrays, list | tuple) and len(arrays) == (1 if name in SINGLE else 2)):
@@ -112,7 +112,7 @@ def read_weights(path):
 def _finite_floats(path, name, array):
     if not (isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)):
         raise UserError(f"{path}: expected an array of floats under {name!r}, found {type(array).__name__}")
-    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit into float32 is refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 are refused below
         array = np.asarray(array, np.float32)
     if not np.isfinite(array).all():
         raise UserError(f"{path}: {name!r} holds NaN or infinite values")

@@ -1,6 +1,6 @@
 """Files that are written whole or not at all, their checksums, JSON, and locks.
 
-Whatever a path held before stays until what replaces it is on the disk.
+What a path held before stays until its replacement is on the disk.
 """
 import contextlib
 import hashlib
@@ -23,9 +23,9 @@ OLD = ".old"  # ends the name of a folder that is being replaced
 
 @contextlib.contextmanager
 def replacing(path):
-    """Give a temporary name beside `path`; when the block ends well, sync it and rename it to `path`.
+    """Give a temporary name next to `path`; when the block succeeds, sync that file and rename it to `path`.
 
-    Whatever `path` held before stays whole until then, and stays if the block fails.
+    What `path` held before stays whole until then, and stays if the block fails.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,10 +41,10 @@ def replacing(path):
 
 @contextlib.contextmanager
 def with_checksums(record_file, record, *paths):
-    """As `replacing` for several files of one folder; the JSON `record_file` then holds `record` and their SHA-256.
+    """As `replacing`, for several files of one folder; the JSON `record_file` then holds `record` and their SHA-256.
 
-    Gives a temporary name for each path. The old record goes before the first file is renamed and the new one comes
-    after the last, so that no file ever stands beside the checksum of another.
+    Gives a temporary name for each path. The old record is deleted before the first file is renamed and the new one is
+    put in place after the last, so that a record never holds the checksum of another version of a file.
     """
     with contextlib.ExitStack() as stack:
         new_record = stack.enter_context(replacing(record_file))
@@ -57,14 +57,17 @@ def with_checksums(record_file, record, *paths):
         record_file.unlink(missing_ok=True)
 
 
-def check_checksums(record_file):
-    """Whether the JSON `record_file` tells the SHA-256 of files beside it.
+class Checksums(msgspec.Struct, frozen=True):
+    """The SHA-256, in hex, of each file next to a record, by its name."""
+    sha256: dict[str, str] = {}
 
-    Raises UserError if one is missing or altered.
+
+def check_checksums(record_file):
+    """Whether the JSON `record_file` holds the SHA-256 of files next to it.
+
+    Raises UserError if one of the files is missing or altered.
     """
-    digests = read_json(record_file).get("sha256") if record_file.is_file() else None
-    if not isinstance(digests, dict):
-        return False
+    digests = read_record(record_file, Checksums).sha256 if record_file.is_file() else {}
     for name, digest in digests.items():
         path = record_file.parent / Path(name).name
         if not path.is_file():
@@ -72,22 +75,22 @@ def check_checksums(record_file):
         if fingerprint(path) != digest:
             raise UserError(f"{path} was altered since it was written: its SHA-256 is not the one in "
                             f"{record_file.name}")
-    return True
+    return bool(digests)
 
 
 @contextlib.contextmanager
 def replacing_folder(path):
-    """The same for a folder of files: give a new folder beside `path`; when the block ends well, it becomes `path`.
+    """As `replacing`, for a folder of files: give a new folder that becomes `path` if the block succeeds.
 
     CHECKSUMS in it holds the SHA-256 of each file that the block wrote. The old folder is renamed to `.NAME.old` and
-    deleted last; after a kill between the renames, `recover_folders` gives it its name back.
+    deleted last; after a kill between the renames, `recover_folders` restores its name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}{OLD}")
     _recover(old)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same process number
     temporary.mkdir()
     try:
         yield temporary
@@ -105,7 +108,7 @@ def replacing_folder(path):
 
 
 def recover_folders(parent):
-    """Finish what a kill cut off in `replacing_folder`: then each folder of `parent` is the old one or the new one.
+    """Finish what a kill interrupted in `replacing_folder`, so that each folder of `parent` is the old or the new one.
 
     Call it before such folders are read, while no other process writes them.
     """
@@ -123,7 +126,7 @@ def _recover(old):
 
 @contextlib.contextmanager
 def naming(path):
-    """Turn an OSError that names no file, such as that of a full disk, into a UserError that names `path`."""
+    """Turn an OSError that names no file, as for a full disk, into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -133,7 +136,7 @@ def naming(path):
 
 
 def sync(path):
-    """Have the operating system write a file, or the names in a folder, to the disk."""
+    """Make the operating system write a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -145,7 +148,7 @@ def sync(path):
 
 @contextlib.contextmanager
 def reserved_space(path, size):
-    """Reserve `size` bytes beside `path` during the block, so that `path` can be written after it.
+    """Reserve `size` bytes next to `path` during the block, so that `path` can be written after it.
 
     Raises UserError if the disk has less room.
     """
@@ -154,7 +157,7 @@ def reserved_space(path, size):
     reserved = path.with_name(f".{path.name}.reserved")
     try:
         with open(reserved, "wb") as file:
-            if hasattr(os, "posix_fallocate"):  # elsewhere the check above has to do
+            if hasattr(os, "posix_fallocate"):  # on other systems the check above has to do
                 _allocate(file, path, size)
         yield
     finally:
@@ -169,10 +172,10 @@ def _allocate(file, path, size):
 
 
 def check_space(folder, size):
-    """Raise UserError unless the disk of `folder`, which may not exist yet, has so many bytes free."""
+    """Raise UserError unless the disk of `folder`, which may not exist yet, has `size` bytes free."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if shutil.disk_usage(existing).free < size:
-        raise UserError(f"{folder}: what is to be written there takes {size / 1e6:,.0f} MB, and the disk has "
+        raise UserError(f"{folder}: what is to be written here takes {size / 1e6:,.0f} MB, and the disk has "
                         f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB free")
 
 
@@ -182,8 +185,7 @@ def check_space(folder, size):
 def private_copy(path):
     """Give the path of a copy, in TMPDIR, that nobody else writes to. It is deleted after the block.
 
-    What was mapped into memory in the block stays readable, and as it was, until it is let go. Raises UserError where
-    there is no room.
+    What the block mapped into memory stays readable and unchanged. Raises UserError if there is no room.
     """
     with tempfile.TemporaryDirectory(prefix="private-") as folder:
         try:
@@ -198,10 +200,10 @@ def private_copy(path):
 
 @contextlib.contextmanager
 def exclusive_lock(path, sentence):
-    """Hold the lock file `path` for the block. Raises UserError, saying `sentence`, while another process holds it."""
+    """Hold the lock file `path` during the block. Raises UserError(sentence) if another process holds it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path, timeout=0)  # the system lets go of it however this process ends
+    lock = filelock.FileLock(path, timeout=0)  # the system releases it however this process ends
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -221,13 +223,13 @@ def fingerprint(path):
 
 
 def write_text(path, text):
-    """Replace `path` by `text` (UTF-8)."""
+    """Replace the file `path` by `text` (UTF-8)."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name need not be UTF-8
 
 
 def write_json(path, content):
-    """Replace `path` by `content` as JSON that people can read."""
+    """Replace the file `path` by `content` as indented JSON."""
     write_text(path, _as_json(content))
 
 
@@ -247,12 +249,12 @@ def read_json(path):
 
 
 def read_record(path, kind):
-    """The content of a JSON file as a `kind`, a msgspec.Struct. Raises UserError that says which part does not fit."""
+    """The content of a JSON file as a `kind`, a msgspec.Struct. Raises UserError, which names the part at fault."""
     return as_record(path, read_json(path), kind)
 
 
 def as_record(source, content, kind):
-    """A dict as a `kind`, a msgspec.Struct. Raises UserError that names `source`, a file."""
+    """A dict as a `kind`, a msgspec.Struct. Raises UserError, which names `source`, a file."""
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
@@ -260,9 +262,9 @@ def as_record(source, content, kind):
 
 
 def check_settings(path, settings, defaults=None):
-    """Raise UserError unless the JSON file `path`, which a run saved, holds the `settings` of the run that resumes.
+    """Raise UserError unless the JSON file `path`, which a run saved, holds the `settings` of the run that resumes it.
 
-    `defaults`: values of settings that older files lack.
+    `defaults`: values of settings that the file may lack.
     """
     stored = read_json(path)
     saved = {key: stored.get(key, (defaults or {}).get(key)) for key in stored.keys() | settings.keys()}

@@ -9,7 +9,7 @@ import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(2**27)  # MOST_PIXELS; OpenCV looks at it once, when it is loaded
+os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(2**27)  # MOST_PIXELS; OpenCV reads it only when it is loaded
 
 import cv2
 import numpy as np
@@ -19,77 +19,84 @@ from util import UserError, cores, first_few, prefetch, progress
 IMAGE_SIDE = 256  # pixels of a stored image
 THUMBNAIL_SIDE = 160  # pixels of a thumbnail's longer side
 IMAGE_BYTES = IMAGE_SIDE * IMAGE_SIDE * 3
-MOST_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # of an image file; decoding takes 6 bytes for each
-SURE_SIDE = 65500  # pixels: OpenCV reads no longer side of a JPEG, and any PNG up to there
+MOST_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # of an image file; decoding takes 6 bytes a pixel
+SURE_SIDE = 65500  # pixels: the longest side of a JPEG that OpenCV reads; it reads any PNG up to there
 
-cv2.setNumThreads(1)  # images are decoded side by side, one thread each
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong is told here, with the file's name
+cv2.setNumThreads(1)  # since images are decoded in parallel, one thread each
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # faults are reported here, with the file's name
 
 
 # ---------------------------------------------------------------- what is wrong
 
 def image_faults(paths):
-    """{row: what is wrong} of the files that are missing, empty, truncated or no image; headers and ends only."""
+    """{row: what is wrong} of the files that are missing, empty, truncated or not images. Most are not decoded."""
     with ThreadPoolExecutor(cores()) as pool:
         found = progress(pool.map(image_fault, paths), total=len(paths), desc="checking images", leave=False)
         return {row: why for row, why in enumerate(found) if why}
 
 
 def list_faults(faults, name):
-    """The first of `{row: what is wrong}` in words, and how many more there are; `name` gives a row's image."""
+    """The first of `{row: what is wrong}` as text, and how many more there are; `name` is a function of a row."""
     return first_few([f"{name(row)} {why}" for row, why in faults.items()])
 
 
 def image_fault(path):
-    """What is wrong with an image file, or None. Usual JPEG and PNG are not decoded: their structure tells."""
+    """What is wrong with an image file, or None. Of common JPEG and PNG files only the structure is read."""
     fault, sure = _structural_fault(path)
     return fault if fault or sure else decode(path)[1]
 
 
 def is_image(path):
-    """Whether a file begins as an image that OpenCV reads, whatever its name; it need not be a sound one."""
+    """Whether a file begins as an image that OpenCV reads, whatever its name. The rest may be damaged."""
     return os.path.isfile(path) and cv2.haveImageReader(os.fsencode(path))
 
 
 def _structural_fault(path):
-    """What is wrong with an image file as far as can be told without decoding it, or None; and whether that is all."""
+    """What its structure shows to be wrong with an image file, or None; and whether decoding it would find no more."""
     try:
-        status = os.stat(path)  # follows links, and does not wait for a FIFO as opening it would
+        status = os.stat(path)  # follows links, and does not wait for a FIFO as open() would
         if not stat.S_ISREG(status.st_mode):
             return "cannot be read (it is no regular file)", True
         if not status.st_size:
             return "is empty", True
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if data[:3] == b"\xff\xd8\xff":
-                structure = _jpeg_structure(data)
-            elif data[:8] == b"\x89PNG\r\n\x1a\n":
-                structure = _png_structure(data)
-            else:
-                return None, False
+            structure = _structure(data)
     except FileNotFoundError:
         return "is missing", True
     except OSError as error:
         return f"cannot be read ({error.strerror})", True
     if structure is None:
         return "is truncated", True
-    width, height, usual = structure
+    width, height, common = structure
     if width * height > MOST_PIXELS:
         return f"has {width:,}×{height:,} pixels, more than {MOST_PIXELS:,}", True
-    return None, usual and 0 < width <= SURE_SIDE and 0 < height <= SURE_SIDE
+    return None, common and 0 < width <= SURE_SIDE and 0 < height <= SURE_SIDE
+
+
+def _structure(data):
+    """Width, height, and whether the coding is a common one, of a JPEG or PNG; None if it is truncated.
+
+    Any other file has (0, 0, False).
+    """
+    if data[:3] == b"\xff\xd8\xff":
+        return _jpeg_structure(data)
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return _png_structure(data)
+    return 0, 0, False
 
 
 def _jpeg_structure(data):
-    """Width, height, and whether the coding is a usual one; None if the start or the end of a scan is not there.
+    """A JPEG is truncated if the start or the end of a scan is missing.
 
-    In a scan FF D9 is always the end, never data; before it, it may be a thumbnail's.
+    In a scan FF D9 is always the end, never data; before the scan it may be a thumbnail's.
     """
     at, frame = 2, (0, 0, 0, 0, 0)
     while (at := data.find(b"\xff", at)) >= 0 and at + 10 <= len(data):
         kind = data[at + 1]
         if kind == 0xDA:  # start of scan
             marker, bits, height, width, channels = frame
-            usual = 0xC0 <= marker <= 0xC2 and bits == 8 and channels in (1, 3, 4)
-            return (width, height, usual) if data.rfind(b"\xff\xd9", at) >= 0 else None
+            common = 0xC0 <= marker <= 0xC2 and bits == 8 and channels in (1, 3, 4)
+            return (width, height, common) if data.rfind(b"\xff\xd9", at) >= 0 else None
         if kind == 0xFF:  # fill byte
             at += 1
         elif kind < 0xC0 or 0xD0 <= kind <= 0xD8:  # these have no length
@@ -102,9 +109,9 @@ def _jpeg_structure(data):
 
 
 def _png_structure(data):
-    """Width, height and True; None if the chunks do not lead from one to the next up to the last.
+    """A PNG is truncated if the lengths of its chunks do not lead from one to the next up to the last.
 
-    OpenCV makes room for a chunk as long as it says it is, up to 4 GB, before it finds the file to be shorter.
+    OpenCV allocates the length that a chunk gives, up to 4 GB, before it finds that the file is shorter.
     """
     at, kind = 8, b""
     while kind != b"IEND" and at + 12 <= len(data):
@@ -116,13 +123,8 @@ def _png_structure(data):
 
 
 def header_size(data):
-    """Width and height, by its header, of a whole JPEG or PNG of the usual kind, bytes; None of any other file."""
-    if data[:3] == b"\xff\xd8\xff":
-        structure = _jpeg_structure(data)
-    elif data[:8] == b"\x89PNG\r\n\x1a\n":
-        structure = _png_structure(data)
-    else:
-        return None
+    """Width and height from the header of a whole JPEG or PNG of a common kind, bytes; None for any other file."""
+    structure = _structure(data)
     return structure[:2] if structure and structure[2] else None
 
 
@@ -131,7 +133,7 @@ def header_size(data):
 def decode(path):
     """An image as OpenCV reads it, upright, BGR, uint8 (h, w, 3), and None; or None and what is wrong.
 
-    In place of a path there may be an image that is decoded already.
+    `path` may also be an image that is already decoded.
     """
     if isinstance(path, np.ndarray):
         return np.ascontiguousarray(path), None
@@ -139,7 +141,7 @@ def decode(path):
     if fault:
         return None, fault
     try:
-        image = cv2.imread(os.fsencode(path))  # of a str, a name that is not UTF-8 would crash it
+        image = cv2.imread(os.fsencode(path))  # as a str, a name that is not UTF-8 would crash it
     except cv2.error as error:
         if "CV_IO_MAX_IMAGE_PIXELS" in str(error):
             return None, f"has more than {MOST_PIXELS:,} pixels"
@@ -155,7 +157,7 @@ def resize_bilinearly(image, side=IMAGE_SIDE):
 def resize_evenly(image, side):
     """A decoded image, uint8 (h, w, 3) to uint8 (side, side, 3): by area where a side shrinks, bilinear where it grows.
 
-    INTER_AREA makes blocks where it enlarges, and bilinear skips pixels where it shrinks.
+    INTER_AREA would make blocks when it enlarges, and bilinear would skip pixels when it shrinks.
     """
     height, width = image.shape[:2]
     image = cv2.resize(image, (min(width, side), min(height, side)), interpolation=cv2.INTER_AREA)
@@ -170,7 +172,7 @@ def central_square(image):
 
 
 def read_image(path, resize=resize_bilinearly):
-    """An image as `resize` of a backbone gives it, BGR, uint8 (256, 256, 3). Raises UserError."""
+    """An image, resized by a backbone's `resize`, BGR, uint8 (256, 256, 3). Raises UserError."""
     image, fault = try_image(path, resize)
     if fault:
         raise UserError(f"{path} {fault}")
@@ -178,7 +180,7 @@ def read_image(path, resize=resize_bilinearly):
 
 
 def try_image(path, resize=resize_bilinearly):
-    """The same and None; or None and what is wrong."""
+    """As `read_image`, and None; or None and what is wrong."""
     image, fault = decode(path)
     return (None, fault) if fault else (resize(image), None)
 
@@ -256,7 +258,7 @@ class ImageStore:
     Args:
         paths: N image files.
         cache_bytes (int): memory for decoded images of 192 KiB each; the first ones that fit are kept.
-        resize: that of a backbone, a function of a decoded image that gives uint8 (256, 256, 3).
+        resize: a backbone's function from a decoded image to uint8 (256, 256, 3).
     """
 
     def __init__(self, paths, cache_bytes=0, resize=resize_bilinearly):
@@ -271,7 +273,7 @@ class ImageStore:
         return len(self.paths)
 
     def image(self, row):
-        """Image `row`, uint8 (256, 256, 3); not to be written to."""
+        """Image `row`, uint8 (256, 256, 3), which must not be written to."""
         if row >= len(self._cache):
             return read_image(self.paths[row], self._resize)
         if not self._cached[row]:
@@ -284,10 +286,10 @@ class ImageStore:
         return np.stack(list(self._pool.map(self.image, rows)))
 
     def crops(self, rows, side, offsets, flips):
-        """One square crop of each image of `rows` after its flip, uint8 (B, side, side, 3).
+        """A square crop of each image of `rows`, uint8 (B, side, side, 3).
 
         Args:
-            offsets: int (B, 2), top and left of the crop in the flipped image.
+            offsets: int (B, 2), top and left of the crop, counted after the flip.
             flips: bool (B,), whether left and right are exchanged first.
         """
         batch = np.empty((len(rows), side, side, 3), np.uint8)
@@ -304,7 +306,7 @@ class ImageStore:
 
 
 def random_crops(store, rows, side, rng):
-    """A training batch: each image flipped with probability ½, then cropped anywhere. uint8 (B, side, side, 3)."""
+    """A training batch: each image flipped with probability ½, then cropped at random, uint8 (B, side, side, 3)."""
     flips = rng.random(len(rows)) < 0.5
     offsets = rng.integers(0, IMAGE_SIDE - side + 1, (len(rows), 2))
     return store.crops(rows, side, offsets, flips)

@@ -1,4 +1,4 @@
-"""What is known of a run afterwards: the experiment's name, its log, and what its result depends on."""
+"""What is kept about a run: the experiment's name, its log, and what its result depends on."""
 import contextlib
 import importlib.metadata
 import logging
@@ -16,7 +16,7 @@ from util import ROOT
 def experiment_name(dataset, loss, codebooks, fixed_margin, margin, gamma, lambda_, notes, softmax=None):
     """The name that log, checkpoint and h5 of one experiment share, as the release spells it.
 
-    `softmax`: temperature and weight of pairs, of a loss that has these in place of a margin.
+    `softmax`: temperature and weight of pairs, for a loss that has these in place of a margin.
     """
     def short(value):
         return str(int(value)) if value == int(value) else str(value)
@@ -29,7 +29,7 @@ def experiment_name(dataset, loss, codebooks, fixed_margin, margin, gamma, lambd
 def open_log(path):
     """The program's logger: lines with a time stamp, appended to `path` and shown above any progress bar.
 
-    Raises UserError while another run of the same experiment has the log open.
+    Raises UserError if another run of the same experiment has the log open.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     log = logging.getLogger("wsdhq")
@@ -50,8 +50,8 @@ class _LogFile(logging.FileHandler):
     def __init__(self, path, **options):
         self._lock_file = contextlib.ExitStack()
         self._lock_file.enter_context(exclusive_lock(
-            path.with_name(f".{path.name}.lock"), f"{path}: another run of this experiment is at work; NOTES tell two "
-            "apart"))
+            path.with_name(f".{path.name}.lock"), f"{path}: another run of this experiment is in progress; give this "
+            "one other NOTES"))
         super().__init__(path, **options)
 
     def close(self):
@@ -59,7 +59,7 @@ class _LogFile(logging.FileHandler):
         self._lock_file.close()
 
     def handleError(self, _record):
-        raise  # what writing the record raised, such as a full disk
+        raise  # the error in writing the record, such as a full disk
 
 
 class _ConsoleHandler(logging.Handler):
@@ -76,7 +76,7 @@ def log_progress(log, bar, line):
 
 
 def plain(options):
-    """`{name: value}` as JSON knows it: paths as text."""
+    """`{name: value}` for JSON: paths as text."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
 
 

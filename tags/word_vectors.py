@@ -1,33 +1,42 @@
-"""Word vectors of tags from a word2vec or GloVe file.
+"""Word vectors from a word2vec or GloVe file: those of a list of tags, or of any single word without reading it all.
 
-What belongs here: how tags are spelled in such files, and how the files are read. tag_merging.py uses the vectors.
+For single words an index keeps a table of a file, uint64 (2, n): a hash of each word, ascending, and the byte at which
+the word's row begins. The vectors stay in the file; `facts` hold its path and its size in bytes.
+
+Letters: R tags, n words of a file, T merged tags, D = 300.
 """
 import gzip
+import hashlib
 import itertools
 import re
 import zlib
+from pathlib import Path
 
+import msgspec
 import numpy as np
 
-from util import DIMENSIONS, UserError, progress
+from storage.files import read_record
+from util import DIMENSIONS, UserError, note, progress, unit_length
 
 VECTOR_BYTES = 4 * DIMENSIONS
 CHUNK_BYTES = 1 << 20  # of a binary file, read at a time
-LONGEST_LINE = 1 << 20  # bytes; a file without line ends, which is of another kind, is not read whole
+LONGEST_LINE = 1 << 20  # bytes; so that a file without line ends, which is of another kind, is not read whole
 MOST_DIGITS = 18  # of a number in the first line
 MOST_SHOWN = 100  # characters of what is wrong with a number
 FORMATS = ".bin, .bin.gz (word2vec binary), .txt, .txt.gz, .vec or .vec.gz (text)"
+COMPARED = 200  # tags whose vectors are looked up to check whether they were made from a file
+LEAST_COSINE = 0.5  # of their median; merging and enhancing keep it near 1, and in another file it is near 0
 
 
-# ---------------------------------------------------------------- tags and their spellings
+# ---------------------------------------------------------------- vectors of tags
 
 def find_vectors(tags, path, limit=None):
-    """The vector of each tag, under the first of its spellings that the file holds.
+    """The vector of each tag, under the first of its spellings that is in the file.
 
     Args:
         tags: R tags.
         path: word vectors in one of FORMATS.
-        limit (int): read no more than so many vectors; None reads all.
+        limit (int): read only this many vectors; None reads all.
 
     Returns:
         vectors: float32 (R, 300), zeros where there is none.
@@ -55,19 +64,16 @@ def spellings(tag):
     return list(dict.fromkeys(tried))
 
 
-# ---------------------------------------------------------------- files
-
 def read_vectors(path, wanted, limit=None):
     """The vectors of the wanted words: {word: float32 (300,)}. Only these rows of the file are kept in memory.
 
-    If a word stands in two rows, the first counts. Rows of zeros are left out. Raises UserError.
+    If a word is in two rows, the first counts. Rows of zeros are left out. Raises UserError.
     """
-    name = str(path).lower()
     read_rows, parse = _kind(path)
     wanted = {word.encode(): word for word in wanted}
     kept = {}
     try:
-        with (gzip.open if name.endswith(".gz") else open)(path, "rb") as file:
+        with (gzip.open if str(path).lower().endswith(".gz") else open)(path, "rb") as file:
             rows = progress(read_rows(file, path, limit), desc="reading word vectors", unit=" words", leave=False)
             for row, _, word, numbers in rows:
                 if word in wanted and wanted[word] not in kept:
@@ -79,19 +85,58 @@ def read_vectors(path, wanted, limit=None):
     return {word: vector for word, vector in kept.items() if vector.any()}
 
 
-def row_places(path):
-    """Yield each word of an unpacked file, bytes, and the byte at which its row begins. Raises UserError."""
+def _checked(parse, numbers, path, row, word):
+    try:
+        vector = parse(numbers)
+    except ValueError as error:
+        why = str(error)[:MOST_SHOWN]
+        raise UserError(f"{path}: row {row} ({word!r}): expected {DIMENSIONS} numbers ({why})") from error
+    if not np.isfinite(vector).all():
+        raise UserError(f"{path}: row {row} ({word!r}) holds NaN or infinite numbers, expected finite ones")
+    return vector
+
+
+# ---------------------------------------------------------------- vectors of single words
+
+def make_table(path):
+    """The table of a file's words, and the facts of the file. Raises UserError for what is no file of word vectors."""
     read_rows, _ = _kind(path)
     if str(path).lower().endswith(".gz"):
         raise UserError(f"{path}: expected an unpacked file, in which single words can be found: gunzip it")
     with open(path, "rb") as file:
         rows = progress(read_rows(file, path, None), desc="reading words", unit=" words", leave=False)
-        for _, place, word, _ in rows:
-            yield word, place
+        words = [(_hash(word), place) for _, place, word, _ in rows]
+    if not words:
+        raise UserError(f"{path}: expected word vectors, found none")
+    hashes, places = np.array(words, np.uint64).T
+    hashes, first = np.unique(hashes, return_index=True)  # of a word that is in two rows, the first counts
+    return np.stack([hashes, places[first]]), {"path": str(Path(path).resolve()), "bytes": Path(path).stat().st_size}
 
 
-def vector_at(path, place):
-    """The word, bytes, and the vector, float32 (300,), of the row that begins at a byte of a file, as of `row_places`.
+def look_up(table, facts, word):
+    """The vector of a word, under the first of its spellings that the file has, float32 (D,), or None.
+
+    `table`, `facts`: as returned by `make_table`. Raises UserError if the file is gone or was altered.
+    """
+    path = Path(facts["path"])
+    if not path.is_file() or path.stat().st_size != facts["bytes"]:
+        raise UserError(f"{path}, which had more words, is gone or was altered: `build --vectors FILE` names it again")
+    hashes, places = table
+    for spelling in spellings(word):
+        at = int(np.searchsorted(hashes, _hash(spelling.encode())))
+        if at < len(hashes) and hashes[at] == _hash(spelling.encode()) and places[at] < facts["bytes"]:
+            found, vector = _row_at(path, int(places[at]))
+            if found == spelling.encode() and vector.any():
+                return vector
+    return None
+
+
+def _hash(word):
+    return np.uint64(int.from_bytes(hashlib.blake2b(word, digest_size=8).digest()))
+
+
+def _row_at(path, place):
+    """The word, bytes, and the vector, float32 (300,), of the row that begins at a byte of a file.
 
     Raises UserError if no row begins there.
     """
@@ -113,6 +158,56 @@ def vector_at(path, place):
     return word, vector
 
 
+# ---------------------------------------------------------------- which file an index looks words up in
+
+def vocabulary_of(path, tag_names, tag_embeddings):
+    """As `make_table`, of a file whose words are in one space with the tags. Raises UserError for another file.
+
+    Args:
+        tag_names: T lists of names; tag_embeddings: float32 (T, D).
+    """
+    table, facts = make_table(path)
+    cosines = []
+    for names, embedding in zip(tag_names, tag_embeddings, strict=True):
+        if len(cosines) < COMPARED and (vector := look_up(table, facts, names[0])) is not None:
+            cosines.append(unit_length(vector) @ unit_length(embedding))
+    if not cosines or np.median(cosines) < LEAST_COSINE:
+        raise UserError(f"{path}: expected the word vectors that the tags were made from, found others (median cosine "
+                        f"of {len(cosines)} tags with theirs: {np.median(cosines or [0]):.2f})")
+    return table, facts
+
+
+class TagOptions(msgspec.Struct, frozen=True):
+    """Of tag_processing.py. word_vectors: a file, or `train`."""
+    word_vectors: str | None = None
+
+
+class TagReport(msgspec.Struct, frozen=True):
+    """The part of `tags/report.json` that an index needs."""
+    options: TagOptions = TagOptions()
+
+
+def recorded_vocabulary(tagged, root, tag_names, tag_embeddings):
+    """As `vocabulary_of`, of the file that tag_processing.py read for a data set; None if it cannot be used any more.
+    """
+    report = read_record(tagged.tag_report, TagReport) if tagged.tag_report.is_file() else TagReport()
+    name = report.options.word_vectors
+    if name in (None, "train"):
+        return None
+    path = next((path for path in (Path(name), root / name) if path.is_file()), None)
+    if path is None:
+        note(f"{name}, from which the tags were made, is missing, so only learned tags can be searched for (--vectors "
+             "names it)")
+        return None
+    try:
+        return vocabulary_of(path, tag_names, tag_embeddings)
+    except UserError as error:
+        note(f"only learned tags can be searched for: {error}")
+        return None
+
+
+# ---------------------------------------------------------------- rows of a file
+
 def _kind(path):
     """How the rows of a file are read and their numbers parsed, by its name. Raises UserError."""
     name = str(path).lower()
@@ -121,17 +216,6 @@ def _kind(path):
     if name.endswith((".txt", ".vec", ".txt.gz", ".vec.gz")):
         return _text_rows, _parse_text
     raise UserError(f"{path}: unknown kind of word vectors, expected a file name ending in {FORMATS}")
-
-
-def _checked(parse, numbers, path, row, word):
-    try:
-        vector = parse(numbers)
-    except ValueError as error:
-        why = str(error)[:MOST_SHOWN]
-        raise UserError(f"{path}: row {row} ({word!r}): expected {DIMENSIONS} numbers ({why})") from error
-    if not np.isfinite(vector).all():
-        raise UserError(f"{path}: row {row} ({word!r}) holds NaN or infinite numbers, expected finite ones")
-    return vector
 
 
 def _binary_rows(file, path, limit):
@@ -165,7 +249,7 @@ def _text_rows(file, path, limit):
     """Yield (row, byte at which it begins, word, the text of its 300 columns) of a text file with or without a
     `count 300` line.
 
-    GloVe has words with spaces in them, so the last 300 columns are the numbers.
+    Some words of GloVe have spaces in them, so the last 300 columns are the numbers.
     """
     first = file.readline(LONGEST_LINE)
     count = _header(first, path)
@@ -176,7 +260,7 @@ def _text_rows(file, path, limit):
     for row, line in enumerate(itertools.islice(lines, limit), 1):
         word, numbers = _columns(line)
         columns = numbers.count(b" ") + 1 if numbers else 0
-        if columns < DIMENSIONS or (row == 1 and b" " in word):  # a first word with a space: more columns
+        if columns < DIMENSIONS or (row == 1 and b" " in word):  # a first word with a space: too many columns
             found = line.count(b" ") if columns == DIMENSIONS else columns
             raise UserError(f"{path}: row {row}: expected a word and {DIMENSIONS} numbers, found {found} numbers")
         yield row, place, word, numbers
@@ -188,7 +272,7 @@ def _text_rows(file, path, limit):
 def _columns(line):
     """The word of a line and the text of its last 300 columns, or of all others where it has fewer."""
     line = line.rstrip().replace(b"\t", b" ")
-    if line.count(b" ") == DIMENSIONS:  # most lines; to cut each into its columns would take several times as long
+    if line.count(b" ") == DIMENSIONS:  # as most lines have; cutting each into columns would take several times longer
         word, _, numbers = line.partition(b" ")
         return word, numbers
     word, *columns = line.rsplit(b" ", DIMENSIONS)
@@ -200,7 +284,7 @@ def _parse_text(numbers):
 
 
 def _header(line, path):
-    """The number of vectors in a first line such as `3000000 300`; None if the line is no such thing."""
+    """The number of vectors in a first line such as `3000000 300`; None for any other line."""
     words = line.split()
     if len(words) != 2 or not all(word.isdigit() and len(word) <= MOST_DIGITS for word in words):
         return None

@@ -54,11 +54,11 @@ def rename(root, row, name):
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "a/../0.jpg", "..", "a/.."])
 def test_a_name_that_climbs_is_refused_with_file_and_row_whatever_reads_it(tiny, monkeypatch, capsys, name):
     rename(tiny, 3, name)
-    told = f"_img.txt: row 3: expected a path inside the image folder, found {name!r}, which leads out of it"
+    sentence = f"_img.txt: row 3: expected a path inside the image folder, found {name!r}, which leads out of it"
     for skip_bad in (False, True):
         with pytest.raises(UserError) as error:
             dataset.load_training(found(tiny), skip_bad)
-        assert told in str(error.value)
+        assert sentence in str(error.value)
     with pytest.raises(UserError, match="row 3: expected a path inside"):
         dataset.load_retrieval(found(tiny), "database", skip_bad=True)
     with pytest.raises(UserError, match="row 3: expected a path inside"):
@@ -144,10 +144,10 @@ def test_any_other_link_out_is_refused_by_name_and_row_or_left_out(tiny, images,
     rename(tiny, 4, name)
     with pytest.raises(UserError) as error:
         dataset.load_training(found(tiny))
-    told = str(error.value)
-    assert f"1 of {TRAINING} images cannot be used" in told
-    assert f"{images / name} (row 4) is a link to /" in told
-    assert f", expected an image inside {images}" in told
+    sentence = str(error.value)
+    assert f"1 of {TRAINING} images cannot be used" in sentence
+    assert f"{images / name} (row 4) is a link to /" in sentence
+    assert f", expected an image inside {images}" in sentence
     assert dataset.load_training(found(tiny), skip_bad=True).skipped == 1
     assert dataset.load_retrieval(found(tiny), "database", skip_bad=True).rows.tolist() == [0, 1, 2, *range(4, 10)]
     code, printed = call(monkeypatch, capsys, check, "tiny", "--root", tiny)

@@ -1,7 +1,7 @@
-"""The documents: every link leads somewhere, and the programs accept every command line that a reader may copy.
+"""The documents: every link leads to a file or heading that exists, and the programs accept every command line.
 
 Blocks of bash are run by bash itself, so that variables, loops and quotes mean what they mean to a reader. But python,
-pip and so on are functions that only record how they were called.
+pip and so on are functions that only record their arguments.
 """
 import argparse
 import importlib
@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -20,7 +21,9 @@ DOCUMENTS = sorted(str(path.relative_to(ROOT)) for pattern in ("*.md", "docs/*.m
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SPAN = re.compile(r"`((?:python|bash) [^`]+)`")
-PARSERS = ("parse_arguments", "parse_options", "parse_args")  # what a program may call the function that parses
+EXTRAS = re.compile(r"""pip install -e '?\.\[([\w,]+)\]""")
+TEST = re.compile(r"`((?:\w+/)*test_\w+\.py|\w+)…?`")
+PARSERS = ("parse_arguments", "parse_options", "parse_args")  # the possible names of a program's function that parses
 
 RECORDER = """
 set -euf
@@ -54,20 +57,28 @@ def test_links_lead_to_files_and_headings_that_exist(name):
         path, _, anchor = link.partition("#")
         target = (ROOT / name).parent / path if path else ROOT / name
         assert target.exists(), f"{name} links to {link}, which does not exist"
-        assert not anchor or anchor in anchors(target), f"{name} links to {link}, but no heading is called so"
+        assert not anchor or anchor in anchors(target), f"{name} links to {link}, but there is no such heading"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_extras_that_a_document_installs_exist(name):
+    known = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    for extras in EXTRAS.findall(read(name)):
+        assert set(extras.split(",")) <= known.keys(), f"{name} installs [{extras}], which pyproject.toml does not have"
 
 
 def test_the_readme_can_be_read_in_one_go():
-    assert len(read("README.md").splitlines()) <= 200
+    assert len(read("README.md").splitlines()) <= 110
 
 
 def test_the_table_of_faults_names_tests_that_exist():
-    source = None
-    for name in re.findall(r"`(test_\w+\.py|\w+)…?`", read("tests/README.md").partition("## Faults")[2]):
-        if name.endswith(".py"):
-            source = read(f"tests/{name}")
-        elif source and "_" in name:
-            assert name in source, f"tests/README.md names {name}, which is in none of the files beside it"
+    for row in read("tests/README.md").partition("## Faults")[2].splitlines():
+        file = source = ""
+        for name in TEST.findall(row.rpartition(" | ")[2]):
+            if name.endswith(".py"):
+                file, source = name, read(f"tests/{name}")
+            elif source and "_" in name:
+                assert name in source, f"tests/README.md names {name} in tests/{file}, which does not have it"
 
 
 def recorded_calls(script, folder):
@@ -92,7 +103,7 @@ class Parsed(Exception):
 
 
 def run_parser(module):
-    """Call the function of a program that parses; where main() does it, stop there. A wrong argument is SystemExit."""
+    """Call the function of a program that parses; where main() parses, stop there. A wrong argument is SystemExit."""
     for name in PARSERS:
         if hasattr(module, name):
             getattr(module, name)()
@@ -110,7 +121,7 @@ def run_parser(module):
 
 
 def exit_code(program, arguments):
-    """What the parser of a program, if it has one, says of the arguments: 0 or 2. `program` is the path of its file."""
+    """The exit code of a program's parser for these arguments, 0 or 2. `program`: path of its file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(program), *arguments])
         patch.syspath_prepend(program.parent)  # as Python does with the folder of a program
@@ -125,7 +136,7 @@ def exit_code(program, arguments):
 
 def check_call(call, capsys):
     """Check a call of python or bash: [folder below the project, program, argument, …]."""
-    here, shell, *arguments = [argument for argument in call if argument != "…"]  # "…" stands for more options
+    here, shell, *arguments = [argument for argument in call if argument != "…"]  # "…" means more options
     folder = ROOT / here
     if shell == "bash":
         assert (folder / arguments[0]).is_file(), f"{shlex.join(call)}: there is no such script"
@@ -147,8 +158,9 @@ def test_programs_accept_the_command_lines_of_documents(name, tmp_path, capsys):
         check_call(call, capsys)
 
 
-@pytest.mark.parametrize("line", ["python train.py flickr", "python no_such.py", "python -m gpq.train --no-such 0",
-                                  "bash scripts/no_such.sh", "python prepare/demo.py out --no-such"])
+@pytest.mark.parametrize("line", ["python train.py flickr", "python no_such.py", "python search.py build",
+                                  "python -m gpq.train --no-such 0", "bash scripts/no_such.sh",
+                                  "python prepare/demo.py out --no-such"])
 def test_a_wrong_command_line_would_be_found(line, tmp_path, capsys):
     for call in recorded_calls(line, tmp_path):
         with pytest.raises(AssertionError, match=r"no such|required|unrecognized"):

@@ -35,7 +35,7 @@ from storage.files import (
     write_json,
 )
 from storage.log import open_log
-from tags.graph import write_tags
+from tag_processing import write_tags
 from tiny import EXPERIMENT, PROJECT, backbone, make_tiny, start, train, wait_for
 from util import UserError, stream
 
@@ -220,7 +220,8 @@ def test_a_second_run_of_one_experiment_is_refused_and_the_first_goes_on(tmp_pat
     wait_for("training images", first)
     code, output = train(root)
     assert code == 2
-    assert re.search(r"error: .*\.log: another run of this experiment is at work; NOTES tell two apart\n", output)
+    assert re.search(r"error: .*\.log: another run of this experiment is in progress; give this one other NOTES\n",
+                     output)
     assert first.wait() == 0
     assert check_checksums(root / "checkpoints" / f"{EXPERIMENT}.json")
 
@@ -299,7 +300,7 @@ def test_a_file_without_a_checksum_as_the_release_writes_it_loads_with_a_note(tm
     save_tags(tmp_path, 3)
     (tmp_path / "data/x/tags/report.json").unlink()
     assert len(read_tags(find_dataset("x", tmp_path), 5)[0]) == 3
-    assert "tells no checksums, so damage" in capsys.readouterr().err
+    assert "holds no checksums, so damage" in capsys.readouterr().err
 
 
 def test_a_seal_that_is_no_json_is_refused_by_name(tmp_path):
@@ -364,7 +365,7 @@ def test_a_log_that_another_run_holds_is_refused_until_that_run_ends(tmp_path):
                                "print('held', flush=True); time.sleep(60)"],
                               stdout=subprocess.PIPE, text=True, cwd=PROJECT)
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another run of this experiment is at work"):
+    with pytest.raises(UserError, match="another run of this experiment is in progress"):
         open_log(path)
     holder.kill()
     holder.wait()

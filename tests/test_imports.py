@@ -12,7 +12,8 @@ SOURCES = sorted(path for path in (*PROJECT.glob("*.py"), *PROJECT.glob("*/*.py"
                  if path.relative_to(PROJECT).parts[0] not in ("tests", ".venv", "datasets"))
 MODULES = {".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): path
            for path in SOURCES}
-SLOW_TO_LOAD = {"tensorflow", "sklearn", "gensim", "matplotlib", "ray", "faiss", "pyarrow", "onnx"}
+SLOW_TO_LOAD = {"tensorflow", "sklearn", "gensim", "matplotlib", "ray", "faiss", "pyarrow", "onnx", "starlette",
+                "uvicorn"}
 # Packages and modules of the first folder, lowest first; those of one rank import each other in no circle.
 ORDER = (("util",), ("storage",), ("dataset", "quantization", "tags"), ("models",), ("retrieval",), ("net", "net_val"),
          ("train", "validation", "tag_processing"), ("server",), ("search",), ("gpq", "prepare", "experiments"))

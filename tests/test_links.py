@@ -56,8 +56,7 @@ def test_the_ablations_link_to_the_images_moves_with_the_project(project, tmp_pa
         for source, copy in zip(dataset.find_dataset("tiny", project).split_files(split),
                                 dataset.find_dataset("mine", project).split_files(split), strict=True):
             shutil.copy(source, copy)
-    monkeypatch.setattr("sys.argv", ["ablations.py", "mine", "train", "cpu", "--root", str(project)])
-    ablations.prepare_tags(ablations.parse_arguments())
+    ablations.prepare_tags(project, "mine", "vectors.txt", "cpu", 0.75)
     shutil.move(project, tmp_path / "new")
     assert (tmp_path / "new" / "datasets" / "mine_no_graph").resolve() == tmp_path / "new" / "photos"
 

@@ -22,7 +22,7 @@ from storage import images as image_files
 from tags import graph, trained_vectors
 from tiny import EXPERIMENT, make_tiny, train, validate, write_pickle
 from train import Schedule
-from util import UserError, stream
+from util import UserError, stream, unit_length
 
 SIZES = (1, 2, 255, 256, 257)  # K is 256
 
@@ -139,16 +139,16 @@ def test_results_of_fewer_images_than_asked_for_are_measured_on_those():
 
 @pytest.mark.parametrize("tags", [1, 2, 255, 256, 257])
 def test_a_graph_of_any_number_of_tags_keeps_each_of_them_once(tags):
-    unit = graph.normalise(embeddings_of(tags).astype(float))
+    unit = unit_length(embeddings_of(tags).astype(float))
     links = graph.correlation_graph(unit, 5, 0.75)
     np.testing.assert_allclose(links.sum(1), 1)
-    groups = graph.merge_groups(graph.normalise(links @ unit), 0.05)
+    groups = graph.merge_groups(unit_length(links @ unit), 0.05)
     assert sorted(np.concatenate(groups)) == list(range(tags))
     assert graph.merged_embeddings(unit, groups).shape == (len(groups), 300)
 
 
 def test_tags_that_are_all_synonyms_become_one():
-    unit = graph.normalise(np.tile(embeddings_of(1).astype(float), (40, 1)))
+    unit = unit_length(np.tile(embeddings_of(1).astype(float), (40, 1)))
     assert graph.merge_groups(unit, 0.05) == [list(range(40))]
 
 

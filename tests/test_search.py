@@ -6,12 +6,12 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from test_serve import post, served
 
 import search
 from quantization import quantizer
 from retrieval import build, faiss_index, index
 from server.client import Remote
+from servers import post, served
 from tiny import EXPERIMENT, TRAINING, make_tiny, run, train_in_fixture, validate
 from util import UserError
 
@@ -133,7 +133,7 @@ def test_with_a_file_of_word_vectors_any_of_its_words_is_a_query(root, checkpoin
     assert made.content.facts["generation"] == index.load(tmp_path / "index").content.facts["generation"]
     (tmp_path / "other.txt").write_text("".join(f"{word} {' '.join(map(str, vector[::-1]))}\n"
                                                 for word, vector in rows))
-    with pytest.raises(UserError, match="expected the word vectors that the tags were made of, found others"):
+    with pytest.raises(UserError, match="expected the word vectors that the tags were made from, found others"):
         build.build(checkpoint, "tiny", **arguments, vectors=tmp_path / "other.txt")
 
 

@@ -1,22 +1,22 @@
-// The page's script. The address holds the query; `show` draws what the address says, and nothing else changes the
-// address but `go`. A query is asked of POST /query; see /docs.
+// The page's script. The query is in the page's address: only `go` changes the address, and `show` draws the page from
+// it. Queries are sent to POST /query; see /docs.
 "use strict";
 
-const AT_ONCE = 60;            // results that are asked for at a time
-const MOST = 5000;             // results that one may scroll to
+const AT_ONCE = 60;            // results that are requested at a time
+const MOST = 5000;             // results that one can scroll to
 const KEPT = 20;               // queries whose results are kept, so that Back is instant
-const SLOW = 200;              // milliseconds after which the page says that it waits
+const SLOW = 200;              // milliseconds after which the page says that it is searching
 const PARTS = ["words", "photo", "name", "like", "share", "right", "wrong"];
 
 const $ = id => document.getElementById(id);
 const numbers = new Intl.NumberFormat("en");
 const kept = new Map();        // {query: {results, bits, milliseconds, whole}}, the newest last
-let marks = new Map();         // {row: "right" or "wrong"}, before and after they refine the query
+let marks = new Map();         // {row: "right" or "wrong"}, both before and after they refine the query
 let drawn = null;              // the query whose results are on the page
-let answer = null;             // what `kept` has of it
-let asking = null;             // AbortController of the query that is under way
-let facts = {};                // of GET /health
-let lastShown = null;          // row whose tile gets the focus back
+let answer = null;             // its entry in `kept`
+let asking = null;             // AbortController of the request in progress
+let facts = {};                // the answer of GET /health
+let lastShown = null;          // row whose tile regains the focus
 
 
 // ---------------------------------------------------------------- the address
@@ -63,8 +63,8 @@ async function ask(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer. Is it still running?");
   }
-  const content = await response.json().catch(() => ({error: `The server answered ${response.status}.`}));
-  if (!response.ok) throw new Error(sentence(content.error || `The server answered ${response.status}.`));
+  const content = await response.json().catch(() => ({error: `The server answered with status ${response.status}.`}));
+  if (!response.ok) throw new Error(sentence(content.error || `The server answered with status ${response.status}.`));
   return content;
 }
 
@@ -157,7 +157,7 @@ function say(text, fault = false) {
 }
 
 const fileName = path => path.split("/").pop();
-const percent = share => `${Math.round(100 * share)} % photo`;
+const percent = share => `${Math.round(100 * share)}% photo`;
 const previewKey = photo => `preview ${photo.slice(0, 64)}`;
 
 function drawQuery(query) {
@@ -192,11 +192,11 @@ function drawResults() {
   $("results").replaceChildren();
   drawFacts();
   if (!answer.results.length) {
-    say(answer.sentence ? sentence(answer.sentence) : "Nothing was found.", true);
+    say(answer.sentence ? sentence(answer.sentence) : "No photos were found.", true);
     suggest(readAddress());
     return;
   }
-  say(`${numbers.format(answer.photos)} photos, the nearest first`);
+  say(`${numbers.format(answer.photos)} photos, most similar first`);
   drawTiles();
 }
 
@@ -247,8 +247,8 @@ function drawStart() {
   $("results").replaceChildren();
   drawFacts();
   say("");
-  if (facts.no_words) drawHint("Choose a photo, drop one on this page or paste one, and the photos most like it are found.");
-  else if (facts.tags) suggest({words: ""}, "Type words, or choose, drop or paste a photo. Words to begin with:");
+  if (facts.no_words) drawHint("Choose a photo, drop one on this page or paste one to find the photos most like it.");
+  else if (facts.tags) suggest({words: ""}, "Type words, or choose, drop or paste a photo. Words to start with:");
 }
 
 function drawHint(text, ...more) {
@@ -265,7 +265,7 @@ async function suggest(query, text = "Try one of these words, or a photo:") {
     if (words.length && key(readAddress()) === drawn && !answer?.results.length) {
       drawHint(text, tagList(make("ul", {className: "tags"}), words));
     }
-  } catch { /* the sentence before it stands */ }
+  } catch { /* the message that is already there stays */ }
 }
 
 function tagList(list, words, cosines = []) {
@@ -291,7 +291,7 @@ async function keepPreview(photo, file) {
     const canvas = make("canvas", {width: Math.max(1, image.width * scale), height: Math.max(1, image.height * scale)});
     canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
     sessionStorage.setItem(previewKey(photo), canvas.toDataURL("image/jpeg", 0.8));
-  } catch { /* a photo that the browser does not know, or no room: its name stands there alone */ }
+  } catch { /* the browser cannot decode it or has no room: only its name is shown */ }
 }
 
 
@@ -360,7 +360,7 @@ async function copyPath() {
   try {
     await navigator.clipboard.writeText(path);
     $("copy").textContent = "Copied";
-  } catch {  // the clipboard is closed to pages that came by plain HTTP from another machine
+  } catch {  // the clipboard is closed to pages that came over plain HTTP from another machine
     getSelection().selectAllChildren($("detail-path"));
     $("copy").textContent = "Selected: press Ctrl+C";
   }
@@ -369,8 +369,8 @@ async function copyPath() {
 
 // ---------------------------------------------------------------- completion of words
 
-let chosen = -1;               // place of the completion that the arrow keys chose
-let typed = 0;                 // counts what was typed, so that late answers are dropped
+let chosen = -1;               // index of the completion that the arrow keys selected
+let typed = 0;                 // counts keystrokes, so that late answers are dropped
 
 async function complete() {
   const mine = ++typed, last = $("words").value.split(/\s+/).pop();
@@ -422,7 +422,7 @@ function submit() {
 // ---------------------------------------------------------------- events
 
 const ends = $("more");
-$("unmark").before(make("button", {type: "button", id: "refine", textContent: "Refine by these"}));
+$("unmark").before(make("button", {type: "button", id: "refine", textContent: "Refine with these"}));
 
 $("search").addEventListener("submit", event => { event.preventDefault(); submit(); });
 $("words").addEventListener("input", complete);
@@ -488,7 +488,7 @@ $("detail").addEventListener("keydown", event => {
   if (event.key === "ArrowLeft") step(-1);
   else if (event.key === "ArrowRight") step(1);
 });
-$("detail-photo").addEventListener("error", () => showGone("This photo is not there any more, or cannot be decoded."));
+$("detail-photo").addEventListener("error", () => showGone("This photo is no longer there or cannot be decoded."));
 $("close").addEventListener("click", leave);
 $("previous").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
@@ -513,7 +513,7 @@ document.addEventListener("paste", event => {
   if (file) { event.preventDefault(); searchByPhoto(file); }
 });
 
-let inside = 0;                // elements of the page that a dragged file is over
+let inside = 0;                // number of elements that the dragged file is over
 const carriesFile = event => [...(event.dataTransfer?.types || [])].includes("Files");
 document.addEventListener("dragenter", event => { if (carriesFile(event)) { inside++; $("drop").hidden = false; } });
 document.addEventListener("dragleave", event => { if (carriesFile(event) && --inside <= 0) { inside = 0; $("drop").hidden = true; } });
@@ -539,7 +539,7 @@ async function begin() {
   }
   if (facts.no_words) {
     $("words").disabled = true;
-    $("words").placeholder = "Words are off";
+    $("words").placeholder = "Search by words is off";
     $("words").title = facts.no_words;
     $("query").after(make("p", {id: "no-words", className: "reason", textContent: facts.no_words}));
   }

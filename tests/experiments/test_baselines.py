@@ -1,4 +1,4 @@
-"""experiments/baselines.py: the table as people get it, its scores against plain formulas, and what it refuses."""
+"""The table of baselines, its scores compared with plain formulas, and the files that are refused."""
 import json
 import math
 import subprocess
@@ -8,12 +8,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
+from experiments import baselines
 from retrieval.retrieval_file import read_content
 from util import run_program, stream
 
 faiss = pytest.importorskip("faiss")
-from experiments import baselines, faiss_codes  # noqa: E402
+from retrieval.faiss_index import flat_engine  # noqa: E402
 
 PROGRAM = Path(__file__).resolve().parents[2] / "experiments" / "baselines.py"
 IMAGES, QUERIES, CODEBOOKS, CLUSTERS = 600, 20, 2, 6
@@ -86,8 +88,9 @@ def test_every_code_ranks_clusters_better_than_a_random_order(printed_and_saved)
 
 @pytest.mark.slow
 def test_a_seed_repeats_every_map(printed_and_saved, content):
-    with faiss_codes.threadpool_limits(1):
-        again = faiss_codes.measure(content, content.db_features, 300, 3)
+    with threadpool_limits(1):
+        again = baselines.measure(content, flat_engine(content.db_codes, content.codebooks),
+                                  baselines.Quantizers(faiss, CODEBOOKS, 3), content.db_features, 300)
     assert {name: row["map"] for name, row in again.items()} == {
         name: row["map"] for name, row in printed_and_saved[1]["rows"].items()}
 
@@ -97,10 +100,11 @@ def test_a_seed_repeats_every_map(printed_and_saved, content):
 @pytest.mark.parametrize("name", ["PQ", "RQ"])
 def test_maps_count_the_scores_that_faiss_searches_by(content, name):
     found = []
-    search = faiss_codes.search
-    with pytest.MonkeyPatch.context() as patch, faiss_codes.threadpool_limits(1):
-        patch.setattr(faiss_codes, "search", lambda index, queries: found.append(index) or search(index, queries))
-        method = faiss_codes.baseline_method(name, content, content.db_features, 0)
+    search = baselines.search
+    with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
+        patch.setattr(baselines, "search", lambda index, queries: found.append(index) or search(index, queries))
+        method = baselines.baseline_method(
+            name, content, baselines.Quantizers(faiss, CODEBOOKS, 0), content.db_features)
     scores = method.score(slice(0, QUERIES))
     expected = content.qry_features @ found[0].reconstruct_n(0, IMAGES).T
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)
@@ -111,26 +115,27 @@ def test_hamming_scores_are_minus_the_bits_that_differ():
     rng = stream(0, "hamming test")
     codes, queries = (rng.integers(0, 256, (n, 3), np.uint8) for n in (50, 7))
     bits, query_bits = (np.unpackbits(array, axis=1) for array in (codes, queries))
-    found = faiss_codes.hamming_score(codes, queries)(slice(2, 7))
+    found = baselines.hamming_score(codes, queries)(slice(2, 7))
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, -(query_bits[2:, None] != bits).sum(-1))
 
 
 def test_product_quantizers_of_7_bytes_pad_with_zeros(content):
-    index = faiss_codes.pq_index(7, 0)
+    quantizers = baselines.Quantizers(faiss, 7, 0)
+    index = quantizers.pq()
     index.train(content.db_features)
     index.add(content.db_features)
-    assert (index.d, faiss_codes.padded(7), faiss_codes.padded(6)) == (300, 301, 300)
-    assert faiss_codes.codes_of(index).shape == (IMAGES, 7)
+    assert (index.d, baselines.padded(7), baselines.padded(6)) == (300, 301, 300)
+    assert quantizers.codes(index).shape == (IMAGES, 7)
     spread = np.square(content.db_features - content.db_features.mean(0)).mean()
     assert np.square(index.reconstruct_n(0, IMAGES) - content.db_features).mean() < 0.7 * spread
 
 
 def test_a_large_database_is_learned_from_by_a_seeded_sample(monkeypatch):
     features = np.arange(400, dtype=np.float32)[:, None]
-    assert faiss_codes.training_images(features, 0) is features
-    monkeypatch.setattr(faiss_codes, "TRAINING_IMAGES", 300)
-    first, again, other = (faiss_codes.training_images(features, seed)[:, 0] for seed in (0, 0, 1))
+    assert baselines.training_images(features, 0) is features
+    monkeypatch.setattr(baselines, "TRAINING_IMAGES", 300)
+    first, again, other = (baselines.training_images(features, seed)[:, 0] for seed in (0, 0, 1))
     assert len(set(first)) == 300
     assert (first == again).all()
     assert (first != other).any()
@@ -197,8 +202,6 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path, monkeypatch, capsys):
 
 def test_without_faiss_it_is_said_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.delitem(sys.modules, "experiments.faiss_codes")
-    monkeypatch.delattr(sys.modules["experiments"], "faiss_codes")
     error = refused(monkeypatch, capsys, write(tmp_path / "x.h5"))
     assert error == "error: baselines need faiss: pip install -r requirements-search.txt\n"
 
@@ -207,6 +210,6 @@ def test_help_answers_without_tensorflow_and_faiss():
     done = subprocess.run([sys.executable, "-X", "importtime", PROGRAM, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "default 5000" in done.stdout
-    for number in (faiss_codes.NEAREST, faiss_codes.RUNS, faiss_codes.QUERIES_TIMED, faiss_codes.TRAINING_IMAGES):
+    for number in (baselines.NEAREST, baselines.RUNS, baselines.QUERIES_TIMED, baselines.TRAINING_IMAGES):
         assert f" {number:,} " in done.stdout.replace("\n", " ")
     assert not {"tensorflow", "faiss"} & {line.split("|")[-1].strip() for line in done.stderr.splitlines()}

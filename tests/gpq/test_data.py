@@ -149,7 +149,7 @@ def test_missing_batches_are_named(tmp_path):
     ({b"data": np.zeros((2, 3072), "u1"), b"labels": [0]}, "expected 2 labels from 0 to 9"),
     ({b"data": np.zeros((2, 3072), "u1"), b"labels": [0, 10]}, "expected 2 labels from 0 to 9"),
 ])
-def test_wrong_batches_are_told_in_a_sentence(tmp_path, content, message):
+def test_wrong_batches_are_refused_in_a_sentence(tmp_path, content, message):
     path = tmp_path / "data_batch_1"
     path.write_bytes(python3(content))
     with pytest.raises(UserError, match=message):
@@ -163,7 +163,7 @@ def test_a_pickle_that_names_a_function_is_refused(tmp_path):
         data.read_batch(path, 10)
 
 
-def test_a_split_without_database_is_told(tmp_path):
+def test_a_split_without_database_is_refused(tmp_path):
     write_batches(tmp_path)
     with pytest.raises(UserError, match="leave no database images"):
         data.load_split(tmp_path)

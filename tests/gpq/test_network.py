@@ -1,12 +1,17 @@
 """GPQ's network: names, shapes, batch normalisation and its moving averages, pretrained files."""
+import io
 import re
+import signal
+import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import scipy.io
 
 import gpq_oracles as oracles
-from gpq import network
+from gpq import matlab, network
 from models.session import tf
 from narrow import NARROW
 from util import UserError, stream
@@ -23,7 +28,7 @@ def weights():
 
 
 def numpy_features(images, values, normalize):
-    """Features in float64; `normalize(norm, x)` stands for batch normalisation."""
+    """Features in float64; `normalize(norm, x)` is the batch normalisation of a layer."""
     x = np.float64(images)
     for convolution, norm, _, outputs in NARROW:
         kernel = np.float64(values[f"Fixed_VGG/{convolution}/kernel"])
@@ -155,6 +160,16 @@ def test_a_pretrained_file_gives_all_layers_but_the_last(tmp_path, suffix):
         assert value.dtype == np.float32
 
 
+def test_training_starts_from_a_pretrained_file(tmp_path):
+    shapes = network.parameter_shapes(144, 16, 10)
+    content = {f"{name}:0": value for name, value in network.xavier(shapes, stream(7, "other weights")).items()}
+    scipy.io.savemat(tmp_path / "start.mat", content)
+    fresh = network.first_values(shapes, seed=0)
+    for name, value in network.first_values(shapes, 0, tmp_path / "start.mat").items():
+        expected = fresh[name] if name in ("Z", "C") or "dense" in name else content[f"{name}:0"]
+        np.testing.assert_array_equal(value, expected)
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"Fixed_VGG/conv2d/bias:0": None}, "under 'Fixed_VGG/conv2d/bias:0', found nothing"),
     ({"Fixed_VGG/conv2d/bias:0": np.ones(9)}, "floats of shape (4,) under 'Fixed_VGG/conv2d/bias:0', found float64 of "
@@ -162,7 +177,7 @@ def test_a_pretrained_file_gives_all_layers_but_the_last(tmp_path, suffix):
     ({"Fixed_VGG/batch0/beta:0": np.full(4, np.nan)}, "'Fixed_VGG/batch0/beta:0' holds NaN"),
 ])
 @pytest.mark.parametrize("suffix", [".mat", ".npz"])
-def test_a_wrong_pretrained_file_is_told(tmp_path, suffix, change, message):
+def test_a_wrong_pretrained_file_is_refused(tmp_path, suffix, change, message):
     path = tmp_path / f"start{suffix}"
     content = {name: value for name, value in {**pretrained(), **change}.items() if value is not None}
     if suffix == ".mat":
@@ -175,10 +190,44 @@ def test_a_wrong_pretrained_file_is_told(tmp_path, suffix, change, message):
 
 @pytest.mark.parametrize("suffix", [".mat", ".npz"])
 @pytest.mark.parametrize("content", [b"", b"no such format", b"PK\x03\x04 and nothing", bytes(200)])
-def test_a_file_that_is_no_pretrained_file_is_told(tmp_path, suffix, content):
+def test_a_file_of_another_format_is_refused(tmp_path, suffix, content):
     path = tmp_path / f"start{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match="start"):
         network.read_pretrained(path, SHAPES)
     with pytest.raises(UserError, match="no such file"):
         network.read_pretrained(tmp_path / f"missing{suffix}", SHAPES)
+
+
+def mat_bytes(content, **options):
+    file = io.BytesIO()
+    scipy.io.savemat(file, content, **options)
+    return bytearray(file.getvalue())
+
+
+def test_floats_that_matlab_stored_as_integers_are_read():
+    """As MATLAB does if all are whole numbers: the class of the array is single, that of its values is not."""
+    content = mat_bytes({"Fixed_VGG/batch0/gamma:0": np.uint8([1, 2, 3, 4])})
+    at = content.index(struct.pack("<III", 6, 8, 9)) + 8  # the flags of the array, which begin with its class
+    content[at] = 7
+    found = matlab.read_arrays(bytes(content), {"Fixed_VGG/batch0/gamma:0": 4})
+    assert {name: (array.dtype, array.tolist()) for name, array in found.items()} == {
+        "Fixed_VGG/batch0/gamma:0": (np.float32, [[1, 2, 3, 4]])}
+
+
+def test_a_damaged_file_that_crashes_scipy_is_refused(tmp_path):
+    content = mat_bytes(pretrained())
+    content[content.index(struct.pack("<II", 7, 4 * 9 * 3 * 4))] = 194  # type and bytes of the first kernel's values
+    (tmp_path / "start.mat").write_bytes(content)
+    crashed = subprocess.run([sys.executable, "-c", "import scipy.io, sys; scipy.io.loadmat(sys.argv[1])",
+                              tmp_path / "start.mat"], stderr=subprocess.DEVNULL)
+    assert crashed.returncode == -signal.SIGSEGV
+    with pytest.raises(UserError, match=r"start\.mat: expected a \.mat or \.npz file, and it could not be read"):
+        network.read_pretrained(tmp_path / "start.mat", SHAPES)
+
+
+def test_a_small_file_of_vast_arrays_is_refused(tmp_path):
+    vast = mat_bytes({**pretrained(), "Fixed_VGG/conv2d/bias:0": np.zeros(10**6)}, do_compression=True)
+    (tmp_path / "start.mat").write_bytes(vast)
+    with pytest.raises(UserError, match="could not be read"):
+        network.read_pretrained(tmp_path / "start.mat", SHAPES)

@@ -13,10 +13,10 @@ pytest.importorskip("starlette")
 pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
 
 from playwright.sync_api import expect, sync_playwright
-from test_web_app import served
 
 import page_service
 from retrieval import index
+from servers import page_served
 from storage.images import read_image
 from tiny import PROJECT
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    with served(folder) as server:
+    with page_served(folder) as server:
         yield server
 
 
@@ -216,7 +216,7 @@ def test_what_fails_is_a_sentence(open_page, folder):
     assert rows(page)
 
 
-def test_what_is_no_photo_is_a_sentence(browser, server):
+def test_what_is_not_a_photo_is_a_sentence(browser, server):
     page = browser.new_page()
     page.goto(f"http://127.0.0.1:{server.port}/")
     page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no photo"})
@@ -226,7 +226,7 @@ def test_what_is_no_photo_is_a_sentence(browser, server):
 
 def test_a_server_that_has_ended_is_a_sentence(browser, folder):
     page = browser.new_page()
-    with served(folder) as server:
+    with page_served(folder) as server:
         page.goto(f"http://127.0.0.1:{server.port}/")
         expect(page.locator("#facts")).to_contain_text("photos")
     page.fill("#words", "sky")
@@ -268,7 +268,7 @@ def test_without_words_the_page_says_why(browser, folder, tmp_path):
     content = index.load(tmp_path / "index").content
     content.tag_names, content.tag_embeddings = [], content.tag_embeddings[:0]
     index.save(tmp_path / "index", content)
-    with served(tmp_path / "index") as server:
+    with page_served(tmp_path / "index") as server:
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{server.port}/")
         expect(page.locator("#no-words")).to_contain_text("too few tags")
@@ -291,5 +291,5 @@ def test_axe_finds_no_serious_fault(open_page, address, scheme):
         rows(page)
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run()")["violations"]
-    told = [(fault["id"], fault["impact"], [node["html"][:150] for node in fault["nodes"]][:3]) for fault in found]
-    assert [fault for fault in told if fault[1] in ("serious", "critical")] == []
+    faults = [(fault["id"], fault["impact"], [node["html"][:150] for node in fault["nodes"]][:3]) for fault in found]
+    assert [fault for fault in faults if fault[1] in ("serious", "critical")] == []

@@ -1,6 +1,6 @@
 """Hostile and damaged files are refused in one line or read as plain data: nothing runs, crashes or swells.
 
-What could crash or swell is read in a process of its own, which tells how much memory it took.
+What could crash or swell is read in a process of its own, which reports how much memory it took.
 """
 import collections
 import io
@@ -13,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.io
 
-from gpq import matlab
 from pickle_writer import called, group, named, plain
 from storage.arrays import read_npy, read_pickle, read_weights, write_weights
 from util import UserError
@@ -154,7 +152,7 @@ def test_what_a_pickle_wants_run_is_refused_in_one_line_and_not_run(tmp_path, mo
     assert not (tmp_path / "called").exists()
 
 
-def test_a_name_with_line_breaks_is_told_on_one_line(tmp_path):
+def test_a_name_with_line_breaks_is_reported_on_one_line(tmp_path):
     with pytest.raises(UserError, match="only NumPy arrays and plain containers") as caught:
         read_pickle(write(tmp_path / "x", text("os\n\r\n") + text("a\nb") + pickle.STACK_GLOBAL))
     assert len(str(caught.value).splitlines()) == 1
@@ -424,41 +422,6 @@ def test_a_file_that_ends_too_early_is_refused(tmp_path, share):
     (tmp_path / "x.npy").write_bytes(content.getvalue()[:int(share * len(content.getvalue()))])
     with pytest.raises(UserError, match=r"x\.npy: "):
         read_npy(tmp_path / "x.npy")
-
-
-# ---------------------------------------------------------------- MATLAB's files
-
-def matlab_file(**options):
-    file = io.BytesIO()
-    scipy.io.savemat(file, {"a:0": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "b:0": np.arange(5.0), "c": "text",
-                            "d": np.ones(3) * 1j, "e": np.arange(3)}, **options)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_floats_in_matlab_s_files_are_read_as_scipy_reads_them(packed):
-    content = matlab_file(do_compression=packed)
-    found = matlab.read_arrays(content, {"a:0": 24, "b:0": 5, "d": 3, "e": 3})
-    assert sorted(found) == ["a:0", "b:0"]
-    for name, array in scipy.io.loadmat(io.BytesIO(content), variable_names=list(found)).items():
-        if name in found:
-            np.testing.assert_array_equal(found[name], array)
-            assert found[name].dtype == array.dtype
-
-
-def test_values_of_no_known_type_which_crash_scipy_are_refused():
-    content = bytearray(matlab_file())
-    at = content.index(struct.pack("<II", 7, 96))  # 24 floats
-    content[at] = 194
-    with pytest.raises(matlab.ERRORS):
-        matlab.read_arrays(bytes(content), {"a:0": 24})
-
-
-def test_a_packed_array_is_not_unpacked_beyond_what_it_may_hold():
-    file = io.BytesIO()
-    scipy.io.savemat(file, {"a:0": np.zeros(10**6)}, do_compression=True)
-    with pytest.raises(matlab.ERRORS):
-        matlab.read_arrays(file.getvalue(), {"a:0": 24})
 
 
 # ---------------------------------------------------------------- damage of every kind

@@ -1,8 +1,8 @@
 """Damages small sound files of every kind that is read, and reads them: `python tests/support/fuzz_readers.py`.
 
-A reader may give a value or raise UserError. All else is a finding: another exception, a crash, more than 20 seconds,
-more than 300 MB. Case N of a kind is the same whenever the seed is, so `--kind NAME --case N` repeats one. The readers
-run in child processes that do many cases each; after a crash the next child goes on behind the case.
+A reader may return a value or raise UserError. Anything else is a finding: another exception, a crash, more than 20
+seconds, more than 300 MB. Case N of a kind depends only on the seed, so `--kind NAME --case N` repeats one. The readers
+run in child processes that do many cases each; after a crash the next child goes on with the following case.
 """
 import argparse
 import contextlib
@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 SECONDS = 20  # of a case
 MEGABYTES = 300  # that a child may grow by
 MOST_ADDRESSES = 1500  # megabytes that a child may allocate beyond what it has before the first case
-TURN = 200  # cases of one kind before it is the next one's turn
+TURN = 200  # cases of a kind before the next kind has its turn
 
 
 # ---------------------------------------------------------------- damage
@@ -371,8 +371,8 @@ def memory():
 
 
 def run_cases(name, seed, first, count):
-    """Read `count` cases, and tell each one's number before and its outcome after."""
-    tell = os.fdopen(os.dup(1), "w", buffering=1)
+    """Read `count` cases, and report each one's number before and its outcome after."""
+    report = os.fdopen(os.dup(1), "w", buffering=1)
     with open(os.devnull, "w") as nowhere:  # what libraries print is of no interest
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
@@ -394,7 +394,7 @@ def run_cases(name, seed, first, count):
             for path in folder.iterdir():
                 path.unlink()
             put_files(folder, files)
-            tell.write(f"{number}\n")
+            report.write(f"{number}\n")
             try:
                 kind.read(folder if kind.together else folder / next(iter(files)))
                 outcome = "read"
@@ -404,9 +404,9 @@ def run_cases(name, seed, first, count):
             except BaseException as error:
                 outcome = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if memory() > before + MEGABYTES:
-                tell.write(f"{memory() - before:.0f} MB ({outcome})\n")
+                report.write(f"{memory() - before:.0f} MB ({outcome})\n")
                 return
-            tell.write(f"{outcome}\n")
+            report.write(f"{outcome}\n")
 
 
 def put_files(folder, files):
@@ -494,10 +494,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", choices=KINDS, action="append", help="only this one; may be given more than once")
-    parser.add_argument("--cases", type=int, help="so many of each kind, however long it takes")
-    parser.add_argument("--case", type=int, help="only this one of --kind")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the files of findings there")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind; may be given more than once")
+    parser.add_argument("--cases", type=int, help="how many of each kind, in place of --minutes")
+    parser.add_argument("--case", type=int, help="only this case of --kind")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the files of findings in this folder")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

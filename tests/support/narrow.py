@@ -1,7 +1,6 @@
-"""A narrow network of GPQ."""
+"""GPQ's network with few channels."""
 from gpq import network
 
-# GPQ's network with few channels
-NARROW = tuple((convolution, norm, 3 if inputs == 3 else 4, 6 if norm.startswith("batch3") else 4)
-               for convolution, norm, inputs, _ in network.CONVOLUTIONS)
-NARROW = tuple((row[0], row[1], NARROW[n - 1][3] if n else 3, row[3]) for n, row in enumerate(NARROW))
+CHANNELS = {3: 3, 64: 4, 128: 4, 256: 4, 512: 6}
+NARROW = tuple((convolution, norm, CHANNELS[inputs], CHANNELS[outputs])
+               for convolution, norm, inputs, outputs in network.CONVOLUTIONS)

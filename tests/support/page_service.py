@@ -1,6 +1,6 @@
 """A small real index of drawn photos and a service on it without TensorFlow, for tests of the server and the page.
 
-    python tests/support/page_service.py INDEX [--photos 60] [--port 0] [--token TOKEN] [--seconds S] [--access-log]
+    python tests/support/page_service.py INDEX [--photos 24] [--port 0] [--token TOKEN] [--seconds S] [--access-log]
 
 makes the index if there is none and serves it. The "network" is a fixed random projection of a photo's colours; a tag's
 vector is the mean of its photos.
@@ -16,17 +16,18 @@ import numpy as np
 from prepare import demo
 from retrieval import index, manifest
 from retrieval.searcher import Searcher
-from server import app, connections, limits
+from server import app, connections
 from server.service import Service
 from storage.files import fingerprint
 from storage.images import image_fault, read_image
 from util import UserError, run_program, stream
 
+PHOTOS = 24  # of an index
 CELLS = 6  # of a photo's colours, across and down
 
 
 def photo_folder(folder):
-    """Where the photos of an index are: beside it, since its own folder is for nothing else."""
+    """The folder of an index's photos, next to the index, whose own folder may hold nothing else."""
     return folder.with_name(f"{folder.name}-photos")
 
 
@@ -38,7 +39,7 @@ def embed(photo):
 
 
 class Photos(Searcher):
-    """What the service asks: see answers.Service."""
+    """Searches an index as service.Service expects."""
 
     def __init__(self, folder):
         super().__init__(index.load(folder))
@@ -55,12 +56,12 @@ class Photos(Searcher):
 
 
 def open_service(folder):
-    """The Service of an index, as it is now."""
+    """The Service of the index as it is now."""
     source = fingerprint(folder / manifest.MANIFEST)
     return Service(Photos(folder), 32, source)
 
 
-def make_index(folder, photos=60, seed=0):
+def make_index(folder, photos=PHOTOS, seed=0):
     """Draw photos into `photo_folder(folder)` and write an index of them into `folder`."""
     photo_folder(folder).mkdir(parents=True, exist_ok=True)
     names, tags, embeddings = [], [], []
@@ -87,19 +88,23 @@ def make_index(folder, photos=60, seed=0):
         facts={"seed": seed, "images": str(photo_folder(folder).resolve())}))
 
 
+def photo_file(folder, row=0):
+    """The bytes of a photo of an index."""
+    return index.load(folder).image_path(row).read_bytes()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, metavar="INDEX")
-    parser.add_argument("--photos", type=int, default=60)
+    parser.add_argument("--photos", type=int, default=PHOTOS)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--token")
-    parser.add_argument("--seconds", type=float, help="in which head and body of a request have to arrive, for which "
-                                                      "requests are answered at the end, and in which a new index is "
-                                                      "taken up")
+    parser.add_argument("--seconds", type=float, help="for head and body of a request to arrive, for requests in "
+                                                      "progress when the server stops, and until a new index is opened")
     parser.add_argument("--access-log", action="store_true")
     options = parser.parse_args()
     if options.seconds:
-        limits.BODY_SECONDS = connections.HEAD_SECONDS = connections.STOP_SECONDS = options.seconds
+        connections.BODY_SECONDS = connections.HEAD_SECONDS = connections.STOP_SECONDS = options.seconds
         app.RENEW_SECONDS = options.seconds / 2
     listener = connections.listen("127.0.0.1", options.port)
     if not index.has_index(options.folder):

@@ -1,0 +1,93 @@
+"""Serves an index: opens it, opens it again whenever it was rewritten, and answers over HTTP until it is stopped."""
+import sys
+from functools import cached_property, partial
+from pathlib import Path
+
+from retrieval import faiss_index, manifest, shards
+from retrieval.photo_searcher import Photos
+from retrieval.searcher import load_index
+from retrieval.shared_network import SharedNetwork
+from server.service import Service
+from storage.files import fingerprint
+from util import UserError
+
+try:
+    from server import app, connections
+except ModuleNotFoundError as error:
+    raise UserError(f"serving needs the package {error.name}: pip install -e '.[serve]'") from None
+
+SWITCH_SECONDS = 0.001  # after which a thread lets others run Python: with many clients words take half as long
+
+
+def serve(opener, host, port, names=(), token=None, access_log=False):
+    """Answer until SIGTERM or Ctrl-C. Raises UserError.
+
+    Args:
+        opener: Opener.
+        host, port: where to listen; port 0 is any free one.
+        names, token: as in `app.WebApp`; without a token only this machine may be served.
+        access_log (bool): whether to print a line for each request.
+    """
+    if token is None and not connections.is_local(host):
+        raise UserError(f"--host {host} lets other machines in, so choose a --token that their users have to send")
+    if faiss_index.faiss is None:
+        raise UserError("serving needs FAISS: pip install -e '.[search]'")
+    sys.setswitchinterval(SWITCH_SECONDS)
+    listener = connections.listen(host, port)
+    made = app.WebApp(opener.open_service, names, token)
+    facts = made.service.health()
+    shard_count = f" in {facts['shards']} shards" if facts["shards"] > 1 else ""
+    address = page_address((names or [host])[0], listener.getsockname()[1], token)
+    print(f"serving {facts['photos']:,} photos{shard_count} at {address}", flush=True)
+    connections.WebServer(made, listener, access_log).run()
+
+
+def page_address(host, port, token):
+    """What people open in their browser."""
+    page = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{page}/?token={token}" if token else page
+
+
+class Opener:
+    """Opens an index, and opens it again whenever it was rewritten.
+
+    Args:
+        folder (Path): of the index.
+        checkpoint (Path): where the checkpoint is now, or None if it was not moved.
+        gpu: number of the GPU that embeds photos, None for the CPU.
+        load_network: as `query_network.load`; called when the first photo comes.
+        probes (int): inverted lists to look into, unless a query has its own number.
+        shard_count (int): how many parts of the index are searched at once.
+        connect: returns what opens the parts, given how many there are, as `ray_shards.connect` with an address does;
+            or None for parts in this process.
+    """
+
+    def __init__(self, folder, checkpoint, gpu, load_network, probes, shard_count=1, connect=None):
+        self._folder = folder
+        self._checkpoint, self._gpu, self._load_network = checkpoint, gpu, load_network
+        self._probes = probes
+        self._shard_count, self._connect = shard_count, connect
+        self._network = self._embedded_with = None
+
+    def open_service(self):
+        """The Service of the index as it is now. Raises UserError."""
+        source = None
+        while source != (now := fingerprint(self._folder / manifest.MANIFEST)):  # again if rewritten meanwhile
+            source, loaded = now, load_index(self._folder, private=True)
+        photos = Photos(loaded, self._network_of(loaded.content.facts))
+        photos.index = shards.Sharded(loaded, self._open_shards(shards.cut(loaded, self._shard_count, source)))
+        return Service(photos, self._probes, source)
+
+    @cached_property
+    def _open_shards(self):
+        """What opens shards, given their `shards.Part`s. Ray is started here, after the index has been read."""
+        return shards.Threads if self._connect is None else self._connect(self._shard_count)
+
+    def _network_of(self, facts):
+        """The network that embedded the index's photos; it stays loaded until another one is needed."""
+        embedded_with = facts["checkpoint_sha256"], facts["crops"]
+        if embedded_with != self._embedded_with:
+            checkpoint = Path(self._checkpoint or facts["checkpoint"])
+            self._network = SharedNetwork(partial(self._load_network, self._folder, facts, checkpoint, self._gpu))
+            self._embedded_with = embedded_with
+        return self._network
