@@ -10,7 +10,7 @@ import parity_inputs as parity
 from models import make_encoder
 from models.checkpoint import ALEXNET, embedder_of, read_checkpoint
 from models.encoder import ImageEncoder, encoder_next_to
-from net_val import embed_photos
+from net_val import embedder
 from onnx_writer import SHAPE, Writer, describe, write_tiny
 from storage.arrays import write_weights
 from util import UserError, stream
@@ -54,7 +54,7 @@ def test_alexnet_in_onnx_gives_the_embeddings_of_tensorflow(crops, photos, tmp_p
     path = write_checkpoint(tmp_path / "x.npy")
     checkpoint = read_checkpoint(path)
     make_encoder.export_alexnet(path, checkpoint)
-    expected = embed_photos(photos, checkpoint.weights, crops, "/cpu:0", False, "embedding")
+    expected = embedder(checkpoint.weights, crops, "/cpu:0")(photos)
     assert expected.std(0).max() > 0.05
     np.testing.assert_allclose(embedder_of(path, checkpoint, crops).embed(photos), expected, atol=1e-4)
     if crops == 10:  # as many as of the paper, unless asked otherwise
