@@ -12,7 +12,7 @@ import oracles
 import train
 from models.checkpoint import embedder_of, read_checkpoint, read_checkpoint_record
 from models.encoder import ImageEncoder, embed, encoder_next_to
-from onnx_writer import WIDTH, describe, write_tiny
+from onnx_writer import WIDTH, Writer, describe, write_tiny
 from quantization import codebooks, quantizer
 from retrieval.retrieval_file import read_content
 from storage.arrays import read_weights, write_weights
@@ -245,3 +245,28 @@ def test_a_checkpoint_of_features_from_elsewhere_embeds_no_photo(root, tmp_path,
         code, output = run_here(*arguments, "--root", root)
         assert code == 2
         assert "x.npy cannot embed photos: it was trained on features from elsewhere (--features)" in output
+
+
+def test_a_last_layer_of_other_features_is_refused_and_what_training_starts_from_is_logged(root, trained, run_here):
+    means = Writer()
+    means.node("Flatten", means.node("ReduceMean", "images", axes=[2, 3]), output="features")
+    code, output = run_here("train.py", "tiny", 0.003, 0, 0, 1, "MILNCE", "x", "cpu", "--weights", trained, "--encoder",
+                            describe(means.write(root / "means.onnx")), "--root", root)
+    assert code == 2
+    assert f"{trained}: expected fc8 for 3 features an image, found one for 12" in output
+    code, output = run_here("train.py", "tiny", 0.003, 0, 0, 2, "MILNCE", "y", "cpu", "--weights", trained, "--root",
+                            root)
+    assert code == 0, output
+    assert f"fc8 and C start from {trained}." in output
+
+
+def test_an_encoder_that_cannot_be_kept_leaves_a_state_from_which_resume_writes_it(root, trained, run_here):
+    path = trained.with_name(f"{CHECKPOINT[:-1]}kept.npy")
+    encoder_next_to(path).mkdir()  # a folder is where the file goes
+    code, output = run_here(*softmax(root, notes="kept"))
+    assert code == 2, output
+    assert re.search(rf"error: {path} could not be written \(.*\); the state after the last step is saved", output)
+    encoder_next_to(path).rmdir()
+    code, output = run_here(*softmax(root, "--resume", notes="kept"))
+    assert code == 0, output
+    assert embedder_of(path, read_checkpoint(path))

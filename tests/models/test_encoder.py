@@ -272,6 +272,9 @@ BAD = {
     "whole numbers": (lambda path: after("Cast", to=TensorProto.INT64).write(path, result=TensorProto.INT64),
                       r"in the output 'features', found int64 \(1, 12, 1, 1\)"),
     "one axis": (lambda path: after("Squeeze").write(path), r"found float32 \(12,\)"),
+    "a name that is no text": (
+        lambda path: path.write_bytes(write_tiny(path).read_bytes().replace(b"images", b"ima\xce\xceg")),
+        "ONNX Runtime does not run this model"),
     "weights elsewhere": (lambda path: of_another_file().write(path), "keeps its weights in another file"),
 }
 
