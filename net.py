@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from models import alexnet, layers, losses
-from models.checkpoint import CROP_SIDE, LAST, checked_layers
+from models.checkpoint import CROP_SIDE, LAST, checked_layers, is_last_layer_alone
 from models.encoder import embed
 from models.session import finite_operations, open_session, tf
 from net_val import embedder
@@ -16,7 +16,7 @@ from quantization import quantizer
 from quantization.codebooks import initial_codebooks, random_codebooks, update_codebooks
 from storage.arrays import CODEBOOKS
 from storage.images import IMAGE_SIDE, ImageStore, random_crops
-from util import DIMENSIONS, check_finite, stream, unit_length
+from util import DIMENSIONS, UserError, check_finite, stream, unit_length
 
 # Factors on the gradients, (kernel, bias). Adam divides them out again; the release has them, so they stay.
 FACTORS, LAST_FACTORS = (1, 2), (10, 20)
@@ -77,7 +77,8 @@ class FeatureInputs:
 
 def first_weights(inputs, stored, weights_file, seed, device):
     """`{layer: [kernel, bias]}` that training starts from: the entries of a file, and a fresh last layer where it has
-    none of the right shape. Raises UserError if another layer is missing.
+    none of the right shape. Raises UserError if another layer is missing, or if the file holds a last layer alone, of
+    other features.
 
     Args:
         inputs: one of the above.
@@ -89,6 +90,9 @@ def first_weights(inputs, stored, weights_file, seed, device):
     shapes = inputs.network.LAYERS
     weights = checked_layers(stored or {}, shapes, weights_file)
     if LAST not in weights:
+        if is_last_layer_alone(stored or {}):
+            raise UserError(f"{weights_file}: expected {LAST} for {shapes[LAST][0]:,} features an image, found one for "
+                            f"{len(stored[LAST][0]):,}")
         weights[LAST] = layers.fresh_last_layer(shapes[LAST][0], stream(seed, LAST))
     return weights
 

@@ -232,9 +232,11 @@ def main():
             alternation.restore(states.restore(start, session, network))
             log.info(f"resumed before step {start + 1}.")
         else:
-            if begins_with := [name for name, found in ((LAST, LAST in (stored or {})), ("C", has_codebooks)) if found]:
-                log.info(f"{' and '.join(begins_with)} start from {weights_file}.")
-            network.initialize(session, net.first_weights(inputs, stored, weights_file, options.seed, device))
+            weights = net.first_weights(inputs, stored, weights_file, options.seed, device)
+            kept = {LAST: stored is not None and weights[LAST] is stored.get(LAST), CODEBOOKS: has_codebooks}
+            if any(kept.values()):
+                log.info(f"{' and '.join(name for name in kept if kept[name])} start from {weights_file}.")
+            network.initialize(session, weights)
         stored = None  # a quarter of a GB
 
         def save_state(step):
@@ -269,9 +271,7 @@ def main():
             embeddings = inputs.embeddings(weights, unit=True)
             checkpoint |= fit_entries(*final_fit(embeddings, options.codebooks, options.seed))
             log.info(f"fitted {options.codebooks} codebooks to {len(embeddings):,} embeddings.")
-        if encoder:
-            keep_encoder(encoder, target)
-        write_checkpoint(target, checkpoint, record, save_state, options)
+        write_checkpoint(target, checkpoint, record, encoder, save_state, options)
     log.info(f"saved {target}.")
 
 
@@ -388,9 +388,12 @@ def keep_encoder(encoder, target):
         shutil.copyfile(encoder.path, temporary)
 
 
-def write_checkpoint(target, checkpoint, record, save_state, options):
-    """Write `{layer: [kernel, bias], "C": codebooks}`. Where that fails the state is kept, and UserError raised."""
+def write_checkpoint(target, checkpoint, record, encoder, save_state, options):
+    """Write `{layer: [kernel, bias], "C": codebooks}`, and the ImageEncoder, if there is one, next to it. Where that
+    fails the state is kept, and UserError raised."""
     try:
+        if encoder:
+            keep_encoder(encoder, target)
         write_weights(target, checkpoint, record)
     except OSError as error:
         failure = f"{target} could not be written ({error.strerror})"

@@ -157,7 +157,7 @@ class ImageEncoder:
 
     def at_once(self, crops):
         """How many photos a run takes."""
-        return min(PHOTOS_AT_ONCE, CROPS_AT_ONCE // crops)
+        return self._most or min(PHOTOS_AT_ONCE, CROPS_AT_ONCE // crops)
 
     def _run(self, inputs):
         try:
@@ -275,11 +275,15 @@ def providers(gpu):
 def signature(path, record, session):
     """A model's input, its type, whether channels come before height and width, the output that is taken, and how many
     crops a run takes: 1, or None for any number. Raises UserError."""
-    inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
+    try:
+        inputs = [(value.name, value.type, value.shape) for value in session.get_inputs()]
+        outputs = [value.name for value in session.get_outputs()]
+    except UnicodeDecodeError as error:  # of a name that is not UTF-8
+        raise cannot_run(path, error) from error
     if len(inputs) != 1:
         raise UserError(f"{path}: expected an image encoder, whose one input is images, found the inputs "
-                        f"{listed(value.name for value in inputs)}")
-    name, kind, shape = inputs[0].name, inputs[0].type, inputs[0].shape
+                        f"{listed(name for name, _, _ in inputs)}")
+    name, kind, shape = inputs[0]
     size = record.size
     sizes = [axis if isinstance(axis, int) and axis > 0 else None for axis in shape]  # None: any
     channels_first = len(sizes) == 4 and sizes[3] != 3 and sizes[1] in (3, None)

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from dataset import read_image_list
+from models.encoder import onnxruntime
 from storage.files import (
     check_checksums,
     check_space,
@@ -72,8 +73,8 @@ def kept_features(path, sha256, log):
 
 def facts_of(sha256):
     """What features depend on in addition to the photo. `sha256`: of the encoder's file."""
-    return {"encoder": sha256,
-            **{package: importlib.metadata.version(package) for package in ("onnxruntime", "opencv-python")}}
+    return {"encoder": sha256, "onnxruntime": onnxruntime.__version__,
+            "opencv-python": importlib.metadata.version("opencv-python")}
 
 
 def by_keys(stored):

@@ -10,7 +10,7 @@ from models.checkpoint import CROP_SIDE, CROPS, LRN, MEAN
 from models.encoder import NEEDED, ImageEncoder, encoder_next_to, read_encoder_record
 from storage.files import fingerprint, with_checksums
 from storage.images import IMAGE_SIDE, map_photos
-from util import UserError, cores, stream
+from util import UserError, cores, one_line, stream
 
 try:
     import onnx
@@ -65,6 +65,12 @@ def write_encoder(path, model, record):
         onnx.save(model, temporary)
 
 
+def was_made_from(source, target):
+    """Whether the encoder in the file `target` is there and was made from the file of this SHA-256. A kill while it was
+    written may have left it without its record; then it is to be written anew. Raises UserError if it was altered."""
+    return target.is_file() and target.with_suffix(".json").is_file() and read_encoder_record(target).source == source
+
+
 # ---------------------------------------------------------------- AlexNet
 
 def export_alexnet(path, checkpoint):
@@ -75,7 +81,7 @@ def export_alexnet(path, checkpoint):
         checkpoint: its Checkpoint.
     """
     source, target = fingerprint(path), encoder_next_to(path)
-    if target.is_file() and read_encoder_record(target).source == source:
+    if was_made_from(source, target):
         return
     write_encoder(target, alexnet_model(checkpoint.weights), {
         "size": CROP_SIDE, "resize": IMAGE_SIDE, "stretch": True, "bilinear": True, "bgr": True, "layer": "features",
@@ -133,8 +139,9 @@ def is_convolutional(path):
 def training_encoder(path, eight_bit, photos, as_float, seed, gpu):
     """The ImageEncoder in the file `path`; a convolutional one in eight bits, in the file `eight_bit`, unless
     `as_float`. `photos`: N paths, on some of which it is calibrated. Raises UserError."""
+    encoder = ImageEncoder(path, gpu)  # refuses any other file in a sentence
     if as_float or not is_convolutional(path):
-        return ImageEncoder(path, gpu)
+        return encoder
     write_eight_bit(path, eight_bit, photos, seed)
     return ImageEncoder(eight_bit, gpu)
 
@@ -150,7 +157,7 @@ def write_eight_bit(path, target, photos, seed):
     Raises UserError for photos that cannot be decoded.
     """
     encoder = ImageEncoder(path)
-    if target.is_file() and read_encoder_record(target).source == encoder.sha256:
+    if was_made_from(encoder.sha256, target):
         return
     rows = stream(seed, "calibration").permutation(len(photos))[:CALIBRATED_ON]
     record = {**msgspec.to_builtins(encoder.record), "source": encoder.sha256}
@@ -161,6 +168,11 @@ def write_eight_bit(path, target, photos, seed):
             quantize_static(str(prepared), str(temporary), Calibration(encoder, [photos[row] for row in rows]),
                             quant_format=QuantFormat.QDQ, per_channel=True, weight_type=QuantType.QInt8,
                             activation_type=QuantType.QUInt8)
+        except UserError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors have no class in common
+            raise UserError(f"{path}: ONNX Runtime does not make eight bits of this model ({one_line(error)}); "
+                            "--float runs it as it is") from error
         finally:
             prepared.unlink(missing_ok=True)
 

@@ -15,15 +15,14 @@ import time
 import numpy as np
 import pytest
 
-import net_val
 from dataset import find_dataset, read_tags
 from desk import PHOTOS, Desk
 from faults import files_of_at_most, flip, killed_at
 from indexes import make_content
 from linear import linear_training, linear_weights, states_of
-from models.session import open_session
 from prepare import photos
 from retrieval import index
+from retrieval.retrieval_file import read_retrieval, write_retrieval
 from small_retrieval import small_retrieval
 from storage.arrays import read_weights, write_weights
 from storage.files import (
@@ -83,12 +82,12 @@ def load_state(folder):
 
 def save_retrieval(folder, version):
     content = small_retrieval(stream(version, "h5 fault"))
-    net_val.write_retrieval(folder / "x_retrieval.h5", content, {"version": version})
+    write_retrieval(folder / "x_retrieval.h5", content, {"version": version})
 
 
 def load_retrieval(folder):
     for version in (1, 2):
-        found, _, why = net_val.read_retrieval(folder / "x_retrieval.h5", {"version": version}, {})
+        found, _, why = read_retrieval(folder / "x_retrieval.h5", {"version": version}, {})
         if found is not None:
             np.testing.assert_array_equal(found.db_features, small_retrieval(stream(version, "h5 fault")).db_features)
             return version
@@ -245,8 +244,8 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, kind):
 def test_a_disk_that_is_full_while_tensorflow_writes_a_state_is_told_in_one_sentence(tmp_path):
     training = linear_training(8, 8)
     _, save, restore = states_of(training, tmp_path, {})
-    with open_session(training.graph.graph) as session:
-        training.graph.initialize(session, linear_weights())
+    with training.network.open_session() as session:
+        training.network.initialize(session, linear_weights())
         save(1, session)
         with files_of_at_most(10_000), pytest.raises(UserError, match="this checkpoint could not be written") as error:
             save(2, session)
@@ -292,7 +291,7 @@ def test_a_flipped_byte_in_the_tags_is_found_and_the_file_named(tmp_path, name):
 def test_a_flipped_byte_in_a_retrieval_file_is_told_and_the_file_is_not_used(tmp_path):
     save_retrieval(tmp_path, 1)
     flip(tmp_path / "x_retrieval.h5")
-    found, _, why = net_val.read_retrieval(tmp_path / "x_retrieval.h5", {"version": 1}, {})
+    found, _, why = read_retrieval(tmp_path / "x_retrieval.h5", {"version": 1}, {})
     assert found is None
     assert f"{tmp_path / 'x_retrieval.h5'} was altered since it was written" in why
 
@@ -330,12 +329,12 @@ def test_sealed_files_replace_each_other_together(tmp_path):
 
 def test_a_training_that_diverges_stops_with_step_and_quantity_and_keeps_the_last_good_state(tmp_path):
     training = linear_training(40, 16)
-    graph = training.graph
+    network = training.network
     _, save, restore = states_of(training, tmp_path, {})
-    with open_session(graph.graph) as session:
-        graph.initialize(session, linear_weights())
+    with network.open_session() as session:
+        network.initialize(session, linear_weights())
         save(1, session)
-        kernel = graph.variables["fc8"][0]
+        kernel = network.variables["fc8"][0]
         kernel.load(np.full(kernel.shape, np.nan, np.float32), session)
         with pytest.raises(UserError, match=r"step 2: \S+ holds NaN or infinite values, so the training has diverged"):
             save(2, session)
@@ -353,8 +352,8 @@ def test_codebooks_that_are_no_longer_finite_stop_the_training(tmp_path, monkeyp
     def spoil(_):
         alternation.codebooks = np.full_like(alternation.codebooks, np.inf)
     monkeypatch.setattr(alternation, "update", spoil)
-    with open_session(training.graph.graph) as session:
-        training.graph.initialize(session, linear_weights())
+    with training.network.open_session() as session:
+        training.network.initialize(session, linear_weights())
         with pytest.raises(UserError, match="step 7: codebooks holds NaN or infinite values"):
             training.take([6], session)
 

@@ -1,4 +1,4 @@
-"""Training: the schedule, the released steps, the alternating optimisation; mostly on a linear backbone."""
+"""The training network: the released steps, the alternating update, first weights; mostly on a linear network."""
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,59 +6,29 @@ import pytest
 
 import net
 import parity_inputs as parity
-from linear import PIXELS, SIDE, W, Y, _features, linear_graph, linear_training, linear_weights, states_of
+import train
+from linear import PIXELS, SIDE, W, Y, _features, linear_network, linear_training, linear_weights, states_of
 from models import alexnet, layers
+from models.checkpoint import checked_layers
 from models.session import open_session, tf
 from quantization import quantizer
 from quantization.codebooks import random_codebooks
 from util import UserError, stream
 
-# ---------------------------------------------------------------- schedule
-
-def test_learning_rate_halves_every_300_steps():
-    assert [net.learning_rate(0.0003, step) for step in (0, 299, 300, 599, 600)] == [
-        0.0003, 0.0003, 0.00015, 0.00015, 0.000075]
-
-
-def test_flickr_updates_its_codebooks_after_the_step_printed_as_147():
-    schedule = net.Schedule(images=18_573, batch_size=256, seed=0)
-    assert [step + 1 for step in range(800) if schedule.updates_after(step)] == [147, 293, 439, 585, 731]
-
-
-@pytest.mark.parametrize(("images", "batch"), [(100, 30), (100, 100), (90, 30), (7, 256), (1, 1), (257, 256)])
-def test_an_epoch_is_full_batches_of_one_permutation_and_an_update_begins_a_fresh_one(images, batch):
-    schedule = net.Schedule(images, batch, seed=1)
-    full, seen = min(batch, images), []
-    per_epoch = images // full
-    for step in range(3 * schedule.period + 2):
-        rows = schedule.rows(step)
-        assert len(rows) == full
-        assert not set(rows) & set(seen), f"step {step} repeats an image within its epoch"
-        seen.extend(rows)
-        if schedule.updates_after(step) or len(seen) == per_epoch * full:
-            seen = []
-
-
-def test_another_seed_is_another_permutation():
-    first, second = (net.Schedule(100, 100, seed).rows(0) for seed in (0, 1))
-    assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(first, net.Schedule(100, 100, 0).rows(0))
-
-
 # ---------------------------------------------------------------- the released steps
 
 def test_three_steps_of_alexnet_are_the_released_ones():
-    graph = linear_graph(network=alexnet, trainable=list(alexnet.LAYERS))
+    network = linear_network(network=alexnet, trainable=list(alexnet.LAYERS))
     images = parity.images(parity.SEED + 9, 8)[:, 14:241, 14:241]
     q = quantizer.reconstruct(parity.codes(parity.SEED + 4, 8, 2), parity.codebooks(parity.SEED + 5, 2))
     weights, steps = parity.alexnet_weights(parity.SEED + 7), []
-    with open_session(graph.graph) as session:
-        graph.initialize(session, weights)
+    with network.open_session() as session:
+        network.initialize(session, weights)
         for step in range(3):
-            rate = net.learning_rate(1e-5, step)
-            _, embedding, quantization = graph.step(session, images, Y, q, rate, 1e-4, np.zeros((2, 2)))
+            rate = train.learning_rate(1e-5, step)
+            _, embedding, quantization = network.step(session, images, Y, q, rate, 1e-4, np.zeros((2, 2)))
             steps.append([embedding, quantization / 1e-4, rate])
-        trained = session.run(graph.variables)
+        trained = session.run(network.variables)
     np.testing.assert_allclose(steps, parity.CASES["train/steps"], rtol=1e-3)
     for layer, (kernel, bias) in weights.items():
         for part, before, after in zip(("kernel", "bias"), (kernel, bias), trained[layer], strict=True):
@@ -70,8 +40,8 @@ def test_three_steps_of_alexnet_are_the_released_ones():
 
 def test_training_lowers_the_loss_and_the_quantization_error():
     training = linear_training(images=64, batch_size=16)
-    with open_session(training.graph.graph) as session:
-        training.graph.initialize(session, linear_weights())
+    with training.network.open_session() as session:
+        training.network.initialize(session, linear_weights())
         reports, _ = training.take(range(60), session)
     assert reports[-1]["loss/embedding"] < 0.95 * reports[0]["loss/embedding"]
     assert all(report["loss/quantization"] == 0 for report in reports[:9])
@@ -83,8 +53,8 @@ def test_training_lowers_the_loss_and_the_quantization_error():
 
 def test_every_image_has_a_code_after_the_first_update():
     training = linear_training(images=37, batch_size=16)
-    with open_session(training.graph.graph) as session:
-        training.graph.initialize(session, linear_weights())
+    with training.network.open_session() as session:
+        training.network.initialize(session, linear_weights())
         training.take(range(7), session)
     alternation = training.alternation
     assert alternation.codes.shape == (37, 2)
@@ -96,14 +66,14 @@ def test_every_image_has_a_code_after_the_first_update():
 def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, rate):
     training = linear_training(40, 16, dropout=rate)
     _, save, _ = states_of(training, tmp_path, {"lr": 1})
-    with open_session(training.graph.graph) as session:
-        training.graph.initialize(session, linear_weights())
+    with training.network.open_session() as session:
+        training.network.initialize(session, linear_weights())
         training.take(range(11), session)
         save(11, session)
         _, expected = training.take(range(11, 25), session)
     resumed = linear_training(40, 16, dropout=rate)
     states, _, restore = states_of(resumed, tmp_path, {"lr": 1})
-    with open_session(resumed.graph.graph) as session:
+    with resumed.network.open_session() as session:
         restore(session)
         assert states.newest_step() == 11
         _, found = resumed.take(range(11, 25), session)
@@ -114,8 +84,8 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, rate):
 def test_only_the_newest_state_is_kept_and_a_broken_save_leaves_the_one_before(tmp_path):
     training = linear_training(8, 8)
     states, save, restore = states_of(training, tmp_path, {})
-    with open_session(training.graph.graph) as session:
-        training.graph.initialize(session, linear_weights())
+    with training.network.open_session() as session:
+        training.network.initialize(session, linear_weights())
         save(1, session)
         save(2, session)
         assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
@@ -132,8 +102,8 @@ def test_what_else_lies_among_the_states_stays_and_does_no_harm(tmp_path):
     (tmp_path / ".DS_Store").write_text("a file")
     (tmp_path / "step_9").write_text("a file")
     (tmp_path / "step_by_step").mkdir()
-    with open_session(training.graph.graph) as session:
-        training.graph.initialize(session, linear_weights())
+    with training.network.open_session() as session:
+        training.network.initialize(session, linear_weights())
         save(1, session)
         save(2, session)
         assert states.steps() == [2]
@@ -143,23 +113,13 @@ def test_what_else_lies_among_the_states_stays_and_does_no_harm(tmp_path):
 
 def test_resuming_with_other_settings_is_refused_by_name(tmp_path):
     training = linear_training(8, 8)
-    with open_session(training.graph.graph) as session:
-        training.graph.initialize(session, linear_weights())
+    with training.network.open_session() as session:
+        training.network.initialize(session, linear_weights())
         states_of(training, tmp_path, {"lr": 1, "seed": 2})[1](1, session)
         with pytest.raises(UserError, match="seed was 2, now 3"):
             states_of(training, tmp_path, {"lr": 1, "seed": 3})[2](session)
         with pytest.raises(UserError, match="no saved state"):
             states_of(training, tmp_path / "none", {})[2](session)
-
-
-def test_a_state_from_before_there_was_a_precision_is_of_float32(tmp_path):
-    training = linear_training(8, 8)
-    with open_session(training.graph.graph) as session:
-        training.graph.initialize(session, linear_weights())
-        states_of(training, tmp_path, {"lr": 1})[1](1, session)
-        states_of(training, tmp_path, {"lr": 1, "precision": "float32"})[2](session)
-        with pytest.raises(UserError, match="precision was float32, now bfloat16"):
-            states_of(training, tmp_path, {"lr": 1, "precision": "bfloat16"})[2](session)
 
 
 def test_a_layer_that_is_not_trained_keeps_its_values():
@@ -169,14 +129,14 @@ def test_a_layer_that_is_not_trained_keeps_its_values():
         kernel, bias = variables["fc7"]
         return tf.tanh(tf.matmul(_features(images, variables, dropout)[0], kernel) + bias), {}
 
-    graph = linear_graph(network=SimpleNamespace(LAYERS=layers, INPUT=PIXELS, features=features), trainable=["fc8"])
+    network = linear_network(network=SimpleNamespace(LAYERS=layers, INPUT=PIXELS, features=features), trainable=["fc8"])
     rng = stream(0, "finetune test")
     weights = {layer: [rng.normal(size=shape), np.zeros(shape[-1])] for layer, shape in layers.items()}
-    with open_session(graph.graph) as session:
-        graph.initialize(session, weights)
-        before = session.run(graph.variables)
-        graph.step(session, rng.integers(0, 256, (8, SIDE, SIDE, 3)), Y, np.zeros((8, 300)), 0.1, 0, np.zeros((2, 2)))
-        after = session.run(graph.variables)
+    with network.open_session() as session:
+        network.initialize(session, weights)
+        before = session.run(network.variables)
+        network.step(session, rng.integers(0, 256, (8, SIDE, SIDE, 3)), Y, np.zeros((8, 300)), 0.1, 0, np.zeros((2, 2)))
+        after = session.run(network.variables)
     np.testing.assert_array_equal(before["fc7"][0], after["fc7"][0])
     assert not np.array_equal(before["fc8"][0], after["fc8"][0])
 
@@ -184,7 +144,7 @@ def test_a_layer_that_is_not_trained_keeps_its_values():
 def test_codebooks_of_a_trained_model_are_not_drawn_anew():
     rng = stream(0, "trained codebooks test")
     given = random_codebooks(1, rng)
-    alternation = net.AlternatingOptimisation(20, quantizer.semantic_factor(W), given, 0, has_codebooks=True)
+    alternation = net.AlternatingUpdate(20, quantizer.semantic_factor(W), given, 0, has_codebooks=True)
     alternation.embeddings = rng.normal(size=(20, 300)).astype(np.float32)
     alternation.update(4)
     unused = np.setdiff1d(np.arange(256), alternation.codes[:, 0])
@@ -195,7 +155,7 @@ def test_codebooks_of_a_trained_model_are_not_drawn_anew():
 
 def test_lsuv_gives_every_layer_an_output_of_variance_one():
     images = parity.images(parity.SEED + 9, 8)[:, 14:241, 14:241]
-    weights = layers.lsuv_weights(alexnet, images, stream(0, "weights"), "/cpu:0")
+    weights = layers.lsuv_weights(images, stream(0, "weights"), "/cpu:0")
     with tf.Graph().as_default() as graph, open_session(graph) as session:
         variables, first_values = layers.make_variables(alexnet.LAYERS, ())
         embeddings, before = layers.embed(alexnet, tf.constant(images), variables)
@@ -210,10 +170,10 @@ def test_lsuv_gives_every_layer_an_output_of_variance_one():
 def test_an_fc8_of_another_shape_is_ignored_and_any_other_misfit_refused():
     weights = {layer: [np.zeros(shape), np.zeros(shape[-1])] for layer, shape in alexnet.LAYERS.items()}
     weights["fc8"] = [np.zeros((4096, 1000)), np.zeros(1000)]
-    assert "fc8" not in layers.check_weights(weights, alexnet.LAYERS, "x.npy")
+    assert "fc8" not in checked_layers(weights, alexnet.LAYERS, "x.npy")
     weights["conv2"] = [np.zeros((5, 5, 96, 256)), np.zeros(256)]
     with pytest.raises(UserError, match=r"x.npy: expected conv2"):
-        layers.check_weights(weights, alexnet.LAYERS, "x.npy")
+        checked_layers(weights, alexnet.LAYERS, "x.npy")
     del weights["conv2"]
     with pytest.raises(UserError, match=r"conv2 .*found none"):
-        layers.check_weights(weights, alexnet.LAYERS, "x.npy")
+        checked_layers(weights, alexnet.LAYERS, "x.npy")

@@ -1,83 +1,58 @@
-"""Validation: the released ten-crop embeddings, the retrieval file and what refuses it."""
-from dataclasses import replace
+"""The validation network: the released ten-crop embeddings, and embedding many files."""
+import logging
 from types import SimpleNamespace
 
-import h5py
+import cv2
 import numpy as np
+import pytest
 
 import net_val
-from quantization import quantizer
-from retrieval.retrieval_file import read_content
-from small_retrieval import small_retrieval
-from util import stream
+import parity_inputs as parity
+from models.checkpoint import ALEXNET
+from models.session import open_session
+from util import UserError, stream
 
 
-def test_the_retrieval_file_holds_the_release_s_datasets_and_comes_back_whole(tmp_path):
-    retrieval = small_retrieval(stream(0, "h5 test"))
-    path = tmp_path / "x_retrieval.h5"
-    net_val.write_retrieval(path, retrieval, {"sha256 of checkpoint": "abc", "crops": 10})
-    with h5py.File(path) as file:
-        assert set(file) == {"db_features", "db_reconstr", "db_label", "qry_features", "qry_reconstr", "qry_label",
-                             "db_codes", "qry_codes", "codebooks"}
-        assert file["db_codes"].dtype == np.uint8
-        np.testing.assert_allclose(file["qry_reconstr"][()],
-                                   quantizer.reconstruct(retrieval.qry_codes, retrieval.codebooks))
-    back, same_labels, _ = net_val.read_retrieval(path, {"sha256 of checkpoint": "abc", "crops": 10}, {})
-    assert same_labels
-    for name in net_val.Retrieval.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(back, name), getattr(retrieval, name))
+def test_ten_crop_embeddings_are_the_released_ones():
+    network = net_val.ValidationNetwork(10, "/cpu:0")
+    with open_session(network.graph) as session:
+        network.initialize(session, parity.alexnet_weights(parity.SEED + 7))
+        found = session.run(network.embeddings, {network.images: parity.images(parity.SEED + 8, 4)})
+    np.testing.assert_allclose(found, parity.CASES["alexnet/ten_crop_embeddings"], atol=1e-4)
 
 
-def test_queries_of_codes_are_their_averages_where_a_file_has_them(tmp_path):
-    retrieval = small_retrieval(stream(0, "h5 averages"))
-    net_val.write_retrieval(tmp_path / "plain.h5", retrieval, {})
-    np.testing.assert_array_equal(read_content(tmp_path / "plain.h5").queries, retrieval.qry_features)
-    averaged = replace(retrieval, qry_averages=retrieval.qry_features[::-1].copy())
-    net_val.write_retrieval(tmp_path / "averaged.h5", averaged, {})
-    back = read_content(tmp_path / "averaged.h5")
-    np.testing.assert_array_equal(back.queries, averaged.qry_averages)
-    np.testing.assert_array_equal(back.qry_features, retrieval.qry_features)
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Paths of nine photos of 256×256 pixels, and what is in them, uint8 (9, 256, 256, 3)."""
+    images = stream(0, "validation network test").integers(0, 256, (9, 256, 256, 3), dtype=np.uint8)
+    folder = tmp_path_factory.mktemp("photos")
+    paths = [folder / f"{row}.png" for row in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        assert cv2.imwrite(str(path), image)
+    return paths, images
 
 
-def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_it_is_said_why(tmp_path):
-    path = tmp_path / "x_retrieval.h5"
-
-    def refusal(**expected):
-        expected = {f"sha256 of {name}": value for name, value in expected.items()}
-        retrieval, _, why = net_val.read_retrieval(path, expected, {})
-        assert retrieval is None
-        return why
-
-    assert "not there" in refusal()
-    net_val.write_retrieval(path, small_retrieval(stream(0, "h5 test")), {"sha256 of checkpoint": "abc"})
-    assert "another checkpoint" in refusal(checkpoint="def")
-    assert "another database_img.txt" in refusal(checkpoint="abc", **{"database_img.txt": "abc"})
-    path.write_bytes(path.read_bytes()[:5000])
-    assert f"{path} was altered since it was written" in refusal(checkpoint="abc")
-    path.with_suffix(".json").unlink()
-    assert "cannot be read" in refusal(checkpoint="abc")
+def random_weights():
+    rng = stream(0, "validation network weights")
+    return {layer: [rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32) * np.float32(
+        0.01 if layer == "conv1" else 1), np.zeros(shape[-1], np.float32)] for layer, shape in ALEXNET.items()}
 
 
-def test_a_retrieval_file_whose_arrays_do_not_fit_is_not_used_and_it_is_said_why(tmp_path):
-    path = tmp_path / "x_retrieval.h5"
-    retrieval = small_retrieval(stream(0, "h5 test"))
-    net_val.write_retrieval(path, replace(retrieval, db_label=retrieval.db_label[1:]), {})
-    content, same_labels, why = net_val.read_retrieval(path, {}, {})
-    assert (content, same_labels) == (None, False)
-    assert "expected db_label with shape (120, L), found (119, 4)" in why
+@pytest.mark.parametrize("crops", [10, 2])
+def test_many_files_are_embedded_in_their_order_by_several_runs_at_once(crops, photos, small):
+    paths, images = photos
+    weights, network = random_weights(), net_val.ValidationNetwork(crops, "/cpu:0")
+    with open_session(network.graph) as session:
+        network.initialize(session, weights)
+        expected = session.run(network.embeddings, {network.images: images})
+    assert expected.std(0).max() > 0.01
+    np.testing.assert_allclose(net_val.embedder(weights, crops, "/cpu:0")(paths), expected, atol=1e-5)
+    of_fitted = net_val.embed_split(weights, crops, None, True, logging)("test", SimpleNamespace(paths=paths))
+    np.testing.assert_allclose(of_fitted, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
 
 
-def test_measure_ranks_by_reconstructions_and_leaves_the_labels_alone():
-    retrieval = small_retrieval(stream(0, "measure test"))
-    labels = retrieval.db_label.copy()
-    log = SimpleNamespace(info=lambda line: lines.append(line))
-    lines = []
-    first = net_val.measure(retrieval, 50, 0, log)
-    np.testing.assert_array_equal(retrieval.db_label, labels)
-    assert lines[0].startswith("AQD mAP@50 = [")
-    second = net_val.measure(retrieval, 50, 0, log)
-    assert [quality.map for quality, _ in first.values()] == [quality.map for quality, _ in second.values()]
-    assert list(first) == ["AQD", "SQD", "feats", "random"]
-    numbers = net_val.as_numbers(first, 50)
-    assert numbers["AQD"]["map"] == first["AQD"][0].map
-    assert list(numbers["AQD"]["precision"]) == ["1", "10"]
+def test_a_photo_of_which_the_network_makes_nan_is_named(photos, small):
+    weights = random_weights()
+    weights["fc8"][1][:] = np.nan
+    with pytest.raises(UserError, match=r"NaN or infinite embeddings of 1 images: .*/3\.png"):
+        net_val.embedder(weights, 1, "/cpu:0")(photos[0][3:4])

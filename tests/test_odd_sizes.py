@@ -11,15 +11,17 @@ import scipy.sparse
 
 import dataset
 import net
-import net_val
 import tag_processing
+import validation
 from indexes import make_content
 from quantization import quantizer
 from quantization.codebooks import random_codebooks
 from retrieval import faiss_index, index, metrics
+from retrieval.retrieval_file import Retrieval
 from storage import images as image_files
 from tags import graph, trained_vectors
 from tiny import EXPERIMENT, make_tiny, train, validate, write_pickle
+from train import Schedule
 from util import UserError, stream, unit_length
 
 SIZES = (1, 2, 255, 256, 257)  # K is 256
@@ -46,7 +48,7 @@ def test_a_data_set_of_any_size_is_loaded_and_cropped(tmp_path, images):
     loaded = dataset.load_training(dataset.Dataset("x", splits, folder))
     assert (len(loaded.paths), loaded.tags.shape, loaded.untagged) == (images, (images, 1), 0)
     store = image_files.ImageStore(loaded.paths, 100 * image_files.IMAGE_BYTES)
-    rows = net.Schedule(images, 256, seed=0).rows(0)
+    rows = Schedule(images, 256, seed=0).rows(0)
     assert sorted(rows) == list(range(min(images, 256))) or images == 257
     batch = image_files.random_crops(store, rows, 227, stream(0, "crops"))
     np.testing.assert_array_equal(batch[:, 0, 0, 0], rows % 256)
@@ -56,7 +58,7 @@ def test_a_data_set_of_any_size_is_loaded_and_cropped(tmp_path, images):
 @pytest.mark.parametrize("codebooks", [1, 2])
 def test_codebooks_of_any_number_of_images_are_finite_and_fit(images, codebooks):
     factor = quantizer.semantic_factor(embeddings_of(5))
-    alternation = net.AlternatingOptimisation(
+    alternation = net.AlternatingUpdate(
         images, factor, random_codebooks(codebooks, stream(0, "codebooks")), seed=0)
     alternation.embeddings = embeddings_of(images)
     for step in range(2):
@@ -68,7 +70,7 @@ def test_codebooks_of_any_number_of_images_are_finite_and_fit(images, codebooks)
 
 
 def test_images_that_are_all_alike_give_codebooks_too():
-    alternation = net.AlternatingOptimisation(
+    alternation = net.AlternatingUpdate(
         300, quantizer.semantic_factor(embeddings_of(1)), random_codebooks(2, stream(0, "codebooks")), seed=0)
     alternation.embeddings[:] = embeddings_of(1)
     alternation.update(0)
@@ -119,7 +121,7 @@ def test_an_index_of_any_size_gives_all_its_images_where_more_are_asked_for(tmp_
 
 
 def test_results_of_fewer_images_than_asked_for_are_measured_on_those():
-    retrieval = net_val.Retrieval(
+    retrieval = Retrieval(
         db_features=embeddings_of(3), db_codes=np.zeros((3, 1), np.uint8), db_label=np.ones((3, 1), np.uint8),
         qry_features=embeddings_of(1), qry_codes=np.zeros((1, 1), np.uint8), qry_label=np.ones((1, 1), np.uint8),
         codebooks=random_codebooks(1, stream(0, "codebooks")))
@@ -127,10 +129,10 @@ def test_results_of_fewer_images_than_asked_for_are_measured_on_those():
     class Log:
         def info(self, *_):
             pass
-    results = net_val.measure(retrieval, 3, 0, Log())
+    results = validation.measure(retrieval, 3, 0, Log())
     assert {name: quality.map for name, (quality, _) in results.items()} == dict.fromkeys(
         ("AQD", "SQD", "feats", "random"), 1)
-    assert net_val.as_numbers(results, 3)["AQD"]["precision"] == {"1": 1}
+    assert validation.as_numbers(results, 3)["AQD"]["precision"] == {"1": 1}
 
 
 # ---------------------------------------------------------------- tags

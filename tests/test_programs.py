@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-import net
+import train as train_program
 from models import alexnet
 from storage.arrays import read_weights, write_weights
 from tiny import (
@@ -54,7 +54,7 @@ def tiny(tmp_path):
 
 # ---------------------------------------------------------------- training
 
-def test_training_writes_a_checkpoint_in_the_released_format_and_tells_what_it_was_made_of(trained):
+def test_training_writes_a_checkpoint_in_the_released_format_and_records_what_it_was_made_of(trained):
     root, _ = trained
     weights = read_weights(root / "checkpoints" / f"{EXPERIMENT}.npy")
     assert set(weights) == {*alexnet.LAYERS, "C"}
@@ -134,19 +134,19 @@ def saved_after(number, code, output):
     """The step whose state a training saved, checked, when a signal came."""
     assert code == 128 + number, output
     assert "Traceback" not in output
-    saved, = re.findall(rf"{number.name} came: saved the state after step (\d+); --resume goes on from it", output)
+    saved, = re.findall(rf"{number.name}: saved the state after step (\d+); --resume goes on from it", output)
     return int(saved)
 
 
 def interrupt_at(last, patch):
     """Send Ctrl-C's signal to this process while it takes the step of a 1-based number."""
-    learning_rate = net.learning_rate
+    learning_rate = train_program.learning_rate
 
     def interrupted(initial, step):
         if step + 1 == last:
             os.kill(os.getpid(), signal.SIGINT)
         return learning_rate(initial, step)
-    patch.setattr(net, "learning_rate", interrupted)
+    patch.setattr(train_program, "learning_rate", interrupted)
 
 
 def test_a_checkpoint_starts_another_training_with_its_embedding_and_codebooks(trained, run_here):
@@ -339,6 +339,15 @@ def test_bad_training_input_is_one_sentence_and_exit_code_2(tiny, case, run_here
     (["tiny", "fast", 1, 0, 1, "WSDQH", "t", "cpu"], "LR: expected a number of at least 0, found 'fast'"),
     (["tiny", 0.1, 1, 0, 1, "HASH", "t", "cpu"], "LOSS: invalid choice"),
     (["tiny", 0.1, 1, 0, 1, "WDHT", "t", "cpu", "--negative-sampling"], "--negative-sampling is an option of WSDQH"),
+    (["tiny", 0.1, 1, 0, 1, "WDHT", "t", "cpu", "--pairs", 1], "--pairs is an option of SOFTMAX and MILNCE, not of WD"),
+    (["tiny", 0.1, 1, 0, 1, "PCA", "t", "cpu"], r"PCA reduces the features .* expected --encoder FILE\.onnx"),
+    (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu", "--encoder", "a.onnx", "--features", "b.h5"], "exclude each other"),
+    (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu", "--two-stage", "--final-fit"], "exclude each other"),
+    (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu", "--weights", "a", "--backbone-init", "lsuv"], "exclude each other"),
+    (["tiny", 0.1, 1, 0, 1, "WSDQH", "a/b", "cpu"], "NOTES: expected no slash, found 'a/b'"),
+    (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "0,1"], "expected a GPU number such as 0, or -1 or cpu, found '0,1'"),
+    (["tiny", 0.1, 1, 0, 1, "MILNCE", "t", "cpu", "--encoder", "gone.onnx"], r"gone\.onnx: no such file"),
+    (["tiny", 0.1, 1, 0, 1, "MILNCE", "t", "cpu", "--features", "gone.h5"], r"gone\.h5: no such file"),
     (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu"],
      r"alexnet\.npy: no such file.*--backbone-init lsuv, which learn with LR 1e-5 to 3e-5 and --dropout 0"),
     (["tiny", 0.1, 1, 0, 1, "WSDQH", "t", "cpu", "--resume", "--backbone-init", "lsuv"],
@@ -395,7 +404,7 @@ def test_a_bad_checkpoint_is_one_sentence_and_exit_code_2(tiny, spoil, sentence,
 
 
 def test_validation_refuses_label_files_of_different_widths(tiny, run_here):
-    write_weights(tiny / "x.npy", {"C": np.zeros((256, 300))})
+    write_weights(tiny / "x.npy", {"fc8": [np.zeros((7, 300)), np.zeros(300)], "C": np.zeros((256, 300))})
     (tiny / "data/tiny/test_label.txt").write_text("0 1 1\n" * QUERIES)
     code, output = validate(tiny, checkpoint=tiny / "x.npy", run=run_here)
     assert code == 2

@@ -1,7 +1,5 @@
 """Pictures of a trained model: what they promise, and that there is something to see in each."""
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,14 +8,13 @@ import pytest
 import dataset
 import retrieval as retrieval_package
 import validation
-from models.checkpoint import LAST
 from quantization import quantizer
 from quantization.codebooks import initial_codebooks, random_codebooks
-from retrieval import figures, metrics, retrieval_file
-from storage.arrays import CODEBOOKS, write_weights
+from retrieval import figures, metrics
+from retrieval.retrieval_file import SPLITS, Retrieval, sources, write_retrieval
+from storage.arrays import write_weights
 from util import stream
 
-PROJECT = Path(__file__).resolve().parents[2]
 IMAGES, QUERIES, LABELS = 300, 40, 12
 PICTURES = ["codewords.png", "precision_at_n.png", "precision_recall.png", "rankings.png", "training.png", "tsne.png"]
 
@@ -42,7 +39,7 @@ def retrieval():
     for prefix in ("db", "qry"):
         arrays[f"{prefix}_codes"] = quantizer.encode(arrays[f"{prefix}_features"], codebooks,
                                                      np.eye(300, dtype=np.float32), rng, 700)
-    return retrieval_file.Retrieval(codebooks=codebooks, **arrays)
+    return Retrieval(codebooks=codebooks, **arrays)
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +86,12 @@ def validated(retrieval, paths, tmp_path):
     (tmp_path / "datasets" / "tiny").symlink_to(paths["test"][0].parent)
     (splits / "tags" / "FinalTagEmbs.txt").write_text("not read\n")
     (splits / "labels.txt").write_text("".join(f"name $_{i}\n" for i in range(LABELS)))
-    for split, prefix in retrieval_file.SPLITS.items():
+    for split, prefix in SPLITS.items():
         (splits / f"{split}_img.txt").write_text("".join(f"{path.name}\n" for path in paths[split]))
         np.savetxt(splits / f"{split}_label.txt", getattr(retrieval, f"{prefix}_label"), fmt="%d")
-    write_weights(tmp_path / "x.npy", {LAST: [np.zeros((4, 300), np.float32), np.zeros(300, np.float32)],
-                                       CODEBOOKS: retrieval.codebooks.reshape(-1, 300)})
-    embeddings, labels = retrieval_file.sources(dataset.find_dataset("tiny", tmp_path), tmp_path / "x.npy", 1, 0)
-    retrieval_file.write_retrieval(tmp_path / "x_retrieval.h5", retrieval, {**embeddings, **labels})
+    write_weights(tmp_path / "x.npy", {"fc8": [np.zeros((7, 300)), np.zeros(300)], "C": np.zeros((256, 300))})
+    embeddings, labels = sources(dataset.find_dataset("tiny", tmp_path), tmp_path / "x.npy", 1, 0)
+    write_retrieval(tmp_path / "x_retrieval.h5", retrieval, {**embeddings, **labels})
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "x.log").write_text("".join(step(i, 2 / i) for i in range(1, 101)))
     return tmp_path
@@ -121,8 +117,8 @@ def test_validation_draws_every_figure_and_writes_recall_and_precision(validated
         assert share(picture, figures.KINDS[name][0]) > 0.0005
 
 
-def test_what_cannot_be_drawn_is_logged_and_an_old_picture_of_it_is_removed(retrieval, paths, tmp_path):
-    few = retrieval_file.Retrieval(**{**vars(retrieval), "qry_label": np.zeros_like(retrieval.qry_label),
+def test_what_cannot_be_drawn_is_told_and_an_old_picture_of_it_is_removed(retrieval, paths, tmp_path):
+    few = Retrieval(**{**vars(retrieval), "qry_label": np.zeros_like(retrieval.qry_label),
                                **{f"db_{what}": getattr(retrieval, f"db_{what}")[:3]
                                   for what in ("features", "codes", "label")}})
     for name in ("rankings.png", "training.png", "tsne.png"):
@@ -131,7 +127,7 @@ def test_what_cannot_be_drawn_is_logged_and_an_old_picture_of_it_is_removed(retr
     results = validation.measure(few, 3, 0, Log())
     figures.write_all(tmp_path, few, results, ["x"] * LABELS, paths, tmp_path / "no.log", 0, log)
     assert log[:3] == ["no rankings.png: no query has a relevant image in the database.",
-                       f"no training.png: {tmp_path / 'no.log'} has no steps.",
+                       f"no training.png: {tmp_path / 'no.log'} tells of no steps.",
                        "no tsne.png: the database holds too few images for a map."]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == PICTURES[:3]
     see(tmp_path / "precision_recall.png")  # says that there is nothing to draw
@@ -259,7 +255,7 @@ def test_unused_codewords_and_entropy_are_those_of_the_counts(tmp_path):
 
 # ---------------------------------------------------------------- training
 
-def test_a_log_of_several_runs_gives_the_last_one(tmp_path):
+def test_a_log_of_several_runs_tells_of_the_last_one(tmp_path):
     log = tmp_path / "x.log"
     log.write_text("4500 training images\n" + "".join(step(i, 9) for i in range(1, 13))
                    + "saved x.npy.\n" + "".join(step(i, 5, 0.0001) for i in range(1, 9)) + "AQD mAP@10 = [0.1].\n")
@@ -285,22 +281,9 @@ def test_training_curves_are_drawn_from_one_step_or_many(tmp_path, steps):
 
 # ---------------------------------------------------------------- the program
 
-def test_figures_show_the_files_that_skip_bad_kept():
-    folder = dataset.Dataset("x", Path("data"), Path("images"))
-    splits = {split: SimpleNamespace(paths=[f"{split} 2.jpg"]) for split in retrieval_file.SPLITS}
-    assert validation.image_paths(folder, splits) == {"database": ["database 2.jpg"], "test": ["test 2.jpg"]}
-
-
-def test_without_bad_images_figures_show_the_listed_files(tmp_path):
-    for split in retrieval_file.SPLITS:
-        (tmp_path / f"{split}_img.txt").write_text(f"{split}/1.jpg\n{split}/2.jpg\n")
-    found = validation.image_paths(dataset.Dataset("x", tmp_path, Path("images")), None)
-    assert found["test"] == [Path("images/test/1.jpg"), Path("images/test/2.jpg")]
-
-
 def test_figures_without_matplotlib_are_refused_at_once(tmp_path, run_here, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.delitem(sys.modules, "retrieval.figures", raising=False)
     monkeypatch.delattr(retrieval_package, "figures", raising=False)
     code, output = run_here("validation.py", "none", "none.npy", "cpu", "--figures", "--root", tmp_path)
-    assert (code, output) == (2, "error: figures need matplotlib: pip install -e '.[search]'\n")
+    assert (code, output) == (2, "error: figures need matplotlib: pip install -r requirements-search.txt\n")

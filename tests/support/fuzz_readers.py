@@ -333,14 +333,10 @@ def image_encoders():
         import onnx_writer
     except ImportError:
         return None
-    from models.image_model import ImageModel
-
-    from models.encoder import OnnxFeatures
-    from storage.files import fingerprint
+    from models.encoder import ImageEncoder
 
     def read(path):
-        colours = [0.5, 0.5, 0.5]
-        OnnxFeatures(ImageModel(str(path), fingerprint(path), 32, 32, False, False, colours, colours, None))
+        ImageEncoder(onnx_writer.describe(path))
     return Kind({"x.onnx": made_by(onnx_writer.write_tiny)}, read)
 
 

@@ -7,6 +7,7 @@ import scipy.sparse
 
 import net
 import parity_inputs as parity
+import train
 from models.losses import adaptive_margin_loss
 from models.session import tf
 from models.states import States
@@ -30,10 +31,10 @@ def _features(images, _variables, dropout):
 LINEAR = SimpleNamespace(LAYERS={"fc8": (SIDE * SIDE * 3, 300)}, INPUT=PIXELS, features=_features)
 
 
-def linear_graph(loss=adaptive_margin_loss, **options):
+def linear_network(loss=adaptive_margin_loss, **options):
     settings = {"network": LINEAR, "dropout": 0.0, "trainable": ["fc8"], "device": "/cpu:0", **options}
-    return net.TrainingGraph(tag_embeddings=np.float32(W), factor=quantizer.semantic_factor(W), embedding_loss=loss,
-                             **settings)
+    return net.TrainingNetwork(tag_embeddings=np.float32(W), factor=quantizer.semantic_factor(W), embedding_loss=loss,
+                               **settings)
 
 
 class Pixels:
@@ -54,27 +55,27 @@ class LinearTraining:
     """A training on random images of 4×4 pixels."""
     tags: scipy.sparse.csr_array
     inputs: Pixels
-    schedule: net.Schedule
-    graph: net.TrainingGraph
-    alternation: net.AlternatingOptimisation
+    schedule: train.Schedule
+    network: net.TrainingNetwork
+    alternation: net.AlternatingUpdate
 
     def take(self, steps, session):
         """Take the steps; the scalars of each, and the variables afterwards."""
-        batches = net.load_batches(self.inputs, self.schedule, steps)
-        taken = net.take_steps(batches, self.tags, self.schedule, self.graph, self.alternation, session, 1e-3, 1e-4)
-        return [scalars for _, scalars, _ in taken], session.run(self.graph.variables)
+        batches = train.load_batches(self.inputs, self.schedule, steps)
+        taken = train.take_steps(batches, self.tags, self.schedule, self.network, self.alternation, session, 1e-3, 1e-4)
+        return [scalars for _, scalars, _ in taken], session.run(self.network.variables)
 
 
 def states_of(training, folder, settings):
     """The States of a LinearTraining, and functions that save and restore one in a session."""
-    states = States(folder, settings, "variables", 8, {"precision": "float32"})
+    states = States(folder, settings, "variables", 8)
 
     def save(step, session):
-        states.save(step, session, training.graph, training.alternation.tables())
+        states.save(step, session, training.network, training.alternation.tables())
         states.keep_only(step)
 
     def restore(session):
-        training.alternation.restore(states.restore(states.newest_step(), session, training.graph))
+        training.alternation.restore(states.restore(states.newest_step(), session, training.network))
     return states, save, restore
 
 
@@ -82,10 +83,9 @@ def linear_training(images, batch_size, codebooks=2, **options):
     rng = stream(0, "linear test")
     labels = (rng.random((images, 20)) < 0.2).astype(np.uint8)
     inputs = Pixels(rng.integers(0, 256, (images, SIDE, SIDE, 3), dtype=np.uint8))
-    graph = linear_graph(**options)
-    alternation = net.AlternatingOptimisation(images, quantizer.semantic_factor(W),
-                                              random_codebooks(codebooks, rng), seed=5)
-    return LinearTraining(scipy.sparse.csr_array(labels), inputs, net.Schedule(images, batch_size, seed=5), graph,
+    network = linear_network(**options)
+    alternation = net.AlternatingUpdate(images, quantizer.semantic_factor(W), random_codebooks(codebooks, rng), seed=5)
+    return LinearTraining(scipy.sparse.csr_array(labels), inputs, train.Schedule(images, batch_size, seed=5), network,
                           alternation)
 
 

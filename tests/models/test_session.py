@@ -24,14 +24,14 @@ with open_session(graph) as session:
 """) == ""
 
 
-def test_who_sets_the_level_sees_the_notes():
+def test_a_user_who_sets_the_level_sees_the_notes():
     assert "WARNING: All log messages before absl" in stderr_of("from models import session", TF_CPP_MIN_LOG_LEVEL="0")
 
 
 def test_errors_are_shown_even_if_they_end_the_process():
     assert stderr_of("""
 import os
-from models.quiet import without_notes
+from models.session import without_notes
 with without_notes():
     os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\\n")
     os.write(2, b"I0000 00:00:1 cudart_stub.cc:31] Could not find cuda drivers\\nF0000 00:00:1 no AVX\\n")
@@ -41,7 +41,7 @@ with without_notes():
 
 def test_a_failing_import_ends_in_its_traceback_alone():
     stderr = stderr_of("""
-from models.quiet import without_notes
+from models.session import without_notes
 with without_notes():
     import no_such_module
 """)
