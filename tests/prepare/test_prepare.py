@@ -291,7 +291,7 @@ def test_one_seed_gives_one_split_and_both_protocols_the_same_queries(flickr, ca
     first, _ = prepare()
     again, printed = prepare()
     assert again == first
-    assert "holds exactly these split files already" in printed
+    assert "already holds exactly these split files" in printed
     sampled, printed = prepare("--protocol", "sampled", "--training", "10", "--force")
     assert f"replaced the split files in {flickr.splits}" in printed
     images = check_rows(flickr)
@@ -440,13 +440,13 @@ def test_killed_while_replacing_never_mixes_old_and_new(flickr, capsys, monkeypa
     left = snapshot(flickr.splits)
     assert not [path for path in old if path.name in LISTS and left.get(path) == old[path]]
     printed = accepted(flickr, "--seed", "1")  # the interrupted run was allowed to; no second --force
-    assert "holds exactly these split files already" in printed
+    assert "already holds exactly these split files" in printed
     check_rows(flickr)
 
 
 def test_two_preparations_at_once(flickr, refused):
     with only_preparation(flickr.link.parent):
-        assert "another preparation is at work here" in refused(flickr)
+        assert "another preparation is running here" in refused(flickr)
 
 
 # ---------------------------------------------------------------- downloads
@@ -594,7 +594,7 @@ def test_lists_in_other_places_and_other_line_ends(nuswide, capsys, monkeypatch)
     images = nuswide.arguments("--images", str(nuswide.release / "images"))
     code, printed = call(monkeypatch, capsys, prepare_nuswide, *images)
     assert code == 0, printed
-    assert "holds exactly these split files already" in printed
+    assert "already holds exactly these split files" in printed
     assert snapshot(nuswide.splits) == before
 
 
