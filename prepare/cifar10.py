@@ -1,7 +1,4 @@
-"""CIFAR-10's archive, as its site offers it, becomes the folder cifar10/ of batches that gpq reads.
-
-What belongs here: fetching, checking and unpacking that one archive.
-"""
+"""Fetches, checks and unpacks CIFAR-10's archive: its batches go to the folder cifar10/, where gpq reads them."""
 import argparse
 import shutil
 import tarfile
@@ -23,7 +20,7 @@ def main():
     options = parse_options()
     folder = options.root / "cifar10"
     if all((folder / name).is_file() for name in (META, *FILES)):
-        print(f"{folder} holds all batches already")
+        print(f"{folder} already holds all batches")
     else:
         unpack(checked_archive(options), folder)
     split = load_split(folder)
@@ -33,11 +30,11 @@ def main():
 
 def parse_options():
     parser = argparse.ArgumentParser(
-        description=f"Unpack the batches of {ARCHIVE} into cifar10/, for python -m gpq.train. Interrupted, it goes on "
-                    "when run again.")
-    parser.add_argument("--archive", type=Path, metavar="FILE", help=f"{ARCHIVE} (default: what lies in --root)")
+        description=f"Unpack the batches of {ARCHIVE} into cifar10/, for python -m gpq.train. After an "
+                    "interruption, run it again to continue.")
+    parser.add_argument("--archive", type=Path, metavar="FILE", help=f"{ARCHIVE} (default: the one in --root)")
     parser.add_argument("--download", action="store_true",
-                        help=f"download {ARCHIVE} to --root (170 MB) if it is not there")
+                        help=f"download {ARCHIVE} (170 MB) to --root if it is not there")
     parser.add_argument("--url", default=URL, help=f"where to download from (default {URL})")
     parser.add_argument("--md5", type=md5_digits, default=MD5, metavar="HEX",
                         help=f"refuse an archive with another MD5 (default {MD5})")
@@ -47,7 +44,10 @@ def parse_options():
 
 
 def checked_archive(options):
-    """The archive's path, its MD5 checked: as given, as it lies in --root, or downloaded there. Raises UserError."""
+    """The path of the archive that was given, is in --root, or is downloaded there; its MD5 is checked.
+
+    Raises UserError.
+    """
     archive = options.archive or options.root / ARCHIVE
     if archive.is_file():
         check_md5(archive, options.md5)
@@ -61,7 +61,7 @@ def checked_archive(options):
 
 
 def unpack(archive, folder):
-    """Write each batch in the archive into `folder`, whole or not at all. Raises UserError."""
+    """Write each batch of the archive to `folder`, whole or not at all. Raises UserError."""
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for name in progress((META, *FILES), desc="unpacking"):
@@ -69,7 +69,7 @@ def unpack(archive, folder):
                 with replacing(folder / name) as temporary, open(temporary, "wb") as file:
                     shutil.copyfileobj(member, file)
     except KeyError as error:
-        raise UserError(f"{archive}: expected {FOLDER}/{name} in it, found none") from error
+        raise UserError(f"{archive}: expected {FOLDER}/{name} in this archive, found none") from error
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{archive}: this archive cannot be read ({error})") from error
 

@@ -13,7 +13,6 @@ from dataset import TAG_LISTS, links_out, name_fault
 from prepare.photo_tags import descriptions_of, read_tags
 from prepare.split_files import (
     DROPPED_TAGS,
-    LEFT_OUT,
     REPORT,
     SPLIT_FILES,
     finish_moving,
@@ -24,7 +23,7 @@ from prepare.split_files import (
     tags_are_stale,
     temporary_folder,
     write_lines,
-    write_matrix,
+    write_splits,
 )
 from retrieval.photos import photos_and_descriptions
 from storage.files import read_json, write_json, write_text
@@ -78,12 +77,15 @@ def import_photos(options, folder):
                   "dropped_tags": {why: len(found) for why, found in dropped.items()},
                   "min_tag_count": options.min_tag_count, "folder_tags": options.folder_tags}
         with temporary_folder(splits.with_name(f".{splits.name}.tmp")) as new:
-            new.mkdir()
-            write_lines(new / "train_img.txt", training if ready else usable)
+            tags, lines = None, []
             if ready:
-                write_matrix(new / "train_tag.txt", ones_of((tags_of[name] for name in training), kept))
-                write_lines(new / TAG_LISTS[0], (f"{tag} {count}" for tag, count in kept.items()))
-            write_notes(new, report, dropped, left_out)
+                tags = ones_of((tags_of[name] for name in training), kept)
+                lines = [f"{tag} {count}" for tag, count in kept.items()]
+            write_splits(new, {"train": (training if ready else usable, tags)}, lines, left_out=left_out)
+            write_json(new / REPORT, report)
+            if dropped:
+                write_lines(new / DROPPED_TAGS, (f"{tag}\t{count}\t{why}" for why, found in dropped.items()
+                                                 for tag, count in found.items()))
             stale = ready and tags_are_stale(splits, new / TAG_LISTS[0])
             done = install(new, splits, force=True)
     print_report(report, dropped, {name: photo.unread for name, photo in photos.items() if photo.unread}, splits)
@@ -215,16 +217,6 @@ def choose_tags(sets, least):
 
 
 # ---------------------------------------------------------------- files and report
-
-def write_notes(new, report, dropped, left_out):
-    """Write the report, and lists of the tags and photos that it only counts."""
-    write_json(new / REPORT, report)
-    if dropped:
-        write_lines(new / DROPPED_TAGS, (f"{tag}\t{count}\t{why}" for why, found in dropped.items()
-                                         for tag, count in found.items()))
-    if left_out:
-        write_text(new / LEFT_OUT, "".join(f"{name} {fault}\n" for name, fault in left_out.items()))
-
 
 def print_report(report, dropped, unread, splits):
     """Print what was found, and why tags were dropped."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, name_fault, read_text
+from dataset import RELEASE_FOLDERS, faults_in, name_fault, read_text
 from prepare.split_files import (
     check_link,
     counts,
@@ -25,8 +25,7 @@ from prepare.split_files import (
     link_images,
     ones_of,
     temporary_folder,
-    write_lines,
-    write_matrix,
+    write_splits,
 )
 from storage.images import list_faults
 from util import ROOT, UserError, leads_out, number, run_program
@@ -257,7 +256,7 @@ def write_data_set(plan, splits, link, images, root):
     """Write the split files and link the images; a failure leaves neither. Raises UserError."""
     finish_moving(splits)
     with temporary_folder(splits.with_name(f".{splits.name}.{os.getpid()}.tmp")) as new:
-        write_splits(plan, new)
+        write_splits(new, split_contents(plan), [f"{tag} {count}" for tag, count in plan.tags], plan.labels)
         new_link = link_images(link, images, root)
         try:
             install(new, splits, force=False, remedy="remove this folder, or choose another name")
@@ -267,21 +266,13 @@ def write_data_set(plan, splits, link, images, root):
             raise
 
 
-def write_splits(plan, folder):
-    """Write the split files into a new folder."""
-    folder.mkdir()
-    write_lines(folder / TAG_LISTS[0], (f"{tag} {count}" for tag, count in plan.tags))
-    write_split(folder, "train", plan.training, "tag", training_tags(plan))
+def split_contents(plan):
+    """{split: (image names, 0/1 matrix)} of the splits that have photos; without labels only `train`."""
+    contents = {"train": (plan.training, training_tags(plan))}
     if plan.labels:
-        write_lines(folder / "labels.txt", plan.labels)
-        for split, photos in (("database", plan.database), ("test", plan.query)):
-            if photos:
-                write_split(folder, split, photos, "label", ones_of((photo.labels for photo in photos), plan.labels))
-
-
-def write_split(folder, split, photos, kind, matrix):
-    write_lines(folder / f"{split}_img.txt", (photo.image for photo in photos))
-    write_matrix(folder / f"{split}_{kind}.txt", matrix)
+        contents |= {split: (photos, ones_of((photo.labels for photo in photos), plan.labels))
+                     for split, photos in (("database", plan.database), ("test", plan.query)) if photos}
+    return {split: ([photo.image for photo in photos], matrix) for split, (photos, matrix) in contents.items()}
 
 
 def training_tags(plan):

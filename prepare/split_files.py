@@ -13,14 +13,14 @@ import numpy as np
 import scipy.sparse
 
 from dataset import TAG_LISTS, link_folder, read_tag_names
-from storage.files import exclusive_lock, fingerprint, read_json, sync, write_json
+from storage.files import exclusive_lock, fingerprint, read_json, sync, write_json, write_text
 from util import UserError
 
-LISTS_AND_MATRICES = tuple(f"{split}_{kind}.txt" for split, matrix in
-                           (("train", "tag"), ("database", "label"), ("test", "label")) for kind in ("img", matrix))
+MATRICES = {"train": "train_tag.txt", "database": "database_label.txt", "test": "test_label.txt"}
 LEFT_OUT = "left_out.txt"
 DROPPED_TAGS = "dropped_tags.txt"
-SPLIT_FILES = (*LISTS_AND_MATRICES, *TAG_LISTS, "labels.txt", LEFT_OUT, DROPPED_TAGS)
+SPLIT_FILES = (*(f"{split}_img.txt" for split in MATRICES), *MATRICES.values(), *TAG_LISTS, "labels.txt", LEFT_OUT,
+               DROPPED_TAGS)
 REPORT = "report.json"
 MOVING = ".prepared"  # folder in data/<name>/ of whole, synced files that are being moved to the folder around it
 BLOCK_ROWS = 4096  # of a matrix that are turned into text at a time
@@ -86,18 +86,26 @@ def ones_of(sets, names):
 
 # ---------------------------------------------------------------- writing
 
-def write_splits(collection, rows, folder):
-    """Write the split files into `folder`, which must be new."""
+def write_splits(folder, splits, tag_lines=(), label_names=(), left_out=(), tag_list=TAG_LISTS[0]):
+    """Write split files into `folder`, which must be new.
+
+    Args:
+        splits: {train, database or test: (image names, 0/1 matrix)}; the matrix is CSR uint8 with a row for each image,
+            or None.
+        left_out: {image: why it cannot be used}.
+        tag_list: the name of the file of `tag_lines`.
+    """
     folder.mkdir()
-    write_lines(folder / collection.tag_list, collection.tag_lines)
-    write_lines(folder / "labels.txt", collection.label_names)
-    if collection.left_out:
-        write_lines(folder / LEFT_OUT, (f"{name} {fault}" for name, fault in collection.left_out.items()))
-    for split, matrix, name in (("train", collection.tags, "tag"), ("database", collection.labels, "label"),
-                                ("test", collection.labels, "label")):
-        chosen = getattr(rows, split)
-        write_lines(folder / f"{split}_img.txt", (collection.names[row] for row in chosen))
-        write_matrix(folder / f"{split}_{name}.txt", matrix[chosen])
+    for split, (names, matrix) in splits.items():
+        write_lines(folder / f"{split}_img.txt", names)
+        if matrix is not None:
+            write_matrix(folder / MATRICES[split], matrix)
+    if tag_lines:
+        write_lines(folder / tag_list, tag_lines)
+    if label_names:
+        write_lines(folder / "labels.txt", label_names)
+    if left_out:  # names that are not UTF-8 among them
+        write_text(folder / LEFT_OUT, "".join(f"{name} {fault}\n" for name, fault in left_out.items()))
 
 
 def write_lines(path, lines):
@@ -220,18 +228,22 @@ def link_images(link, images, root):
 
 # ---------------------------------------------------------------- the last step for MIRFLICKR and NUS-WIDE
 
-def finish(collection, rows, splits, options, details):
-    """Write the split files and their report, move them into place, and print a summary.
+def finish(collection, rows, splits, details, force):
+    """Write the split files and their report, move them into place, and print a summary. Raises UserError.
 
-    `options`: namespace with root, seed and force; `details`: a dict that is added to the report.
+    `details`: a dict that begins the report; `force`: whether to replace other split files.
     """
+    contents = {split: ([collection.names[row] for row in chosen], matrix[chosen]) for split, chosen, matrix in
+                (("train", rows.train, collection.tags), ("database", rows.database, collection.labels),
+                 ("test", rows.test, collection.labels))}
     with temporary_folder(splits.with_name(f".{splits.name}.tmp")) as new:
-        write_splits(collection, rows, new)
-        report = {**details, "seed": options.seed, **summary(collection, rows),
+        write_splits(new, contents, collection.tag_lines, collection.label_names, collection.left_out,
+                     collection.tag_list)
+        report = {**details, **summary(collection, rows),
                   "files": {path.name: fingerprint(path) for path in sorted(new.iterdir())}}
         write_json(new / REPORT, report)
         stale = tags_are_stale(splits, new / collection.tag_list)
-        done = install(new, splits, options.force)
+        done = install(new, splits, force)
     print_report(report)
     print(done)
     if stale:

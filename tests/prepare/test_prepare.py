@@ -369,7 +369,7 @@ BAD_FLICKR = {
                                                              if "meta/tags/" not in name})),
                      "expected mirflickr/meta/tags/tags1.txt, …, found none"),
     "an image missing": (repacked(lambda f: f.files.pop("mirflickr/im40.jpg")),
-                         "found that 1 of them are missing, the first is im40.jpg"),
+                         "but 1 of them are missing; the first is im40.jpg"),
     "tags missing": (repacked(lambda f: f.files.pop("mirflickr/meta/tags/tags3.txt")),
                      "the first is meta/tags/tags3.txt"),
     "no common tags": (repacked(lambda f: f.files.pop("mirflickr/doc/common_tags.txt")),
@@ -493,7 +493,7 @@ def test_a_busy_server_is_asked_again_and_one_that_stays_so_is_told(server, tmp_
     fetched(server, tmp_path / "a.zip")
     (tmp_path / "a.zip").unlink()
     server.busy = 99
-    with pytest.raises(UserError, match=r"a\.zip: the server answered 503 .*; run this again to go on with"):
+    with pytest.raises(UserError, match=r"a\.zip: the server answered 503 .*; run this again to continue"):
         fetched(server, tmp_path / "a.zip")
     server.busy, server.break_after = 0, [300_000, 0, 0, 0]
     with pytest.raises(UserError, match=r"the server ended after 300,000 of 1,024,000 bytes; run this again"):
