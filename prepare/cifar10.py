@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 
 from gpq.data import FILES, META, load_split
-from prepare.download import check_md5, fetch, md5_digits
+from prepare.download import check_md5, md5_digits, source
 from storage.files import replacing
 from util import ROOT, UserError, progress, run_program
 
@@ -22,7 +22,13 @@ def main():
     if all((folder / name).is_file() for name in (META, *FILES)):
         print(f"{folder} already holds all batches")
     else:
-        unpack(checked_archive(options), folder)
+        def check(path):
+            check_md5(path, options.md5)
+
+        url = options.url if options.download else None
+        archive = source(options.archive, [options.root / ARCHIVE], url, "--archive", check)
+        check(archive)
+        unpack(archive, folder)
     split = load_split(folder)
     print(f"{folder}: {len(split.query):,} queries, {len(split.labelled):,} labelled images, {len(split.database):,} "
           f"database images of {len(split.class_names)} classes: {', '.join(split.class_names)}")
@@ -41,23 +47,6 @@ def parse_options():
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
                         help="folder that holds cifar10/ (default: the folder of train.py)")
     return parser.parse_args()
-
-
-def checked_archive(options):
-    """The path of the archive that was given, is in --root, or is downloaded there; its MD5 is checked.
-
-    Raises UserError.
-    """
-    archive = options.archive or options.root / ARCHIVE
-    if archive.is_file():
-        check_md5(archive, options.md5)
-    elif options.archive is None and options.download:
-        fetch(options.url, archive, check=lambda path: check_md5(path, options.md5))
-    elif options.archive is None:
-        raise UserError(f"expected --archive with the path of {ARCHIVE}, or --download")
-    else:
-        raise UserError(f"{archive}: no such file")
-    return archive
 
 
 def unpack(archive, folder):

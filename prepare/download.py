@@ -20,6 +20,28 @@ TRIES = 3  # after this many tries in a row that bring no new byte, the download
 PAUSE = 2.0  # seconds between two tries
 
 
+def source(given, known, url, option, check):
+    """The path that was given, or the first of `known` that exists, or the last of them after a download.
+
+    Args:
+        given: the value of the option called `option`, or None.
+        url: where to download the last of `known` from, or None if it is not to be downloaded.
+        check: see `fetch`.
+    Raises UserError.
+    """
+    if given is not None:
+        if not given.exists():
+            raise UserError(f"{given}: no such file or folder, expected {known[-1].name} or what it unpacks to")
+        return given
+    for path in known:
+        if path.exists():
+            return path
+    if url is None:
+        raise UserError(f"expected {option} with the path of {known[-1].name}, or --download")
+    fetch(url, known[-1], check)
+    return known[-1]
+
+
 def fetch(url, path, check):
     """Download `url` to `<path>.part`, which a later call continues, and rename it to `path`. Raises UserError.
 

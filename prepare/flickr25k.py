@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse
 
 from dataset import tag_rows
-from prepare.download import check_md5, fetch, md5, md5_digits
+from prepare.download import check_md5, md5, md5_digits, source
 from prepare.split_files import (
     Collection,
     Rows,
@@ -54,11 +54,16 @@ def main():
     place, splits = options.root / "datasets" / FOLDER, options.root / "data" / FOLDER
     with only_preparation(place):
         finish_moving(splits)
-        labels_file, images = sources(options, place)
+        labels_url, images_url = (options.url_base + name if options.download else None
+                                  for name in (ANNOTATIONS, IMAGES))
+        labels_file = source(options.annotations, [place / ANNOTATIONS], labels_url, "--annotations", read_annotations)
+        images = source(options.images, [place / "mirflickr", place / IMAGES], images_url, "--images",
+                        lambda path: check_md5(path, options.md5 or IMAGES_MD5))
         annotations = read_annotations(labels_file)
         folder = unpacked(images, place / "mirflickr", options.md5) if images.is_file() else images_folder(images)
         collection = read_collection(folder, annotations, labels_file)
-        rows = draw(collection, options)
+        training = options.training if options.protocol == "sampled" else None
+        rows = draw(collection, options.queries, training, stream(options.seed, "flickr25k splits"))
         link_images(place / "mirflickr", folder, options.root)
         details = {"dataset": "flickr", "protocol": options.protocol, "seed": options.seed}
         finish(collection, rows, splits, details, options.force)
@@ -100,28 +105,7 @@ def web_address(text):
     return text.rstrip("/") + "/"
 
 
-# ---------------------------------------------------------------- where the parts come from
-
-def sources(options, place):
-    """The paths of annotations and images, which were given, are in `place`, or are downloaded there."""
-    def source(given, option, known, archive, check):
-        if given is not None:
-            if not given.exists():
-                raise UserError(f"{given}: no such file or folder, expected {archive} or what it unpacks to")
-            return given
-        for path in known:
-            if path.exists():
-                return path
-        if not options.download:
-            raise UserError(f"expected {option} with the path of {archive}, or --download")
-        fetch(options.url_base + archive, place / archive, check)
-        return place / archive
-
-    annotations = source(options.annotations, "--annotations", [place / ANNOTATIONS], ANNOTATIONS, read_annotations)
-    images = source(options.images, "--images", [place / "mirflickr", place / IMAGES], IMAGES,
-                    lambda path: check_md5(path, options.md5 or IMAGES_MD5))
-    return annotations, images
-
+# ---------------------------------------------------------------- archives
 
 @contextlib.contextmanager
 def open_archive(path):
@@ -314,15 +298,16 @@ def decoded(text):
 
 # ---------------------------------------------------------------- the splits
 
-def draw(collection, options):
-    """The rows of each split; a seed gives the same queries under both protocols. Raises UserError."""
-    rng = stream(options.seed, "flickr25k splits")
-    test, database = draw_queries(len(collection.names), options.queries, rng)
+def draw(collection, queries, training, rng):
+    """The rows of each split; a seed gives the same queries under both protocols. Raises UserError.
+
+    `training`: number of training images; None takes every database image with a common tag.
+    """
+    test, database = draw_queries(len(collection.names), queries, rng)
     tagged = database[counts(collection.tags)[database] > 0]
     if not len(tagged):
         raise UserError("expected database images with a common tag to train on, found none")
-    train = tagged if options.protocol == "tagged" else draw_training(tagged, options.training, rng)
-    return Rows(train, database, test)
+    return Rows(tagged if training is None else draw_training(tagged, training, rng), database, test)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def main():
     with only_preparation(place):
         finish_moving(splits)
         collection, total = read_collection(options.release, images)
-        rows = draw(collection, options)
+        rows = draw(collection, options.queries, options.per_concept, options.training,
+                    stream(options.seed, "nus-wide splits"))
         link_images(place / "Flickr", images, options.root)
         details = {"dataset": "nuswide", "queries_of_each_label": options.per_concept, "seed": options.seed}
         finish(collection, rows, splits, details, options.force)
@@ -139,17 +140,19 @@ def read_matrix(path, columns, why, rows, rows_list):
 
 # ---------------------------------------------------------------- the splits
 
-def draw(collection, options):
-    """The rows of each split. Raises UserError if there are too few images."""
-    rng = stream(options.seed, "nus-wide splits")
+def draw(collection, queries, per_concept, training, rng):
+    """The rows of each split. Raises UserError if there are too few images.
+
+    `per_concept`: number of queries of each concept, or None for `queries` of all images.
+    """
     count = len(collection.names)
-    if options.per_concept:
-        test = draw_per_concept(collection, options.per_concept, rng)
+    if per_concept:
+        test = draw_per_concept(collection, per_concept, rng)
         database = np.setdiff1d(np.arange(count), test)
     else:
-        test, database = draw_queries(count, options.queries, rng)
+        test, database = draw_queries(count, queries, rng)
     tagged = database[counts(collection.tags)[database] > 0]
-    return Rows(draw_training(tagged, options.training, rng), database, test)
+    return Rows(draw_training(tagged, training, rng), database, test)
 
 
 def draw_per_concept(collection, each, rng):

@@ -54,38 +54,39 @@ class Photo:
     unread: list
 
 
-def import_photos(options, folder):
-    """Make or update the data set. Returns whether there are enough tags to learn from. Raises UserError."""
-    splits, link = options.root / "data" / options.name, options.root / "datasets" / options.name
+def import_photos(root, dataset, folder, min_tag_count, skip_bad, folder_tags):
+    """Make or update the data set of a folder. Returns whether there are enough tags to learn from. Raises UserError.
+
+    `folder_tags`: whether the names of the folders that a photo is in count as its tags.
+    """
+    splits, link = root / "data" / dataset, root / "datasets" / dataset
     with only_preparation(splits):
         finish_moving(splits)
         check_origin(splits, folder)
         before = read_memory(splits)
         photos = read_photos(folder, splits, before)
-        usable, left_out = usable_photos(folder, photos, options.skip_bad)
-        tags_of = {name: spelled_tags(name, photos[name].tags, options.folder_tags) for name in usable}
-        kept, dropped = choose_tags(tags_of.values(), options.min_tag_count)
+        usable, left_out = usable_photos(folder, photos, skip_bad)
+        tags_of = {name: spelled_tags(name, photos[name].tags, folder_tags) for name in usable}
+        kept, dropped = choose_tags(tags_of.values(), min_tag_count)
         training = [name for name in usable if not kept.keys().isdisjoint(tags_of[name])]
         ready = len(training) >= LEAST_PHOTOS and len(kept) >= LEAST_TAGS
         no_words = None if ready else (
             f"{len(training):,} photos have one of the {len(kept):,} tags that were kept, and learning from tags takes "
             f"at least {LEAST_PHOTOS} photos and {LEAST_TAGS} tags.")
-        link_images(link, folder, options.root)
+        link_images(link, folder, root)
         report = {"made_by": MADE_BY, "folder": str(folder), "photos": len(usable), "left_out": len(left_out),
                   "photos_with_a_tag": len(training), "tags": len(kept), "enough_tags": ready, "no_words": no_words,
                   "changes": changes(photos, before),
                   "dropped_tags": {why: len(found) for why, found in dropped.items()},
-                  "min_tag_count": options.min_tag_count, "folder_tags": options.folder_tags}
+                  "min_tag_count": min_tag_count, "folder_tags": folder_tags}
         with temporary_folder(splits.with_name(f".{splits.name}.tmp")) as new:
-            tags, lines = None, []
             if ready:
                 tags = ones_of((tags_of[name] for name in training), kept)
-                lines = [f"{tag} {count}" for tag, count in kept.items()]
-            write_splits(new, {"train": (training if ready else usable, tags)}, lines, left_out=left_out)
-            write_json(new / REPORT, report)
-            if dropped:
-                write_lines(new / DROPPED_TAGS, (f"{tag}\t{count}\t{why}" for why, found in dropped.items()
-                                                 for tag, count in found.items()))
+                tag_lines = [f"{tag} {count}" for tag, count in kept.items()]
+                write_splits(new, {"train": (training, tags)}, tag_lines, left_out=left_out)
+            else:
+                write_splits(new, {"train": (usable, None)}, left_out=left_out)
+            write_notes(new, report, dropped)
             stale = ready and tags_are_stale(splits, new / TAG_LISTS[0])
             done = install(new, splits, force=True)
     print_report(report, dropped, {name: photo.unread for name, photo in photos.items() if photo.unread}, splits)
@@ -217,6 +218,14 @@ def choose_tags(sets, least):
 
 
 # ---------------------------------------------------------------- files and report
+
+def write_notes(new, report, dropped):
+    """Write the report, and the list of the dropped tags, which it only counts."""
+    write_json(new / REPORT, report)
+    if dropped:
+        write_lines(new / DROPPED_TAGS, (f"{tag}\t{count}\t{why}" for why, found in dropped.items()
+                                         for tag, count in found.items()))
+
 
 def print_report(report, dropped, unread, splits):
     """Print what was found, and why tags were dropped."""

@@ -76,30 +76,31 @@ class Plan:
 
 def main():
     args = parse_args()
+    images = image_folder(args.from_photos or args.images)
     if args.from_photos:
-        from prepare import photo_folder
-        ready = photo_folder.import_photos(args, image_folder(args.from_photos))
+        from prepare.photo_folder import import_photos
+        ready = import_photos(args.root, args.name, images, args.min_tag_count, args.skip_bad, args.folder_tags)
     else:
-        ready = import_csv(args, image_folder(args.images))
+        import_csv(args.root, args.name, args.photos, images, args.min_tag_count, args.skip_bad)
+        ready = True  # without tags to learn from it raises
     if ready:
         root = [] if args.root == ROOT else ["--root", str(args.root)]
         print("next: " + shlex.join(["python", "tag_processing.py", args.name, "train", "0", *root]))
         print("      (or, better, a file of word vectors such as GoogleNews or GloVe in place of train)")
 
 
-def import_csv(args, images):
-    """Make the data set of a CSV file. Returns True: it always has tags to learn from. Raises UserError."""
-    splits, link = args.root / "data" / args.name, args.root / "datasets" / args.name
+def import_csv(root, name, path, images, min_tag_count, skip_bad):
+    """Make the data set `name` of the CSV file `path`. Raises UserError."""
+    splits, link = root / "data" / name, root / "datasets" / name
     check_link(link, images)
-    photos = read_photos(args.photos)
-    check_unique(args.photos, photos)
+    photos = read_photos(path)
+    check_unique(path, photos)
     # decided on all rows, so that leaving out bad photos cannot turn one rule into the other
     training_split = "train" if any(photo.split == "train" for photo in photos) else "database"
-    photos = sound_photos(args.photos, photos, images, args.skip_bad)
-    plan = make_plan(args.photos, photos, training_split, args.min_tag_count)
-    write_data_set(plan, splits, link, images, args.root)
+    photos = sound_photos(path, photos, images, skip_bad)
+    plan = make_plan(path, photos, training_split, min_tag_count)
+    write_data_set(plan, splits, link, images, root)
     report(plan, training_split, splits, link)
-    return True
 
 
 def parse_args():
