@@ -102,8 +102,8 @@ def check_origin(splits, folder):
     content = read_json(report) if report.is_file() else {}
     others = [name for name in SPLIT_FILES if (splits / name).is_file()]
     if (others or content) and (content.get("made_by"), content.get("folder")) != (MADE_BY, str(folder)):
-        raise UserError(f"{splits} is already there and holds something else than the photos of {folder}; remove this "
-                        "folder, or choose another name")
+        raise UserError(f"{splits} already holds another data set than the photos of {folder}; remove this folder, or "
+                        "choose another name")
 
 
 # ---------------------------------------------------------------- what the photos say
@@ -220,7 +220,7 @@ def choose_tags(sets, least):
 # ---------------------------------------------------------------- files and report
 
 def write_notes(new, report, dropped):
-    """Write the report, and the list of the dropped tags, which it only counts."""
+    """Write the report and the list of the dropped tags."""
     write_json(new / REPORT, report)
     if dropped:
         write_lines(new / DROPPED_TAGS, (f"{tag}\t{count}\t{why}" for why, found in dropped.items()

@@ -1,4 +1,4 @@
-"""Imports people's own photos: a CSV file with a photo a row becomes a data set that every program here can use.
+"""Imports people's own photos: a CSV file with one photo per row becomes a data set that every program here can use.
 
 It is written to `data/NAME/`, with a link to the photos at `datasets/NAME`, in the formats that dataset.py reads.
 Nothing is written before everything has been checked. photo_folder.py imports a folder of photos that carry their own
@@ -82,7 +82,7 @@ def main():
         ready = import_photos(args.root, args.name, images, args.min_tag_count, args.skip_bad, args.folder_tags)
     else:
         import_csv(args.root, args.name, args.photos, images, args.min_tag_count, args.skip_bad)
-        ready = True  # without tags to learn from it raises
+        ready = True  # import_csv raises without tags to learn from
     if ready:
         root = [] if args.root == ROOT else ["--root", str(args.root)]
         print("next: " + shlex.join(["python", "tag_processing.py", args.name, "train", "0", *root]))
@@ -189,7 +189,7 @@ def read_photo(path, row, cells):
 
 
 def image_name(path, row, text):
-    """The one spelling of a path inside the image folder: `a/../b.jpg` and `./b.jpg` are `b.jpg`."""
+    """The normal form of a path inside the image folder: `a/../b.jpg` and `./b.jpg` are `b.jpg`."""
     if not text:
         raise UserError(f"{path}: row {row}: expected the path of a photo under image, found nothing")
     name = posixpath.normpath(text)

@@ -104,7 +104,7 @@ def write_splits(folder, splits, tag_lines=(), label_names=(), left_out=(), tag_
         write_lines(folder / tag_list, tag_lines)
     if label_names:
         write_lines(folder / "labels.txt", label_names)
-    if left_out:  # names that are not UTF-8 among them
+    if left_out:  # whose names need not be UTF-8
         write_text(folder / LEFT_OUT, "".join(f"{name} {fault}\n" for name, fault in left_out.items()))
 
 

@@ -293,7 +293,7 @@ def test_another_data_set_of_that_name_stays(album):
     album.splits.mkdir(parents=True)
     (album.splits / "train_img.txt").write_text("a.jpg\n")
     album.fill()
-    assert f"{album.splits} is already there and holds something else than the photos of" in album.refused()
+    assert f"{album.splits} already holds another data set than the photos of" in album.refused()
     assert (album.splits / "train_img.txt").read_text() == "a.jpg\n"
 
 
@@ -301,7 +301,7 @@ def test_another_folder_under_that_name_is_refused(album, tmp_path):
     album.fill()
     album.accepted()
     album.photos = album.photos.rename(tmp_path / "moved")
-    assert "holds something else than the photos of" in album.refused()
+    assert "holds another data set than the photos of" in album.refused()
 
 
 def test_folders_without_photos(album):
