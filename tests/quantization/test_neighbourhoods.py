@@ -4,10 +4,9 @@ import pytest
 
 import oracles
 from models.checkpoint import read_checkpoint
-from models.features import unit_length
 from quantization import neighbourhoods
 from storage.arrays import FIT, NEIGHBOURS, write_weights
-from util import UserError, stream
+from util import UserError, stream, unit_length
 
 
 def embeddings(count, purpose, centres=12):

@@ -5,8 +5,8 @@ import pytest
 import oracles
 import parity_inputs as parity
 from quantization import quantizer
-from quantization.codebooks import fit_codebooks, fit_sample, initial_codebooks, random_codebooks, update_codebooks
-from util import stream
+from quantization.codebooks import final_fit, fit_codebooks, initial_codebooks, random_codebooks, update_codebooks
+from util import stream, unit_length
 
 W = parity.tags(parity.SEED + 1, 8, 20)[0]
 
@@ -196,6 +196,6 @@ def test_fitted_codebooks_come_nearer_than_slices_of_k_means():
 
 def test_codebooks_are_fitted_to_a_sample_of_many_vectors(monkeypatch):
     monkeypatch.setattr("quantization.codebooks.FIT_IMAGES", 30)
-    vectors = stream(4, "fit").normal(size=(90, 300)).astype(np.float32)
-    fitted = fit_codebooks(fit_sample(vectors, stream(0, "sample")), 1, stream(0, "fit"))[0]
+    vectors = unit_length(stream(4, "fit").normal(size=(90, 300)).astype(np.float32))
+    (fitted,), _, _ = final_fit(vectors, 1, seed=0)
     assert fitted.any(1).sum() == 30  # a centre for each vector of the sample
