@@ -179,7 +179,7 @@ def main():
         encoder = checkpoint_encoder(weights_file, read_checkpoint(weights_file), options.gpu)
     if encoder is not None:
         features = photo_features(folder, "train", training_set.rows, encoder,
-                                  features_file(options.root, folder.name, encoder), log.info)
+                                  features_file(options.root, folder.name, encoder.sha256), log.info)
         compute_other_splits(folder, encoder, options.root, log)
     record = {"options": plain(vars(options)), "seed": options.seed, "encoder": encoder and encoder.sha256,
               **provenance(data_files(folder, untagged, weights_file, options.features))}
@@ -375,7 +375,7 @@ def compute_other_splits(folder, encoder, root, log):
             names = read_image_list(image_list)
             bad = faults_in(folder.images, names)
             rows = np.array([row for row in range(len(names)) if row not in bad], np.int64)
-            photo_features(folder, split, rows, encoder, features_file(root, folder.name, encoder), log.info)
+            photo_features(folder, split, rows, encoder, features_file(root, folder.name, encoder.sha256), log.info)
 
 
 # ---------------------------------------------------------------- the checkpoint

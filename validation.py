@@ -138,8 +138,8 @@ def by_encoder(path, gpu, dataset, checkpoint, root, log):
     encoder = checkpoint_encoder(path, checkpoint, gpu)
 
     def embed_split(split, content):
-        features = photo_features(dataset, split, content.rows, encoder, features_file(root, dataset.name, encoder),
-                                  log.info)
+        features = photo_features(dataset, split, content.rows, encoder,
+                                  features_file(root, dataset.name, encoder.sha256), log.info)
         return embed(features[:, None], checkpoint.weights[LAST], checkpoint.fitted)
     return embed_split
 

@@ -115,7 +115,7 @@ def trained(options, variant, seed):
     encoder = ImageEncoder(path.with_name(f"{path.stem}_encoder.onnx"))
     return read_checkpoint(path), {
         split: photo_features(folder, split, np.arange(len(read_split(folder, split)[0])), encoder,
-                              features_file(options.root, name, encoder), lambda line: None)
+                              features_file(options.root, name, encoder.sha256), lambda line: None)
         for split in ("train", "database", "test")}
 
 

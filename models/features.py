@@ -61,9 +61,9 @@ def photo_features(folder, split, rows, encoder, path, log):
     return kept[1][rows]
 
 
-def features_file(root, dataset, encoder):
-    """Where the features of a data set by an ImageEncoder are kept."""
-    return root / "features" / f"{dataset}_{encoder.sha256[:12]}.h5"
+def features_file(root, dataset, sha256):
+    """Where the features of a data set are kept. `sha256`: of the encoder's file."""
+    return root / "features" / f"{dataset}_{sha256[:12]}.h5"
 
 
 def kept_features(path, sha256, log):

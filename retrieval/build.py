@@ -1,74 +1,69 @@
-"""Building an index of photos from a trained checkpoint, and bringing one up to date. It loads TensorFlow."""
+"""Building an index of photos from a trained checkpoint, and bringing an existing one up to date.
+
+Letters: N photos, M codebooks of K = 256 codewords, D = 300, F features below the last layer.
+"""
 import os
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from models.backbones import LAST, of_weights
 
 import dataset
-from models.checkpoint import default_crops, read_checkpoint, read_record, trained_on_features
-from models.features import embed as embed_features
-from models.features import kept_features, kept_model_features, photo_key
-from retrieval import index, photo_files
-from retrieval.checkpoints import training_dataset
-from retrieval.photo_encoder import encoder_of
-from retrieval.photos import Source, photo_source
+from models.checkpoint import LAST, check_trained_with, embedder_of, read_checkpoint, read_checkpoint_record
+from models.encoder import embed, encoder_next_to, read_encoder_record
+from models.features import features_file, kept_features, photo_key
+from models.make_encoder import export_alexnet
+from retrieval import index, photos
 from retrieval.retrieval_file import read_retrieval, sources
-from retrieval.up_to_date import (
-    check_embeddings,
-    check_settings,
-    is_up_to_date,
-    knows_vectors,
-    precision_of,
-    summary,
-    usable_rows,
-)
+from retrieval.searcher import check_checkpoint
 from storage.files import fingerprint
+from storage.fingerprints import NUMBERS, take_fingerprints
+from storage.images import image_faults, list_faults
 from storage.log import provenance
 from tags import word_vectors
-from util import DIMENSIONS, PRECISIONS, ROOT, UserError, note, stream
+from util import DIMENSIONS, ROOT, UserError, note, stream, unit_length
 
-BLOCK = 4096  # images that are embedded before they are encoded, so that no more embeddings are held
+BLOCK = 4096  # photos that are embedded before they are encoded, so that no more embeddings are in memory
 
 
-def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=None, inverted_lists=None, skip_bad=False,
-          seed=0, gpu=None, precision=PRECISIONS[0], prune=False, keep_embeddings=False, vectors=None):
-    """Make the index of a data set's database or of a folder of photos, or bring the one that is there up to date.
+def build(checkpoint, images, out=None, *, root=ROOT, trained_on=None, crops=None, inverted_lists=None, skip_bad=False,
+          seed=0, gpu=None, prune=False, keep_embeddings=False, vectors=None):
+    """Make the index of a data set's database or of a folder of photos, or bring the existing one up to date.
 
-    Photos that are new or whose content is changed are embedded; the others keep their codes.
+    Photos that are new or whose content changed are embedded; the others keep their codes.
 
     Args:
-        images: name of a data set, a folder of photos, or what encode.py wrote; or a Source.
-        gpu: number of a GPU, a list of them, or None for the CPU.
+        images: name of a data set, a folder of photos, or what `search.py encode` wrote.
+        out: folder of the index; by default it has the name of the checkpoint.
         inverted_lists (int): how many, 0 for none, or None to choose by the number of photos.
-        prune: photos that are gone leave the index.
-        keep_embeddings: a new index keeps the photos' embeddings; one that is there goes on as it began.
-        vectors: file of the word vectors that the tags were made of, or None, and a new index takes the one that the
-            data set's record names, if it is there.
-        others: as on the command line.
-    Returns the `index.Index`.
+        prune: whether photos that are gone leave the index.
+        keep_embeddings: whether a new index keeps the photos' embeddings; an existing one stays as it is.
+        vectors: file of the word vectors that the tags were made from; by default a new index takes the one in the data
+            set's record, if it still exists.
+        others: those of the command line.
+    Returns the `index.Index`. Raises UserError.
     """
     checkpoint, root = Path(checkpoint), Path(root)
     out = Path(out) if out else root / "indexes" / checkpoint.stem
-    source = images if isinstance(images, Source) else photo_source(str(images), root)
-    trained = read_checkpoint(checkpoint)
-    tagged = training_dataset(checkpoint, source, root, trained_on)
-    with index.writing(out) as save:  # no other process may write the index after this one has read it
+    source = photos.photo_source(str(images), root)
+    with index.writing(out) as save:  # from here on no other process may write the index
         old = index.load(out) if index.has_index(out) else None
+        trained, tagged = ready_checkpoint(checkpoint), None
         if old:
             before = old.content
-            check_settings(out, before, checkpoint, source, crops, seed, precision)
+            check_settings(out, before, checkpoint, source, crops, seed)
         else:
+            tagged = training_dataset(checkpoint, source, root, trained_on)
             before = new_content(checkpoint, trained.codebooks, source, tagged, root,
-                                 crops or default_crops(checkpoint), seed, precision)
+                                 crops or default_crops(checkpoint), seed)
             if keep_embeddings:
-                before.embeddings = np.empty((0, trained.codebooks.shape[2]), np.float16)
+                before.embeddings = np.empty((0, DIMENSIONS), np.float16)
         check_embeddings(out, before, source, keep_embeddings)
-        found = find_vocabulary(before, vectors, None if old else tagged, root)
-        changes = photo_files.compare(source, before, out, prune)
-        photo_files.tell_gone(changes, source.folder, out, prune)
+        found = find_vocabulary(before, vectors, tagged, root)
+        changes = photos.compare(source, before, out, prune)
+        photos.note_gone(changes, source.folder, out, prune)
         rows = usable_rows(source, changes, skip_bad)
         count = len(changes.kept) + len(rows)
         lists = index.default_inverted_lists(count) if inverted_lists is None else inverted_lists
@@ -82,29 +77,121 @@ def build(checkpoint, images, out=None, root=ROOT, trained_on=None, crops=None, 
     return made
 
 
-def changed_content(before, source, changes, rows, checkpoint, trained, gpu):
-    """The content of an index without the photos that are changed or gone, and with the source's photos `rows`."""
-    kept, paths = changes.kept, [source.folder / source.names[row] for row in rows]
-    if source.encoded:  # opens no photo
-        fingerprints = np.zeros((len(rows), photo_files.NUMBERS), np.int64)
-    else:  # before they are embedded: what changes meanwhile is found the next time
-        fingerprints = photo_files.take_fingerprints(paths)
-    codes, embeddings = (stored_codes(checkpoint, source, rows, before)
-                         or encode_photos([source.names[row] for row in rows], trained, before,
-                                          embedder(source, checkpoint, trained, before.facts, gpu)))
-    fingerprints = np.concatenate([changes.fingerprints, fingerprints])
-    return replace(before, codes=np.concatenate([before.codes[kept], codes]),
-                   images=[*(before.images[row] for row in kept), *(source.names[row] for row in rows)],
-                   labels=None if before.labels is None else np.concatenate([before.labels[kept],
-                                                                             source.labels[rows]]),
-                   fingerprints=fingerprints if fingerprints.any() else None,
-                   embeddings=None if before.embeddings is None else np.concatenate([before.embeddings[kept],
-                                                                                     embeddings]))
+def is_up_to_date(before, changes, rows, lists):
+    """Whether an index need not be written again."""
+    same_files = (not changes.fingerprints.any() if before.fingerprints is None
+                  else np.array_equal(changes.fingerprints, before.fingerprints))
+    return len(changes.kept) == len(before.images) and not len(rows) and lists == before.facts["lists"] and same_files
 
 
-# ---------------------------------------------------------------- the content before
+def summary(out, source, before, changes, rows, lists):
+    """What an index holds after the source's photos `rows` were encoded, and what changed, in words."""
+    known = set(before.images)
+    new = sum(source.names[row] not in known for row in rows)
+    changed = len(rows) - new
+    dropped = len(before.images) - len(changes.kept) - changed
+    return (f"{out}: {len(changes.kept) + len(rows):,} photos, {new:,} of them new"
+            + (f", {changed:,} changed" if changed else "") + (f", {dropped:,} dropped" if dropped else "")
+            + f", {8 * len(before.codebooks)} bits each" + (f", in {lists} lists" if lists else ""))
 
-def new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precision):
+
+# ---------------------------------------------------------------- the checkpoint
+
+def ready_checkpoint(path):
+    """The Checkpoint in a file, after its AlexNet was exported to ONNX, if it has one. Raises UserError."""
+    trained = read_checkpoint(path)
+    if trained.is_alexnet:
+        export_alexnet(path, trained)
+    return trained
+
+
+def default_crops(path):
+    """How many crops of a photo a checkpoint's encoder sees by default; 1 if it has none."""
+    encoder = encoder_next_to(path)
+    return read_encoder_record(encoder).crops if encoder.is_file() else 1
+
+
+# ---------------------------------------------------------------- what belongs together
+
+def training_dataset(checkpoint, source, root, name):
+    """The data set whose tags the checkpoint learned: `name`, or the one in its record, or else the source's.
+
+    None if the checkpoint learned no tags. Raises UserError if there is no such data set, or if its tags were processed
+    again since.
+    """
+    record = read_checkpoint_record(checkpoint)
+    if record.no_words:
+        return None
+    name = name or record.options.get("dataset") or (source.dataset and source.dataset.name)
+    if name is None:
+        raise UserError(f"{checkpoint.with_suffix('.json')}: no such file: say with --trained-on which data set "
+                        f"{checkpoint.name} learned")
+    found = dataset.find_dataset(name, root)
+    check_trained_with(checkpoint, found.tag_embeddings)
+    return found
+
+
+def check_settings(out, content, checkpoint, source, crops, seed):
+    """Raise UserError if the source's photos, encoded with these settings, do not belong into the index in `out`.
+
+    `crops`: None for those of the index.
+    """
+    check_checkpoint(out, content.facts, checkpoint)
+    for what, there, here in (("crops", content.facts["crops"], crops or content.facts["crops"]),
+                              ("seed", content.facts["seed"], seed),
+                              ("the photos of", content.facts["images"], os.path.realpath(source.folder)),
+                              ("labels", _columns(content.labels), _columns(source.labels))):
+        if there != here:
+            raise UserError(f"{out} is an index with {what} {there}, not {here}: choose another --out or --name")
+
+
+def _columns(labels):
+    return 0 if labels is None else labels.shape[1]
+
+
+def check_embeddings(out, content, source, keep_embeddings):
+    """Raise UserError if an index is to keep embeddings that are not available."""
+    if keep_embeddings and content.embeddings is None:
+        raise UserError(f"{out} is an index without embeddings: for --keep-embeddings choose another --out or --name")
+    if content.embeddings is not None and source.encoded:
+        raise UserError(f"{source.encoded.folder} holds only codes, and {out} is to keep embeddings: give the folder "
+                        f"of the photos, {source.folder}")
+
+
+def usable_rows(source, changes, skip_bad):
+    """Rows of the source's photos to encode, int64. Bad photos are left out with `skip_bad`, otherwise refused."""
+    rows = changes.to_encode
+    if source.encoded:  # bad photos are left out already
+        return rows
+    names = [source.names[row] for row in rows]
+    faults = _faults(source, names)
+    if not faults:
+        return rows
+
+    def described(i):
+        path = str(source.folder / names[i]).replace("\n", " ")
+        return f"{path} (row {rows[i] + 1})" if source.dataset else path
+    listed = list_faults(faults, described)
+    counted = f"{len(faults)} of {len(rows)} photos cannot be used"
+    if not skip_bad:
+        raise UserError(f"{counted} (--skip-bad leaves them out): {listed}")
+    print(f"left out: {counted}: {listed}", file=sys.stderr)
+    if len(faults) == len(rows) and not len(changes.kept):
+        raise UserError(f"{source.folder}: none of the {len(rows)} photos can be used")
+    return np.delete(rows, list(faults))
+
+
+def _faults(source, names):
+    """{place in names: what is wrong} of the photos that cannot be used."""
+    if source.dataset:
+        return dataset.faults_in(source.folder, names)
+    faults = {row: fault for row, name in enumerate(names) if (fault := photos.name_fault(name))}
+    return image_faults([source.folder / name for name in names]) | faults  # a person's own folder may hold any links
+
+
+# ---------------------------------------------------------------- the content
+
+def new_content(checkpoint, codebooks, source, tagged, root, crops, seed):
     """The content of an index without photos. `tagged`: the data set whose tags the checkpoint learned, or None."""
     if tagged:
         names = dataset.read_tag_names(tagged.tag_list)
@@ -112,10 +199,10 @@ def new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precis
     else:
         names, groups, tag_embeddings = [], [], np.empty((0, DIMENSIONS), np.float32)
     facts = {"experiment": checkpoint.stem, "checkpoint": str(checkpoint.resolve()),
-             "checkpoint_sha256": fingerprint(checkpoint), "crops": crops, "seed": seed, "precision": precision,
+             "checkpoint_sha256": fingerprint(checkpoint), "crops": crops, "seed": seed,
              "images": os.path.realpath(source.folder), "dataset": source.dataset and source.dataset.name,
              "root": str(root.resolve()), "trained_on": tagged and tagged.name,
-             "no_words": read_record(checkpoint).get("no_words"), "versions": provenance({})["versions"]}
+             "no_words": read_checkpoint_record(checkpoint).no_words, "versions": provenance({})["versions"]}
     return index.Content(
         codes=np.empty((0, len(codebooks)), np.uint8), codebooks=codebooks, images=[],
         tag_names=[[names[column] for column in group] for group in groups], tag_embeddings=tag_embeddings,
@@ -123,17 +210,42 @@ def new_content(checkpoint, codebooks, source, tagged, root, crops, seed, precis
 
 
 def find_vocabulary(content, vectors, tagged, root):
-    """The table of more words and the facts of their file, see tags/word_vectors.py; None: the index keeps its own.
+    """More words for an index and the facts of their file, see tags/word_vectors.py; None: it keeps its own.
 
     Args:
-        vectors: the file, or None for the one of the record of the data set `tagged`, if that is not None.
-    Raises UserError if `vectors` are not those of the tags.
+        vectors: the file, or None for the one in the record of the data set `tagged`, if that is not None.
+    Raises UserError if the tags were not made from `vectors`.
     """
-    if vectors is not None:
-        if knows_vectors(content.facts, vectors):
-            return None
-        return word_vectors.vocabulary_of(vectors, content.tag_names, content.tag_embeddings)
-    return tagged and word_vectors.recorded_vocabulary(tagged, root, content.tag_names, content.tag_embeddings)
+    if vectors is None:
+        return tagged and word_vectors.recorded_vocabulary(tagged, root, content.tag_names, content.tag_embeddings)
+    known = content.facts.get("vectors")
+    if vectors.is_file() and known == {"path": str(vectors.resolve()), "bytes": vectors.stat().st_size}:
+        return None
+    return word_vectors.vocabulary_of(vectors, content.tag_names, content.tag_embeddings)
+
+
+def changed_content(before, source, changes, rows, checkpoint, trained, gpu):
+    """The content of an index without the photos that changed or are gone, and with the source's photos `rows`.
+
+    `trained`: the models.checkpoint.Checkpoint in the file `checkpoint`.
+    """
+    kept, names = changes.kept, [source.names[row] for row in rows]
+    if source.encoded:  # no photo is opened
+        fingerprints = np.zeros((len(rows), NUMBERS), np.int64)
+    else:  # before photos are embedded: what changes meanwhile is found the next time
+        fingerprints = take_fingerprints([source.folder / name for name in names])
+    codes, embeddings = (
+        stored_codes(checkpoint, source, rows, before)
+        or encode_photos(names, trained, before, embedding_function(source.folder, checkpoint, trained, before.facts,
+                                                                    gpu)))
+    fingerprints = np.concatenate([changes.fingerprints, fingerprints])
+    return replace(before, codes=np.concatenate([before.codes[kept], codes]),
+                   images=[*(before.images[row] for row in kept), *names],
+                   labels=None if before.labels is None else np.concatenate([before.labels[kept],
+                                                                             source.labels[rows]]),
+                   fingerprints=fingerprints if fingerprints.any() else None,
+                   embeddings=None if before.embeddings is None else np.concatenate([before.embeddings[kept],
+                                                                                     embeddings]))
 
 
 # ---------------------------------------------------------------- codes
@@ -141,79 +253,79 @@ def find_vocabulary(content, vectors, tagged, root):
 def stored_codes(checkpoint, source, rows, before):
     """The codes of the source's photos `rows`, uint8 (n, M), and their embeddings to keep, float16 (n, D), or None.
 
-    They are those of encode.py, which keeps no embeddings; or, if the photos are the whole of a new index, those that
-    validation.py left beside the checkpoint. None where there are neither.
+    They are those of `search.py encode`, which keeps no embeddings; or, if the photos are the whole of a new index,
+    those that validation.py left next to the checkpoint. None where there are neither.
     """
     facts = before.facts
     if source.encoded:
-        source.encoded.check(checkpoint, facts["crops"], precision_of(facts))
+        source.encoded.check(checkpoint, facts["crops"])
         return source.encoded.codes[rows], None
     path = checkpoint.with_name(f"{checkpoint.stem}_retrieval.h5")
     if source.dataset is None or len(before.images) or len(rows) < len(source.names) or not path.is_file():
         return None
     try:
-        expected, _ = sources(source.dataset, checkpoint, facts["crops"], facts["seed"],
-                                      precision=precision_of(facts))
+        expected, _ = sources(source.dataset, checkpoint, facts["crops"], facts["seed"])
     except UserError:  # it was made from files that are gone
         return None
     retrieval, _, _ = read_retrieval(path, expected, {})
     if retrieval is None:
         return None
     print(f"the codes are those of {path}")
-    return retrieval.db_codes, index.normalise(retrieval.db_features).astype(np.float16)
+    return retrieval.db_codes, unit_length(retrieval.db_features).astype(np.float16)
 
 
 def encode_photos(names, trained, content, embed):
-    """Codes of N photos, uint8 (N, M), embedded and encoded in blocks, and the embeddings to keep, float16 (N, D).
+    """Codes of n photos, uint8 (n, M), made in blocks, and the embeddings to keep, float16 (n, D).
 
     Args:
-        trained: a storage.checkpoint.Checkpoint.
-        embed: of `embedder`.
+        content: of the index, on whose settings and tags they depend.
+        embed: see `embedding_function`.
     """
     factor = trained.factor(content.tag_embeddings)
-    codes, kept = [content.codes[:0]], [np.empty((0, content.codebooks.shape[2]), np.float16)]
+    codes, kept = [content.codes[:0]], [np.empty((0, DIMENSIONS), np.float16)]
     for start in range(0, len(names), BLOCK):
         block = names[start:start + BLOCK]
         embeddings = embed(block, f"embedding photos {start + 1} to {start + len(block)} of {len(names)}")
         rng = stream(content.facts["seed"], "index", len(content.codes) + start)
         codes.append(trained.encode(embeddings, factor, rng))
         if content.embeddings is not None:
-            kept.append(index.normalise(embeddings).astype(np.float16))
+            kept.append(unit_length(embeddings).astype(np.float16))
     return np.concatenate(codes), np.concatenate(kept)
 
 
-def embedder(source, checkpoint, trained, facts, gpu):
-    """A function of n names of the source's photos, and of what to call this work, that gives float32 (n, D).
+def embedding_function(folder, checkpoint, trained, facts, gpu):
+    """A function from the names of n photos in `folder`, and a text for the progress bar, to float32 (n, D).
 
-    A photo whose features were computed for the training is embedded from these; the network sees the others.
+    A photo whose features were computed for training is embedded from these; the network sees the others.
 
-    Args:
-        trained: a storage.checkpoint.Checkpoint.
-        facts: of the index.
+    `facts`: of the index.
     """
-    precision, options = precision_of(facts), read_record(checkpoint).get("options", {})
-    known = {}
-    if trained_on_features(checkpoint) and facts["crops"] == options["views"]:
-        known = kept_features(options["dataset"], trained.weights, of_weights(trained.weights), options["views"],
-                              precision, Path(facts["root"]), note)
-    elif trained.model is not None and (facts["crops"], precision) == (1, PRECISIONS[0]):
-        known = kept_model_features(Path(options["features"]), trained.model, len(trained.weights[LAST][0]))
+    known = features_of_training(checkpoint, trained, facts)
 
     @cache
-    def network():
-        return encoder_of(trained, facts["crops"], gpu, precision)
+    def embedder():
+        return embedder_of(checkpoint, trained, facts["crops"], gpu)
 
-    def embed(names, what):
-        kept = [known.get(photo_key(source.folder, name).tobytes()) if known else None for name in names]
-        seen = np.array([features is not None for features in kept])  # (n,)
+    def embed_photos(names, what):
+        found = [known.get(photo_key(folder, name).tobytes()) if known else None for name in names]
+        seen = np.array([features is not None for features in found])  # (n,)
         embeddings = np.empty((len(names), DIMENSIONS), np.float32)
         if seen.any():
             print(f"{seen.sum():,} of {len(names):,} photos are embedded from the features that training computed")
-            features = np.stack([features for features in kept if features is not None])  # (n', V, F)
-            embeddings[seen] = embed_features(features, trained.weights[LAST], trained.fitted)
+            features = np.stack([features for features in found if features is not None])[:, None]  # (n', 1, F)
+            embeddings[seen] = embed(features, trained.weights[LAST], trained.fitted)
         if not seen.all():
-            embeddings[~seen] = network().embed(
-                [source.folder / name for name, is_seen in zip(names, seen, strict=True) if not is_seen], what)
+            embeddings[~seen] = embedder().embed(
+                [folder / name for name, is_seen in zip(names, seen, strict=True) if not is_seen], what)
         return embeddings
 
-    return embed
+    return embed_photos
+
+
+def features_of_training(checkpoint, trained, facts):
+    """The features of photos that training computed, {bytes of `photo_key`: (F,)}; none if the index has more crops."""
+    record = read_checkpoint_record(checkpoint)
+    if trained.is_alexnet or record.encoder is None or facts["crops"] != 1 or "dataset" not in record.options:
+        return {}
+    return kept_features(features_file(Path(facts["root"]), record.options["dataset"], record.encoder), record.encoder,
+                         note)

@@ -1,4 +1,4 @@
-"""Encoding many photos into shards of codes, in this process. It loads TensorFlow; files: see encoded.py.
+"""Encoding many photos into shards of codes, whose files are described in encoded.py.
 
 Letters: n photos of a shard, M codebooks of K = 256 codewords, D = 300.
 """
@@ -12,48 +12,49 @@ from dataclasses import replace
 import numpy as np
 
 from dataset import read_tag_embeddings
-from models.checkpoint import default_crops, read_checkpoint
+from models.checkpoint import embedder_of, read_checkpoint
 from retrieval import encoded
-from retrieval.checkpoints import training_dataset
-from retrieval.photo_encoder import encoder_of
+from retrieval.build import default_crops, ready_checkpoint, training_dataset
 from retrieval.photos import listed_source, name_fault
-from storage.files import exclusive_lock, fingerprint, read_json
+from storage.files import exclusive_lock, fingerprint, read_record
 from storage.images import try_image
-from util import PRECISIONS, ROOT, UserError, cores, note, progress, stream
+from util import DIMENSIONS, ROOT, UserError, cores, note, progress, stream
+
+NO_TAGS = np.empty((0, DIMENSIONS), np.float32)  # the embeddings of no tags
 
 
-def encode(checkpoint, images, out, shard, crops=None, trained_on=None, seed=0, gpu=None, precision=PRECISIONS[0],
-           root=ROOT, encode_shards=None):
+def encode(checkpoint, images, out, shard, *, crops=None, trained_on=None, seed=0, gpu=None, root=ROOT,
+           encode_shards=None):
     """Encode photos into `out`, or those that are missing there. Raises UserError.
 
     Args:
-        encode_shards: as `encode_here`, which it is unless told otherwise.
+        encode_shards: a function with the arguments and results of `encode_here`, which is the default.
         others: those of the command line.
     """
     encoded.need_arrow()
-    trained = read_checkpoint(checkpoint)
+    trained = ready_checkpoint(checkpoint)
     crops = crops or default_crops(checkpoint)
     source = listed_source(images)
     tagged = training_dataset(checkpoint, source, root, trained_on)
-    tagged.check_tags()
-    factor = trained.factor(read_tag_embeddings(tagged.tag_embeddings))
+    if tagged:  # otherwise the checkpoint learned no tags
+        tagged.check_tags()
     settings = {
-        "made_by": "encode.py", "checkpoint_sha256": fingerprint(checkpoint),
-        "tags_sha256": fingerprint(tagged.tag_embeddings), "images": str(source.folder), "crops": crops,
-        "precision": precision, "seed": seed, "shard": shard, "codebooks": len(trained.codebooks),
-        "versions": versions()}
+        "checkpoint_sha256": fingerprint(checkpoint), "tags_sha256": tagged and fingerprint(tagged.tag_embeddings),
+        "images": str(source.folder), "crops": crops, "seed": seed, "shard": shard,
+        "codebooks": len(trained.codebooks), "versions": versions()}
     with exclusive_lock(out / ".lock", f"{out}: another run is at work there"):
         plan, lists = encoded.begin(out, settings, source.names)
         job, missing = extended_job(out, source, plan, lists)
         manifest = out / encoded.MANIFEST
         if not missing and manifest.is_file():
-            print(f"{out} is finished: {encoded.summary(read_json(manifest))}")
+            print(f"{out} is finished: {encoded.summary(read_record(manifest, encoded.Manifest))}")
             return
         manifest.unlink(missing_ok=True)
         if missing:
-            fill(job, missing, (trained, factor), gpu, encode_shards or encode_here)
+            factor = trained.factor(read_tag_embeddings(tagged.tag_embeddings) if tagged else NO_TAGS)
+            fill(job, missing, checkpoint, factor, gpu, encode_shards or encode_here)
         made = encoded.finish(job, {"experiment": checkpoint.stem, "checkpoint": str(checkpoint.resolve()),
-                                    "trained_on": tagged.name})
+                                    "trained_on": tagged and tagged.name})
         print(f"{out}: {encoded.summary(made)}")
 
 
@@ -76,7 +77,7 @@ def photos_to_add(job, missing, names):
     if gone := listed.difference(names):
         note(f"{len(gone):,} photos of {job.out} are not in {job.folder} any more, such as {min(gone)}; their codes "
              "stay")
-    left_out = [name for name in job.left_out(missing) if name not in gone and not fault_of(name)]
+    left_out = [name for name in job.left_out(missing) if name not in gone and not name_fault(name, utf_8=True)]
     with ThreadPoolExecutor(cores()) as pool:
         faults = pool.map(lambda name: try_image(f"{job.folder}/{name}")[1], left_out)
         back = {name for name, fault in zip(left_out, faults, strict=True) if not fault}
@@ -85,47 +86,55 @@ def photos_to_add(job, missing, names):
 
 def versions():
     """The versions of the packages on which embeddings and codes depend."""
-    return {name: importlib.metadata.version(name) for name in ("tensorflow", "numpy", "opencv-python")}
+    return {name: importlib.metadata.version(name) for name in ("onnxruntime", "numpy", "opencv-python")}
 
 
-def fill(job, missing, model, gpu, encode_shards):
-    """Make the missing shards and write each as soon as it is there."""
+def fill(job, missing, checkpoint, factor, gpu, encode_shards):
+    """Make the missing shards and write each as soon as it is made."""
     total = sum(len(job.shards[shard]) for shard in missing)
     with (progress(total=total, desc="encoding photos", unit="photo") as bar,
-          contextlib.closing(encode_shards(job, missing, model, gpu, bar)) as made):
+          contextlib.closing(encode_shards(job, missing, checkpoint, factor, gpu, bar)) as made):
         for shard, codes, faults in made:
             encoded.write_shard(job, shard, codes, faults)
 
 
-def encode_here(job, missing, model, gpu, bar):
-    """Each missing shard's number, codes and faults as of `ShardEncoder.encode`, made in this process."""
-    encoder = ShardEncoder(model, job.plan, job.folder, job.witness(), gpu)
+def encode_here(job, missing, checkpoint, factor, gpu, bar):
+    """Yield each missing shard's number, and its codes and faults as returned by `ShardEncoder.encode`.
+
+    They are made in this process.
+
+    Args:
+        factor: S of `Checkpoint.factor`, float32 (D, D), or None.
+        bar: a tqdm bar that counts photos.
+    """
+    encoder = ShardEncoder(checkpoint, factor, job.plan, job.folder, job.witness(), gpu)
     for shard in missing:
         yield shard, *encoder.encode(shard, job.shards[shard], bar.update)
 
 
 class ShardEncoder:
-    """A network that stands ready to encode shards.
+    """Encodes shards of photos with a checkpoint.
 
     Args:
-        model: a storage.checkpoint.Checkpoint and its `factor` of the tags' embeddings.
+        checkpoint (Path), factor: see `encode_here`.
         plan, folder, witness: those of the Job.
         gpu: number of the GPU, or None for the CPU.
     """
 
-    def __init__(self, model, plan, folder, witness, gpu):
-        self._checkpoint, self._factor = model
+    def __init__(self, checkpoint, factor, plan, folder, witness, gpu):
+        self._checkpoint, self._factor = read_checkpoint(checkpoint), factor
         self._plan, self._folder, self._witness = plan, folder, witness
-        self._encoder = encoder_of(self._checkpoint, plan["crops"], gpu, plan["precision"])
+        self._embedder = embedder_of(checkpoint, self._checkpoint, plan["crops"], gpu)
 
     def encode(self, shard, names, advance=lambda photos: None):
-        """Codes of a shard's photos that can be used, uint8 (n, M), and {row: what is wrong} of the others.
+        """Codes of the photos of a shard that can be used, uint8 (n, M), and {row: what is wrong} of the others.
 
-        Raises UserError if the network gives NaN, and if no photo can be read since their folder is not there.
+        `advance(photos)` is called with the number of photos that are done. Raises UserError if an embedding is NaN,
+        and if no photo can be read because their folder is not there.
         """
-        faults = {row: fault for row, name in enumerate(names) if (fault := fault_of(name))}
+        faults = {row: fault for row, name in enumerate(names) if (fault := name_fault(name, utf_8=True))}
         rows = [row for row in range(len(names)) if row not in faults]
-        embeddings, bad = self._encoder.embed_sound([f"{self._folder}/{names[row]}" for row in rows], advance)
+        embeddings, bad = self._embedder.embed_sound([f"{self._folder}/{names[row]}" for row in rows], advance)
         advance(len(faults))
         faults |= {rows[i]: fault for i, fault in bad.items()}
         codes = np.empty((0, len(self._checkpoint.codebooks)), np.uint8)
@@ -135,12 +144,3 @@ class ShardEncoder:
         elif self._witness and not os.path.isfile(self._witness):
             raise UserError(f"{platform.node()} does not see the photos: {self._witness}: no such file there")
         return codes, dict(sorted(faults.items()))
-
-
-def fault_of(name):
-    """What is wrong with a photo's name, or None."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return "has a name that is not UTF-8"
-    return name_fault(name)

@@ -1,10 +1,10 @@
-"""FAISS's side of an index: engines that hold its codes, search in them, and their files. FAISS may be missing.
+"""FAISS's part of an index: engines that hold its codes, searching them, and their files. FAISS may be missing.
 
-Its product quantizer computes q · Σ_m codebooks[m, code_m] for the query q repeated M times. Of GPQ, each codebook
-stands for a segment of the query, which is a product quantizer as it is. An engine scans all codes, or has them sorted
-into inverted lists of images that lie near each other, of which a query looks into some.
+Its product quantizer computes q · Σ_m codebooks[m, code_m] for the query q repeated M times. In an index of GPQ, each
+codebook encodes a segment of the query, which is a product quantizer without repetition. An engine scans all codes, or
+has them sorted into inverted lists of images near each other, of which a query searches some.
 
-Letters as in index.py.
+The letters are those of index.py.
 """
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,28 +17,28 @@ from util import UserError, cores, one_line, progress
 
 try:
     import faiss
-except ImportError:  # optional: requirements-search.txt
+except ImportError:  # optional: the extra `search`
     faiss = None
 
-SAMPLED = 64  # images an inverted list, from which its centre is learned
+SAMPLED = 64  # images for each inverted list, from which its centre is learned
 SWEEPS = 10  # of k-means
-BLOCK = 2**22  # images that are sorted into inverted lists, or compared, at once
-QUERIES_AT_ONCE = 32  # that one thread takes to FAISS; a fixed number, since the size of a batch and its threads round
-MOST_TIED = 16  # times the results that are wanted: so many images are put in order if they tie for the last place
+BLOCK = 2**22  # images that are sorted into inverted lists at once
+QUERIES_AT_ONCE = 32  # of a thread; a fixed number, since scores are rounded by the size of a batch and its threads
+MOST_TIED = 16  # times topk: at most this many images are put in order if they tie for the last place
 
 
 # ---------------------------------------------------------------- searching
 
 def search(engine, queries, topk, probes):
-    """Scores, float32 (Q, topk), and rows, int64 (Q, topk), as `Index.search` gives them.
+    """Scores, float32 (Q, topk), and rows, int64 (Q, topk), as returned by `Index.search`.
 
-    Scores are the same to the last bit, whatever the number of threads and whatever other rows are there.
-    If over MOST_TIED·topk images tie for the last place, any of them may have it.
+    Scores are the same to the last bit, whatever the number of threads and whatever other images there are.
+    If more than MOST_TIED·topk images tie for the last place, any of them may have it.
     """
     options = {}
     if isinstance(engine, faiss.IndexIVF):
         options["params"] = faiss.SearchParametersIVF(nprobe=min(probes, engine.nlist))
-    queries = np.tile(queries, (1, engine.d // queries.shape[1]))  # repeated M times; of GPQ once
+    queries = np.tile(queries, (1, engine.d // queries.shape[1]))  # repeated M times, for GPQ once
     if len(queries) == 1:
         return _ask_faiss(engine, queries, topk, options)
     with ThreadPoolExecutor(faiss.omp_get_max_threads(), initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
@@ -49,9 +49,9 @@ def search(engine, queries, topk, probes):
 
 
 def _ask_faiss(engine, queries, topk, options):
-    """FAISS keeps any of the images that tie for the last place, so where it cuts a tie it is asked again, for more.
+    """FAISS keeps any of the images that tie for the last place, so where it cuts a tie, more results are asked for.
 
-    All queries are, since the size of a batch rounds.
+    This is done for all queries, since scores are rounded by the size of a batch.
     """
     scores, rows = engine.search(queries, min(topk + 1, engine.ntotal), **options)
     if topk < engine.ntotal and ((scores[:, -1] == scores[:, topk - 1]) & (rows[:, -1] >= 0)).any():
@@ -60,7 +60,7 @@ def _ask_faiss(engine, queries, topk, options):
 
 
 def best_first(scores, rows, topk):
-    """The `topk` best of each query's (Q, n) scores and rows, n >= topk; of equal scores the lower row comes first."""
+    """The `topk` best of each query's scores and rows (Q, n), n >= topk; of equal scores the lower row comes first."""
     order = np.lexsort((rows, -scores), axis=1)[:, :topk]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
@@ -68,10 +68,10 @@ def best_first(scores, rows, topk):
 # ---------------------------------------------------------------- engines
 
 def make(codes, codebooks, inverted_lists, seed):
-    """The engine of some codes, or None without FAISS. Raises UserError for inverted lists that cannot be made."""
+    """The engine of N codes, or None without FAISS. Raises UserError for inverted lists that cannot be made."""
     if faiss is None:
         if inverted_lists:
-            raise UserError("inverted lists need FAISS: pip install -r requirements-search.txt")
+            raise UserError("inverted lists need FAISS: pip install -e '.[search]'")
         return None
     if inverted_lists > len(codes):
         raise UserError(f"expected at most as many lists as images, found {inverted_lists} lists and {len(codes)} "
@@ -82,7 +82,7 @@ def make(codes, codebooks, inverted_lists, seed):
 
 
 def flat_engine(codes, codebooks):
-    """FAISS's index that scans all codes. It holds the codes as they are: nothing is encoded by another rule."""
+    """FAISS's index that scans all codes. It holds them as they are: nothing is encoded by FAISS's own rule."""
     check_codes(codes, codebooks)
     m, codewords, d = codebooks.shape
     bits = codewords.bit_length() - 1
@@ -94,15 +94,15 @@ def flat_engine(codes, codebooks):
 
 
 def _packed(codes, bits):
-    """Codes as FAISS holds them: of `bits` bits each, one behind the other."""
+    """Codes as FAISS holds them: of `bits` bits each, one after the other."""
     return np.ascontiguousarray(codes if bits == 8 else faiss.pack_bitstrings(codes.astype(np.int32), bits))
 
 
 def inverted_engine(codes, codebooks, inverted_lists, seed):
-    """FAISS's index with the codes sorted into `inverted_lists` lists, of which a query looks into some.
+    """FAISS's index with the codes sorted into `inverted_lists` lists, of which a query searches some.
 
-    Lists are those of k-means on reconstructions. A list's centre c is repeated M times over M, since a query repeated
-    M times then gives q · c, the mean score of the list's images.
+    The lists are the clusters of k-means on reconstructions. A list's centre c is repeated M times and divided by M, so
+    that a query repeated M times gives q · c, the mean score of the list's images.
     """
     check_codes(codes, codebooks)
     m, _, d = codebooks.shape
@@ -126,10 +126,10 @@ def inverted_engine(codes, codebooks, inverted_lists, seed):
 
 
 def nearest_centres(codes, codebooks, centres):
-    """The centre c that is nearest to each image's reconstruction q, so that q·c − ‖c‖²/2 is largest, int64 (N,).
+    """The centre c nearest to each image's reconstruction q, for which q·c − ‖c‖²/2 is largest, int64 (N,).
 
-    q·c is the sum of M inner products of a codeword and a centre: M additions in place of D multiplications. In the
-    order of their codes, equal images are summed once, and those that differ in the last byte share the rest.
+    q·c is the sum of M inner products of a codeword and a centre: M additions in place of D multiplications. Codes are
+    sorted, so that equal ones are summed once, and those that differ in the last byte only share the other sums.
 
     Args:
         codes: uint8 (N, M), N > 0; codebooks: float32 (M, K, D); centres: float32 (inverted lists, D).
@@ -157,7 +157,7 @@ def _nearest_of_sorted(codes, tables):
 
 
 def empty_inverted_lists(coarse, codebooks):
-    """FAISS's index without codes, with a list for each centre in FAISS's index `coarse`, which it shares."""
+    """FAISS's index without codes, with a list for each centre in FAISS's index `coarse`, which it refers to."""
     m, _, d = codebooks.shape
     engine = faiss.IndexIVFPQ(coarse, m * d, coarse.ntotal, m, 8, faiss.METRIC_INNER_PRODUCT)
     engine.by_residual = False
@@ -167,7 +167,7 @@ def empty_inverted_lists(coarse, codebooks):
 
 
 def add_to_inverted_lists(engine, codes, assigned, first_row):
-    """Put codes, uint8 (n, M), into the lists that they are `assigned` to, int64 (n,), under rows from `first_row`."""
+    """Add codes, uint8 (n, M), to the lists that they are `assigned` to, int64 (n,), as rows from `first_row` on."""
     order = np.argsort(assigned, kind="stable")
     codes, rows = codes[order], order + first_row
     numbers, starts = np.unique(assigned[order], return_index=True)
@@ -180,78 +180,44 @@ def add_to_inverted_lists(engine, codes, assigned, first_row):
 # ---------------------------------------------------------------- files
 
 def write(engine, temporary, path):
-    """Write an engine to `temporary`, which is to become `path`. Raises UserError, naming `path`, of a full disk."""
+    """Write an engine to `temporary`, which is to become `path`. Raises UserError, naming `path`, if the disk is full.
+    """
     with naming(path), open(temporary, "wb") as file:
         faiss.write_index(engine, faiss.PyCallbackIOWriter(file.write))
 
 
 def open_mapped(path):
-    """The engine in a file, which stays on the disk and is read as it is used. Raises UserError for another file."""
+    """The engine in a file, which stays on the disk and is read as it is used. Raises UserError for another file.
+
+    FAISS trusts its files, so open only those of people you trust.
+    """
     try:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except (RuntimeError, MemoryError) as error:
         raise UserError(f"{path}: expected an index of FAISS, found something else ({one_line(error)})") from None
 
 
-def read(path, codes, codebooks, inverted_lists):
-    """The engine in a file, as `open_mapped` gives it. Raises UserError unless it is the one of just these codes."""
+def read(path, images, codebooks, inverted_lists):
+    """The engine in a file, see `open_mapped`. Raises UserError unless it fits the index; codes are not compared."""
     engine = open_mapped(path)
-    if what := _other_settings(engine, codebooks, inverted_lists):
-        raise UserError(f"{path}: expected FAISS's index of these codebooks and {inverted_lists} inverted lists, found "
-                        f"another {what}")
-    holds_codes = _inverted_lists_hold if inverted_lists else _flat_holds
-    if engine.ntotal != len(codes) or not holds_codes(engine, codes):
-        raise UserError(f"{path}: expected the {len(codes):,} codes of this index, found others")
+    m, codewords, d = codebooks.shape
+    expected = {"kind": "IndexIVFPQ" if inverted_lists else "IndexPQ", "images": images, "dimensions": m * d,
+                "codebooks": m, "bits": codewords.bit_length() - 1, "metric": faiss.METRIC_INNER_PRODUCT,
+                "lists": inverted_lists, "centres": (inverted_lists, m * d) if inverted_lists else None}
+    found = _settings(engine)
+    if differing := [name for name in expected if found.get(name) != expected[name]]:
+        raise UserError(f"{path}: expected FAISS's index with " + ", ".join(
+            f"{name} {expected[name]}" for name in differing) + ", found " + ", ".join(
+            f"{name} {found.get(name)}" for name in differing))
     return engine
 
 
-def _other_settings(engine, codebooks, inverted_lists):
-    """What of an engine is not as `make` sets it, in words, or None."""
-    m, codewords, d = codebooks.shape
-    kind = faiss.IndexIVFPQ if inverted_lists else faiss.IndexPQ
-    if type(engine) is not kind:
-        return f"kind ({type(engine).__name__})"
-    pq = engine.pq
-    if (engine.d, pq.d, pq.M, 2**pq.nbits, engine.metric_type) != (m * d, m * d, m, codewords,
-                                                                   faiss.METRIC_INNER_PRODUCT):
-        return "shape or metric"
-    if not np.array_equal(faiss.vector_to_array(pq.centroids), codebooks.ravel()):
-        return "set of codewords"
-    if not inverted_lists:
-        return None if (engine.search_type, engine.is_trained) == (faiss.IndexPQ.ST_PQ, True) else "kind of search"
-    coarse = faiss.downcast_index(engine.quantizer)
-    if (engine.nlist, coarse.ntotal, coarse.d, coarse.metric_type) != (inverted_lists, inverted_lists, m * d,
-                                                                       faiss.METRIC_INNER_PRODUCT):
-        return "number of inverted lists, or their centres"
-    if type(coarse) is not faiss.IndexFlatIP or not np.isfinite(faiss.vector_to_array(coarse.codes)
-                                                                .view(np.float32)).all():
-        return "kind of centres"
-    if engine.by_residual or type(faiss.downcast_InvertedLists(engine.invlists)) is not faiss.ArrayInvertedLists:
-        return "kind of inverted lists"
-    return None if (engine.invlists.nlist, engine.invlists.code_size) == (inverted_lists, m) else "shape"
-
-
-def _flat_holds(engine, codes):
-    size = engine.code_size
-    if engine.codes.size() != len(codes) * size:
-        return False
-    held = faiss.rev_swig_ptr(engine.codes.data(), len(codes) * size).reshape(-1, size)
-    return all(np.array_equal(held[start:start + BLOCK], _packed(codes[start:start + BLOCK], engine.pq.nbits))
-               for start in range(0, len(codes), BLOCK))
-
-
-def _inverted_lists_hold(engine, codes):
-    """Whether each row is in one list, once, with its code."""
-    seen = np.zeros(len(codes), bool)
-    total = 0
-    for number in range(engine.nlist):
-        size = engine.invlists.list_size(number)
-        if not size:
-            continue
-        rows = faiss.rev_swig_ptr(engine.invlists.get_ids(number), size)
-        held = faiss.rev_swig_ptr(engine.invlists.get_codes(number), size * codes.shape[1]).reshape(size, -1)
-        if rows.min() < 0 or rows.max() >= len(codes) or not np.array_equal(held, codes[rows]):
-            return False
-        seen[rows] = True
-        total += size
-    return total == len(codes) and seen.all()
+def _settings(engine):
+    """What `make` sets of an engine, by name."""
+    settings = {"kind": type(engine).__name__, "images": engine.ntotal, "dimensions": engine.d,
+                "metric": engine.metric_type, "lists": 0, "centres": None}
+    if isinstance(engine, faiss.IndexPQ | faiss.IndexIVFPQ):
+        settings |= {"codebooks": engine.pq.M, "bits": engine.pq.nbits}
+    if isinstance(engine, faiss.IndexIVFPQ):
+        settings |= {"lists": engine.nlist, "centres": (engine.quantizer.ntotal, engine.quantizer.d)}
+    return settings

@@ -1,8 +1,9 @@
-"""Pictures of a trained model: curves, rankings, a t-SNE map, codeword usage and training curves, as PNG files.
+"""Figures of a trained model: curves, rankings, a t-SNE map, codeword usage and training curves, as PNG files.
 
-Matplotlib is an optional dependency, so import this module only where pictures are wanted.
+Matplotlib is optional, so import this module only where figures are wanted.
 Letters: N database images, M codebooks of K = 256 codewords, D = 300, L labels.
 """
+import os
 import re
 import textwrap
 
@@ -21,10 +22,10 @@ try:
     from matplotlib.figure import Figure  # draws with Agg, and needs no screen
     from matplotlib.patches import Rectangle
 except ImportError as error:
-    raise UserError("figures need matplotlib: pip install -r requirements-search.txt") from error
+    raise UserError("figures need matplotlib: pip install -e '.[search]'") from error
 
 PIXELS_AN_INCH = 150
-KINDS = {  # colour and line of each ranking; the colours are Okabe and Ito's, apart for colour-blind eyes too
+KINDS = {  # colour and line of each ranking; Okabe and Ito's colours, which colour-blind readers can distinguish
     "AQD": ("#0072B2", "-"),
     "SQD": ("#D55E00", "--"),
     "feats": ("#009E73", "-."),
@@ -33,7 +34,7 @@ KINDS = {  # colour and line of each ranking; the colours are Okabe and Ito's, a
 HIT, MISS = "#009E73", "#D55E00"
 GREY = "#C8C8C8"
 PALETTE = ("#332288", "#EE7733", "#44AA99", "#CC6677", "#88CCEE", "#117733", "#DDCC77", "#882255", "#999933",
-           "#AA4499")  # Tol's, apart for colour-blind eyes too
+           "#AA4499")  # Tol's, which colour-blind readers can distinguish
 MARKERS = "os^Dv"
 
 SHOWN_QUERIES, SHOWN_RESULTS = 5, 10  # of rankings.png
@@ -45,11 +46,11 @@ NAMED_LABELS = 10  # labels with a colour of their own
 # ---------------------------------------------------------------- all of them
 
 def write_all(folder, retrieval, results, names, paths, training_log, seed, log):
-    """Every figure and the curves as text, in `folder`; the log names those that cannot be drawn.
+    """Write every figure, and the curves as text, into `folder`; the log names the figures that cannot be drawn.
 
     Args:
-        retrieval: Retrieval of storage/retrieval_file.py.
-        results: `{ranking: (metrics.Quality, seconds)}` as of `net_val.measure`.
+        retrieval: retrieval_file.Retrieval.
+        results: `{ranking: (metrics.Quality, seconds)}`, see `net_val.measure`.
         names: L names of labels.
         paths: `{"database": N image files, "test": Q image files}`, in the order of the retrieval's rows.
         training_log: the log file that train.py wrote.
@@ -69,7 +70,7 @@ def write_all(folder, retrieval, results, names, paths, training_log, seed, log)
 
     draw("rankings.png", sample_rankings(retrieval, names, paths, seed), ranking_figure,
          "no query has a relevant image in the database")
-    draw("training.png", read_training_log(training_log), training_figure, f"{training_log} tells of no steps")
+    draw("training.png", read_training_log(training_log), training_figure, f"{training_log} has no steps")
     draw("tsne.png", retrieval.db_features if len(retrieval.db_features) > 3 else (),
          lambda path, features: tsne_figure(path, features, retrieval.db_label, names, seed),
          "the database holds too few images for a map")
@@ -104,7 +105,7 @@ def _legend(axes):
 # ---------------------------------------------------------------- curves
 
 def write_curves(folder, qualities):
-    """`<ranking>_curve.txt` in the release's format: a row of recall and a row of precision, at 1 … topk results."""
+    """Write `<ranking>_curve.txt` in the release's format: a row of recall, a row of precision, at 1 … topk results."""
     for name, quality in qualities.items():
         if name != "random":
             with replacing(folder / f"{name}_curve.txt") as temporary:
@@ -136,7 +137,7 @@ def precision_figure(path, qualities):
 
 
 def _plot_rankings(axes, qualities, along):
-    """A line of precision for each ranking, with its MAP in the legend."""
+    """Plot a line of precision for each ranking, with its MAP in the legend."""
     highest = np.nan
     for name, (colour, line) in KINDS.items():
         quality = qualities[name]
@@ -172,11 +173,11 @@ def sample_rankings(retrieval, names, paths, seed):
 
 
 def ranking_figure(path, rows, title=None):
-    """Queries and their results, best first; a line takes ten results and the next ones go below.
+    """Queries and their results, best first; a line has ten results, and further ones are below it.
 
     Args:
         rows: (query image, caption, [(result image, caption, hit), …]) of each query. An image is uint8 RGB
-            (h, w, 3), or None where the file is missing; the query's may be a str, the words that were looked for.
+            (h, w, 3), or None where the file is missing; the query's may be a str, the words that were searched for.
             hit is True, False, or None where it is not known.
     """
     tile, gap, first, captions, head = 1, 0.12, 1.5, 0.55, 0.62  # lengths in tiles; results begin at `first`
@@ -203,8 +204,15 @@ def ranking_figure(path, rows, title=None):
     _save(figure, path)
 
 
+def results_figure(path, photo, words, results):
+    """A query, a photo (a Path) or else words, and its results, a list of `searcher.Result`."""
+    query = (thumbnail(photo), os.fsencode(photo.name).decode(errors="replace")) if photo else (words, "")
+    ranking_figure(path, [(*query, [(thumbnail(result.path), f"{result.cosine:.3f}", result.hit)
+                                    for result in results])])
+
+
 def _head(axes, title, rows, first, width, gap):
-    """The headings above the tiles, and what the frames mean if there are any."""
+    """Draw the headings above the tiles, and what the frames mean if there are any."""
     style = {"fontsize": 10, "va": "center", "parse_math": False}
     axes.text(gap, 0.35, "query", weight="bold", **style)
     axes.text(first, 0.35, title or "results, best first", weight="bold", **style)
@@ -214,7 +222,7 @@ def _head(axes, title, rows, first, width, gap):
 
 
 def _tile(axes, image, caption, hit, left, top):
-    """An image in the square of side 1 at (left, top), on its lower edge; with its frame and its caption."""
+    """Draw an image, its frame and its caption in the square of side 1 at (left, top), on its lower edge."""
     words = "missing" if image is None else image if isinstance(image, str) else None
     h, w = np.array(image.shape[:2]) / max(image.shape[:2]) if words is None else (1, 1)
     x, y = left + (1 - w) / 2, top + 1 - h
@@ -230,7 +238,7 @@ def _tile(axes, image, caption, hit, left, top):
 
 
 def _shorten(caption, width=19, lines=3):
-    """A caption cut to so many lines of so many characters; … stands for the rest."""
+    """A caption cut to at most `lines` lines of `width` characters, ending in … if it was longer."""
     parts = [part for line in caption.splitlines() for part in textwrap.wrap(line, width)]
     if len(parts) > lines:
         parts = [*parts[:lines - 1], parts[lines - 1][:width - 1].rstrip(" ,") + "…"]
@@ -240,11 +248,11 @@ def _shorten(caption, width=19, lines=3):
 # ---------------------------------------------------------------- t-SNE
 
 def tsne_map(features, seed):
-    """Where t-SNE puts the directions of some seeded embeddings. float32 (N, D) → rows, int64 (n,), and (n, 2)."""
+    """A seeded t-SNE of the directions of at most MAPPED embeddings, float32 (N, D): rows, int64 (n,), and (n, 2)."""
     rng = stream(seed, "t-SNE")
     rows = np.sort(rng.permutation(len(features))[:MAPPED])
     directions = features[rows] / np.maximum(np.linalg.norm(features[rows], axis=1, keepdims=True), 1e-12)
-    spread = directions.std(0).max() > 1e-6  # else all embeddings are one, and there are no principal axes
+    spread = directions.std(0).max() > 1e-6  # otherwise all embeddings are equal, without principal axes
     tsne = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init="pca" if spread else "random",
                 random_state=int(rng.integers(2**31)))
     with threadpool_limits(1):  # one thread sums in one order
@@ -252,7 +260,7 @@ def tsne_map(features, seed):
 
 
 def main_labels(labels):
-    """The most frequent labels, int64 (at most 10,), and for each image the first of them it has, or −1: (N,)."""
+    """The most frequent labels, int64 (at most 10,), and for each image the first of them that it has, or −1: (N,)."""
     counts = labels.sum(0, dtype=np.int64)
     frequent = np.argsort(-counts, kind="stable")[:NAMED_LABELS]
     frequent = frequent[counts[frequent] > 0]
@@ -265,7 +273,7 @@ def tsne_figure(path, features, labels, names, seed):
 
     Args:
         features: float32 (N, D), N > 3.
-        labels: 0/1 (N, L), of all N so that the frequent ones are those of the whole database.
+        labels: 0/1 (N, L); the most frequent ones of the whole database are coloured.
         names: L names.
     """
     rows, places = tsne_map(features, seed)
@@ -273,7 +281,7 @@ def tsne_figure(path, features, labels, names, seed):
     figure = Figure((9, 6.5), layout="constrained")
     shown = f"{len(rows):,} of the {len(features):,}" if len(rows) < len(features) else f"the {len(rows):,}"
     axes = figure.add_subplot(title=f"t-SNE of {shown} database embeddings", xticks=(), yticks=(),
-                              xlabel="near each other: alike to the model (the axes have no unit)")
+                              xlabel="near each other: similar to the model (the axes have no unit)")
     groups = [(label, names[label], PALETTE[i], MARKERS[i % len(MARKERS)]) for i, label in enumerate(frequent)]
     groups.append((-1, "other or none", GREY, "."))
     groups = [group for group in groups if group[0] in main[rows]]
@@ -283,7 +291,7 @@ def tsne_figure(path, features, labels, names, seed):
     legend = figure.legend(axes.collections, map(str, range(len(groups))), loc="outside right upper", frameon=False,
                            title="label" if labels.sum(1).max() <= 1 else "most frequent label", markerscale=2)
     for text, (_, name, _, _) in zip(legend.get_texts(), groups, strict=True):
-        text.set_parse_math(False)  # a name may hold a $
+        text.set_parse_math(False)  # a name may contain a $
         text.set_text(textwrap.shorten(name, 24, placeholder="…"))
     _save(figure, path)
 
@@ -311,7 +319,7 @@ def codeword_figure(path, codes):
         axes.stairs(heights, edges, color=PALETTE[m], linewidth=2, baseline=None,
                     label=f"codebook {m + 1}: {unused} of {codewords} unused, entropy {entropy:.2f} bits")
     axes.axhline(len(codes) / codewords, color="#888888", linewidth=1, linestyle=":",
-                 label=f"all used alike: 0 of {codewords} unused, entropy {np.log2(codewords):.2f} bits")
+                 label=f"all used equally: 0 of {codewords} unused, entropy {np.log2(codewords):.2f} bits")
     axes.set_yscale("log")
     axes.set_ylim(0.8, max(12, 1.5 * counts.max()))
     axes.set_xlim(0, codewords)
@@ -327,7 +335,7 @@ def codeword_figure(path, codes):
 def read_training_log(path):
     """The steps in a training log: float64 (steps, 4) of step, learning rate, L_emb and λ·L_q.
 
-    A log may hold several runs. Where the step number goes back, a run started again or resumed, and its steps replace
+    A log may hold several runs. Where the step number falls, a run was started again or resumed, and its steps replace
     the earlier ones. Without the file there are no steps.
     """
     if not path.is_file():
@@ -345,7 +353,7 @@ def read_training_log(path):
 
 
 def training_figure(path, history):
-    """Both losses and the learning rate over the steps. history: as of `read_training_log`."""
+    """Both losses and the learning rate over the steps. history: see `read_training_log`."""
     steps, rates, embedding, quantization = history.T
     figure = Figure((7.5, 6.5), layout="constrained")
     figure.suptitle("Training")
@@ -363,7 +371,7 @@ def training_figure(path, history):
 
 
 def _plot_loss(axes, steps, losses, colour, name):
-    """The loss of each step; where there are many, pale behind their running median."""
+    """Plot the loss of each step; where there are many, pale behind their running median."""
     width = len(steps) // 20
     axes.set_ylabel(name)
     if width < 3:

@@ -1,6 +1,7 @@
 """Retrieval metrics as pure NumPy functions of arrays: ranking, average precision, precision and recall.
 
-Letters: Q queries, N database images, L labels. The K of MAP@K and of min(R, K) is `topk`, the results that count.
+Letters: Q queries, N database images, L labels. `topk`, the number of results that count, is the K of MAP@K and of
+min(R, K).
 """
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from util import cores, stream
 
 QUERIES_AT_ONCE = 64  # of a thread; bounds the memory: 4 bytes for each of these queries and each database image
-SAMPLE = 16  # one score in so many is looked at to guess where the best ones begin
+SAMPLE = 16  # one of this many scores is sampled to guess the lowest of the best ones
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ def rank(scores, topk):
 
 
 def likely_best(scores, topk):
-    """Ascending rows of all scores, float32 (N,), from a threshold on that at least `topk` reach: int64.
+    """Ascending rows of all scores, float32 (N,), above a threshold that at least `topk` reach: int64.
 
-    The threshold comes from a sample of the scores, a little lower than the sample says. Where fewer than `topk` reach
-    it, which is rare, the answer is all rows.
+    The threshold is estimated from a sample of the scores, a little too low. Where fewer than `topk` scores reach it,
+    which is rare, all rows are returned.
     """
-    expected = topk / SAMPLE  # of the sample are among the best
+    expected = topk / SAMPLE  # scores of the sample that are among the best
     sample = scores[::SAMPLE]
     place = len(sample) - int(expected + 4 * expected**0.5 + 1)
     if place > 0:
@@ -65,7 +66,7 @@ def likely_best(scores, topk):
 def sort_keys(scores, rows):
     """Numbers that sort as scores do, best first, and of equal scores the lower row first: int64 (n,).
 
-    The upper 32 bits are those of the score, so changed that they ascend as it falls; the lower 32 are the row.
+    The upper 32 bits are those of the score, changed so that they ascend as it falls; the lower 32 are the row.
     """
     bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)  # −0 becomes 0
     ascending = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -75,13 +76,13 @@ def sort_keys(scores, rows):
 def random_scores(rows, images, seed):
     """Scores of a random order for the queries with these rows, float32 (len(rows), images).
 
-    Those of a query depend on its row and the seed, not on which queries are asked for with it.
+    The scores of a query depend only on its row and the seed.
     """
     return np.stack([stream(seed, "random ranking", row).random(images, dtype=np.float32) for row in rows])
 
 
 def pack_labels(labels):
-    """0/1 labels (N, L) as bits, uint64 (N, ⌈L/64⌉), so that a shared label is a non-zero AND."""
+    """0/1 labels (N, L) as bits, uint64 (N, ⌈L/64⌉): images share a label where the AND of their bits is not zero."""
     labels = np.asarray(labels)
     padded = np.zeros((len(labels), -(-labels.shape[1] // 64) * 64), bool)
     padded[:, :labels.shape[1]] = labels
@@ -98,7 +99,7 @@ def count_relevant(query_bits, database_bits):
 
 
 def average_precision(relevant):
-    """Σ_i precision@i · relevant_i of each query, not yet divided, and the curve of hits.
+    """Σ_i precision@i · relevant_i of each query, without a divisor, and the number of hits up to each rank.
 
     Args:
         relevant: bool (Q, topk), whether each result is relevant, best first.
@@ -111,10 +112,10 @@ def average_precision(relevant):
 
 
 def evaluate(score, query_labels, database_labels, topk):
-    """The quality of the rankings that `score` makes.
+    """The quality of the rankings by `score`.
 
     Args:
-        score: function of a slice of queries that gives their scores, float32 (queries, N); larger is better.
+        score: function from a slice of queries to their scores, float32 (queries, N); larger is better.
         query_labels: 0/1 (Q, L).
         database_labels: 0/1 (N, L).
         topk (int): results that count, at most N.
@@ -135,7 +136,7 @@ def evaluate(score, query_labels, database_labels, topk):
         return (sums, found, (answered / ranks).sum(0),
                 (answered / np.maximum(answered[:, -1:], 1)).sum(0))
 
-    with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:  # threads share the queries, not the products
+    with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:  # threads share the queries, not a matrix product
         parts = list(pool.map(measure, range(0, len(query_bits), QUERIES_AT_ONCE)))
     sums, found = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:2])
     precision, recall = (np.sum(column, axis=0) for column in list(zip(*parts, strict=True))[2:])

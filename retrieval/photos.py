@@ -1,4 +1,7 @@
-"""Where photos come from: a data set, a folder, a list of photos, or what encode.py wrote."""
+"""The photos of an index: where they come from, and which of them are new, changed or gone.
+
+Letters: N photos, L labels.
+"""
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,17 +10,21 @@ import numpy as np
 
 import dataset
 from retrieval import encoded
+from storage.fingerprints import NUMBERS, compare_fingerprints
 from storage.images import is_image
 from util import UserError, first_few, note
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # a file so named is meant to be a photo
-DESCRIPTIONS = (".xmp", ".json")  # a file so named may describe a photo beside it
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # a file with such a name is meant to be a photo
+DESCRIPTIONS = (".xmp", ".json")  # a file with such a name may describe the photo next to it
 
 
 @dataclass(frozen=True)
 class Source:
-    """Photos to index. names: N paths relative to `folder`; labels: uint8 (N, L) or None; label_names: L or none;
-    dataset: the `dataset.Dataset` whose database they are, or None; encoded: the `encoded.Encoded`, or None."""
+    """Photos to index.
+
+    names: N paths relative to `folder`; labels: 0/1, uint8 (N, L), or None; label_names: L names; dataset: the
+    `dataset.Dataset` whose database they are, or None; encoded: the `encoded.Encoded` that has their codes, or None.
+    """
     folder: Path
     names: list
     labels: np.ndarray | None = None
@@ -27,15 +34,15 @@ class Source:
 
 
 def photo_source(name, root):
-    """The photos of data set `name`, or of the folder of that name. Raises UserError."""
+    """The photos of the data set `name`, of the folder `name`, or those encoded there. Raises UserError."""
     if encoded.writes_to(Path(name)):
         codes = encoded.read_encoded(Path(name))
-        return Source(Path(codes.manifest["images"]), codes.names, encoded=codes)
+        return Source(Path(codes.manifest.images), codes.names, encoded=codes)
     if "/" in name or not (root / "data" / dataset.RELEASE_FOLDERS.get(name, name)).is_dir():
         return folder_source(Path(name), dataset.known_datasets(root))
     found = dataset.find_dataset(name, root)
     images, matrix = found.split_files("database")
-    if not images.is_file():  # for training only
+    if not images.is_file():  # the data set is for training only
         return Source(found.images, dataset.read_image_list(found.split_files("train")[0]), dataset=found)
     names = dataset.read_image_list(images)
     labels = dataset.read_binary_matrix(matrix).toarray()
@@ -45,7 +52,7 @@ def photo_source(name, root):
 
 
 def folder_source(folder, known):
-    """The photos in a folder and its subfolders, by name. `known`: data sets to name if it is no folder."""
+    """The photos in a folder and its subfolders. `known`: names of data sets, for the error if it is no folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is neither a data set nor a folder; data sets: {', '.join(known) or 'none yet'}")
     return Source(folder, photo_names(folder))
@@ -62,8 +69,13 @@ def listed_source(images):
     return Source(Path(os.path.realpath(folder)), names)
 
 
-def name_fault(name):
-    """Why a list of photos, which has one on a line, cannot hold this name; or None."""
+def name_fault(name, utf_8=False):
+    """Why a list of photos, one on a line, cannot hold this name; or None. `utf_8`: whether it has to be UTF-8."""
+    if utf_8 and not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            return "has a name that is not UTF-8"
     return "has a line break in its name" if "\n" in name else None
 
 
@@ -72,14 +84,14 @@ def name_fault(name):
 def photo_names(folder):
     """The photos in a folder and its subfolders, relative to it and sorted. Raises UserError if there are none.
 
-    A photo is a file that is named as one, or that begins as an image that OpenCV reads. What is hidden does not count;
-    what else is left out is told on stderr.
+    A photo is a file whose name ends as that of a photo, or that begins as an image that OpenCV reads. Hidden files are
+    ignored; other files that are left out are reported on stderr.
     """
     return photos_and_descriptions(folder)[0]
 
 
 def photos_and_descriptions(folder):
-    """The same photos, and the files that may describe them, such as `photo.jpg.xmp`; of these nothing is told."""
+    """The same photos, and the files that may describe them, such as `photo.jpg.xmp`, which are not reported."""
     try:
         os.path.realpath(folder).encode()
     except UnicodeEncodeError:
@@ -92,14 +104,14 @@ def photos_and_descriptions(folder):
     if not names:
         found = _left_out(descriptions + others, closed)
         raise UserError(f"{folder}: expected photos that OpenCV reads, found {found or 'none'}")
-    if told := _left_out(others, closed):
-        note(f"{folder}: left out {told}")
+    if left_out := _left_out(others, closed):
+        note(f"{folder}: left out {left_out}")
     return names, descriptions
 
 
 def visible_files(folder):
     """The files in a folder and its subfolders that are not hidden, relative to it and sorted; and the subfolders that
-    were not looked into, each with the reason. Raises UserError if the folder itself cannot be read."""
+    were not searched, each with the reason. Raises UserError if the folder itself cannot be read."""
     files, closed = [], []
     start = len(os.path.join(folder, ""))
 
@@ -118,7 +130,55 @@ def visible_files(folder):
 
 
 def _left_out(others, closed):
-    """Files that are no photos and subfolders that were not looked into, in words; empty if there are none."""
-    told = [f"{len(found):,} {what}: {first_few(found)}"
-            for found, what in ((others, "files that are no photos"), (closed, "folders")) if found]
-    return "; and ".join(told)
+    """Files that are no photos and subfolders that were not searched, in words; empty if there are none."""
+    return "; and ".join(f"{len(found):,} {what}: {first_few(found)}"
+                         for found, what in ((others, "files that are no photos"), (closed, "folders")) if found)
+
+
+# ---------------------------------------------------------------- new, changed and gone
+
+@dataclass(frozen=True)
+class Changes:
+    """What happens to the photos of an index.
+
+    kept: rows of the index whose codes stay, int64 (n,); fingerprints: theirs, int64 (n, 7); to_encode: rows of the
+    Source whose photos are new or changed, int64; gone: names of photos that are no longer there.
+    """
+    kept: np.ndarray
+    fingerprints: np.ndarray
+    to_encode: np.ndarray
+    gone: list
+
+
+def compare(source, before, out, prune):
+    """The Changes from an index's content `before` to the photos of a Source.
+
+    Args:
+        out: the folder of the index, for messages.
+        prune (bool): whether photos that are gone leave the index.
+    Raises UserError if no photo would be left.
+    """
+    row_of = {name: row for row, name in enumerate(source.names)}
+    rows = np.array([row_of.get(name, -1) for name in before.images], np.int64)  # of the source; −1: gone
+    stored = before.fingerprints
+    stored = np.zeros((len(rows), NUMBERS), np.int64) if stored is None else stored
+    if source.encoded:  # no photo is opened
+        there, changed = rows >= 0, np.zeros(len(rows), bool)
+    else:
+        there, changed, stored = compare_fingerprints(
+            [source.folder / name if row >= 0 else None for name, row in zip(before.images, rows, strict=True)], stored)
+    kept = np.flatnonzero(there & ~changed if prune else ~changed)
+    known = set(before.images)
+    new = [row for row, name in enumerate(source.names) if name not in known]
+    to_encode = np.sort(np.concatenate([np.array(new, np.int64), np.unique(rows[changed])]))
+    if not len(kept) + len(to_encode):
+        raise UserError(f"{source.folder}: none of the {len(rows):,} photos of {out} is there any more, so the index "
+                        "stays as it is")
+    return Changes(kept, stored[kept], to_encode, [before.images[row] for row in np.flatnonzero(~there)])
+
+
+def note_gone(changes, folder, out, prune):
+    """Note the photos of an index that are gone."""
+    if changes.gone:
+        note(f"{len(changes.gone):,} photos of {out} are not in {folder} any more, such as {min(changes.gone)}; they "
+             + ("leave the index" if prune else "stay in the index (--prune drops them)"))

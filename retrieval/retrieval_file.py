@@ -1,29 +1,31 @@
-"""The retrieval file that validation.py writes: what it holds, what it depends on, reading and writing it.
+"""The retrieval file that validation.py writes: its content, what it depends on, reading and writing it.
 
 Letters: N images of the database, Q queries, D = 300, M codebooks of K = 256 codewords, L labels.
 """
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import h5py
 import numpy as np
 
 from quantization import quantizer
 from storage.files import check_checksums, fingerprint, with_checksums
-from util import DIMENSIONS, MOST_CODEBOOKS, PRECISIONS, UserError
+from util import DIMENSIONS, MOST_CODEBOOKS, UserError
 
-SPLITS = {"database": "db", "test": "qry"}  # split: what the names of its arrays begin with
-AVERAGES = "qry_averages"  # which only some files have
-FLOATS = ("db_features", "qry_features", "codebooks", AVERAGES)
+SPLITS = {"database": "db", "test": "qry"}  # split: the first part of its arrays' names
+AVERAGES = "qry_averages"  # an array that only some files have
+SHAPES = {"codebooks": "MKD", "db_features": "ND", "db_codes": "NM", "db_label": "NL", "qry_features": "QD",
+          "qry_codes": "QM", "qry_label": "QL", AVERAGES: "QD"}  # of each array, by the letters above
+NAMES = tuple(name for name in SHAPES if name != AVERAGES)
+FLOATS = ("codebooks", "db_features", "qry_features", AVERAGES)
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What retrieval needs of a split pair: embeddings and labels of both, codes of both, and the codebooks.
+    """Embeddings, codes and labels of the database and of the queries, and the codebooks.
 
-    features: float32 (N or Q, D); codes: uint8 (N or Q, M); labels: 0/1 (N or Q, L); codebooks: float32 (M, K, D);
-    qry_averages: what codes are asked with in place of qry_features, averages of `neighbourhoods`, float32 (Q, D), or
-    None.
+    features: float32 (N or Q, D); codes: uint8 (N or Q, M); label: 0/1 (N or Q, L); codebooks: float32 (M, K, D);
+    qry_averages: the queries for codes where these are averages of `neighbourhoods`, float32 (Q, D), or None.
     """
     db_features: np.ndarray
     db_codes: np.ndarray
@@ -36,21 +38,19 @@ class Retrieval:
 
     @property
     def queries(self):
-        """What codes are asked with, float32 (Q, D)."""
+        """The queries for codes, float32 (Q, D)."""
         return self.qry_features if self.qry_averages is None else self.qry_averages
-
-
-NAMES = tuple(field.name for field in fields(Retrieval) if field.name != AVERAGES)
 
 
 # ---------------------------------------------------------------- what it depends on
 
-def sources(dataset, checkpoint, crops, seed, splits=None, precision=PRECISIONS[0], features=None):
-    """What a retrieval file depends on, as its attributes: first all but the labels, then the labels.
+def sources(dataset, checkpoint, crops, seed, splits=None, features=None):
+    """What a retrieval file depends on, as attributes of the file: first all but the labels, then the labels.
 
     Args:
-        splits: as of `net_val.load_splits` where bad images may have been left out, else None.
-        features: a file of features, from which the embeddings were made, or None.
+        splits: see `net_val.load_splits`, if bad images may have been left out, otherwise None.
+        features: the file of features from which the embeddings were made, or None.
+    Raises UserError for a file that is missing.
     """
     lists, labels = zip(*(dataset.split_files(split) for split in SPLITS), strict=True)
     names = {"checkpoint": checkpoint, **{path.name: path for path in (dataset.tag_embeddings, *lists)}}
@@ -60,7 +60,7 @@ def sources(dataset, checkpoint, crops, seed, splits=None, precision=PRECISIONS[
         if not path.is_file():
             raise UserError(f"{path}: no such file")
     return ({**{f"sha256 of {name}": fingerprint(path) for name, path in names.items()},
-             "crops": crops, "seed": seed, "precision": precision,
+             "crops": crops, "seed": seed,
              **{f"choice of {split} images": _rows_kept(splits and splits[split]) for split in SPLITS}},
             {f"sha256 of {path.name}": fingerprint(path) for path in labels})
 
@@ -77,7 +77,7 @@ def read_retrieval(path, expected, labels):
     """The content of a retrieval file, if it can be used.
 
     Args:
-        expected, labels: its attributes as they should be, as of `sources`.
+        expected, labels: the attributes that it has to have, see `sources`.
     Returns:
         The Retrieval, or None if the file is damaged or was made from other files; whether its labels are the present
         ones; and why it cannot be used as it is.
@@ -100,17 +100,17 @@ def read_retrieval(path, expected, labels):
 
 
 def read_attributes(path):
-    """`{name: value}` of what a retrieval file depends on, as of `sources`. Raises UserError."""
+    """`{name: value}` of what a retrieval file depends on, see `sources`. Raises UserError."""
     check_checksums(path.with_suffix(".json"))
     try:
         with h5py.File(path, "r") as file:
-            return {"precision": PRECISIONS[0], **file.attrs}  # files from before there was a choice do not name it
+            return dict(file.attrs)
     except (OSError, RuntimeError, KeyError) as error:
         raise unreadable(path, error) from error
 
 
 def read_content(path):
-    """The Retrieval in a file. Raises UserError for whatever is missing, damaged or does not fit together."""
+    """The Retrieval in a file. Raises UserError for what is missing, damaged or does not fit together."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     check_checksums(path.with_suffix(".json"))
@@ -133,47 +133,33 @@ def unreadable(path, error):
 
 
 def check_shapes(path, arrays):
-    """Refuse arrays whose shapes are not those of a Retrieval, or differ where they must not."""
-    shapes = {name: np.shape(array) for name, array in arrays.items()}
-    for name, shape in shapes.items():
-        if len(shape) != (3 if name == "codebooks" else 2):
-            raise UserError(f"{path}: expected {name} with {3 if name == 'codebooks' else 2} dimensions, found shape "
-                            f"{shape}")
-    codebooks = shapes["codebooks"]
-    if codebooks[1:] != (quantizer.CODEWORDS, DIMENSIONS) or not 1 <= codebooks[0] <= MOST_CODEBOOKS:
-        raise UserError(f"{path}: expected codebooks with shape (M, {quantizer.CODEWORDS}, {DIMENSIONS}) for M from "
-                        f"1 to {MOST_CODEBOOKS}, found {codebooks}")
-    for name, axis, other, other_axis in (
-            ("db_features", 0, "db_label", 0), ("db_features", 0, "db_codes", 0), ("qry_features", 0, "qry_label", 0),
-            ("qry_features", 0, "qry_codes", 0), ("db_label", 1, "qry_label", 1), ("db_codes", 1, "codebooks", 0),
-            ("qry_codes", 1, "codebooks", 0), *([(AVERAGES, 0, "qry_label", 0)] if AVERAGES in shapes else [])):
-        if shapes[name][axis] != shapes[other][other_axis]:
-            what = ("rows", "columns")[axis]
-            others = "codebooks" if other == "codebooks" else f"{what} of {other}"
-            raise UserError(f"{path}: expected as many {what} of {name} as {others}, found {shapes[name][axis]:,} and "
-                            f"{shapes[other][other_axis]:,}")
-    for name in [name for name in ("db_features", "qry_features", AVERAGES) if name in shapes]:
-        if shapes[name][1] != DIMENSIONS:
-            raise UserError(f"{path}: expected {name} with {DIMENSIONS} columns, found {shapes[name][1]:,}")
+    """Raise UserError for arrays whose shapes are not SHAPES, with the same number for a letter everywhere."""
+    sizes = {"K": quantizer.CODEWORDS, "D": DIMENSIONS}
+    for name in [name for name in SHAPES if name in arrays]:
+        expected, found = [sizes.get(letter, letter) for letter in SHAPES[name]], np.shape(arrays[name])
+        if len(found) != len(expected) or any(size not in (number, letter) for number, size, letter in zip(
+                found, expected, SHAPES[name], strict=True)):
+            raise UserError(f"{path}: expected {name} with shape ({', '.join(map(str, expected))}), found {found}")
+        sizes |= zip(SHAPES[name], found, strict=True)
+    if not 1 <= sizes["M"] <= MOST_CODEBOOKS:
+        raise UserError(f"{path}: expected 1 to {MOST_CODEBOOKS} codebooks, found {sizes['M']}")
 
 
 def check_values(path, arrays):
-    """Refuse values of the wrong kind: NaN, codes that are no bytes, labels that are not 0 or 1."""
-    for name in [name for name in FLOATS if name in arrays]:
-        if arrays[name].dtype.kind != "f":
-            raise UserError(f"{path}: expected {name} of floats, found {arrays[name].dtype}")
-        if not np.isfinite(arrays[name]).all():
+    """Raise UserError for values of the wrong kind: NaN, codes that are no bytes, labels that are not 0 or 1."""
+    for name, array in arrays.items():
+        if name in FLOATS and array.dtype.kind != "f":
+            raise UserError(f"{path}: expected {name} of floats, found {array.dtype}")
+        if name in FLOATS and not np.isfinite(array).all():
             raise UserError(f"{path}: {name} holds NaN or infinite values")
-    for name in ("db_codes", "qry_codes"):
-        if arrays[name].dtype != np.uint8:
-            raise UserError(f"{path}: expected {name} of uint8, found {arrays[name].dtype}")
-    for name in ("db_label", "qry_label"):
-        if arrays[name].dtype.kind not in "biuf" or not np.isin(arrays[name], (0, 1)).all():
+        if name.endswith("codes") and array.dtype != np.uint8:
+            raise UserError(f"{path}: expected {name} of uint8, found {array.dtype}")
+        if name.endswith("label") and (array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all()):
             raise UserError(f"{path}: expected {name} of 0 and 1, found something else")
 
 
 def write_retrieval(path, retrieval, attributes):
-    """Write the release's six datasets, the codes, the codebooks, and averages of queries where there are any."""
+    """Write the release's six datasets, the codes, the codebooks, and averages of queries if there are any."""
     with with_checksums(path.with_suffix(".json"), {}, path) as (temporary,), h5py.File(temporary, "w") as file:
         for name in NAMES:
             file[name] = getattr(retrieval, name)

@@ -1,8 +1,8 @@
-"""An index that is cut into shards by its rows, so that several processes or machines search it at once.
+"""An index cut into shards by its rows, so that several processes or machines search it at once.
 
 The rows are cut into parts of equal length, and each shard is a FAISS index of one part. A private copy of its file is
 mapped into memory to be searched, so that nobody can alter it meanwhile. With inverted lists, a shard has the centres
-of all lists and, of every list, its own rows. So all shards together look at just what the whole index would look at,
+of all lists and, of every list, its own rows. So all shards together search exactly what the whole index would search,
 and their answers, merged, are its answers.
 """
 import os
@@ -27,7 +27,7 @@ from storage.files import (
 )
 from util import UserError, cores, note, progress
 
-RECORD = "shards.json"  # beside the shards: which index they were cut from
+RECORD = "shards.json"  # next to the shards: which index they were cut from
 LOCK = ".shards.lock"  # in the index's folder
 
 
@@ -42,13 +42,13 @@ class Part:
 
 
 def cut(whole, shards, source):
-    """The shards of an index, a list of Part; their files are written unless they are there already.
+    """The shards of an index, a list of Part; their files are written if they are not there yet.
 
     Args:
         whole: index.Index.
         shards (int): how many.
-        source: SHA-256 of the index's manifest. Shards of another one are replaced.
-    Raises UserError if a shard is missing, was altered, or cannot be written, and while another process cuts.
+        source: SHA-256 of the index's manifest; shards of another one are replaced.
+    Raises UserError if a shard is missing, was altered or cannot be written, and while another process cuts the index.
     """
     if shards > len(whole):
         raise UserError(f"expected at most as many shards as photos, found {shards} shards and {len(whole)} photos")
@@ -59,12 +59,12 @@ def cut(whole, shards, source):
         with exclusive_lock(folder.with_name(LOCK), f"{folder}: another process is cutting this index into shards; "
                                                     "wait until it has ended"):
             _write(folder, whole, starts, names, source)
-    inverted = whole.content.facts["lists"] > 0  # inverted lists keep the rows of the whole
+    inverted = whole.content.facts["lists"] > 0  # then shards keep the rows of the whole index
     return [Part(str(folder / name), source, 0 if inverted else starts[shard]) for shard, name in enumerate(names)]
 
 
 def _write(folder, whole, starts, names, source):
-    for half_written in folder.parent.glob(".shards-*.tmp"):  # by a process that was killed
+    for half_written in folder.parent.glob(".shards-*.tmp"):  # left by a process that was killed
         shutil.rmtree(half_written)
     with replacing_folder(folder) as new:
         for shard, name in enumerate(progress(names, desc="cutting the index into shards")):
@@ -74,7 +74,7 @@ def _write(folder, whole, starts, names, source):
 
 
 def _is_there(folder, source):
-    """Whether the shards in `folder` are those of `source`. Raises UserError if they are, but not as written."""
+    """Whether the shards in `folder` are those of `source`. Raises UserError if they are, but were altered."""
     try:
         return ((folder / RECORD).is_file() and read_json(folder / RECORD).get("source") == source
                 and check_checksums(folder / CHECKSUMS))
@@ -88,14 +88,14 @@ def _engine_of(whole, start, end):
     if not content.facts["lists"]:
         return faiss_index.flat_engine(content.codes[start:end], content.codebooks)
     engine = faiss_index.empty_inverted_lists(whole.engine.quantizer, content.codebooks)
-    whole.engine.copy_subset_to(engine, 0, start, end)  # 0: by a range of rows
+    whole.engine.copy_subset_to(engine, 0, start, end)  # 0: a range of rows
     return engine
 
 
 # ---------------------------------------------------------------- searching
 
 class Shard:
-    """A shard's file, opened by the process that searches it with so many threads."""
+    """A shard's file, opened by the process that searches it, with so many threads."""
 
     def __init__(self, part, threads):
         path = Path(part.path)
@@ -109,15 +109,15 @@ class Shard:
         self._first = part.first
 
     def search(self, queries, topk, probes):
-        """As `Index.search`, of this shard's rows; and the number of the process."""
+        """Scores and rows as returned by `Index.search`, among this shard's rows; and the number of the process."""
         scores, rows = faiss_index.search(self._engine, queries, min(topk, self._engine.ntotal), probes)
         return scores, rows + self._first, os.getpid()
 
 
 class Threads:
-    """Shards in this process: `ask` gives what `Shard.search` gives of each.
+    """Shards in this process: `ask` returns what `Shard.search` returns, of each.
 
-    The first shard is searched by the thread that asks, so that one shard needs no other thread.
+    The first shard is searched by the calling thread, so that a single shard needs no other thread.
     """
 
     def __init__(self, parts):
@@ -128,15 +128,19 @@ class Threads:
 
     def ask(self, *question):
         others = [self._pool.submit(shard.search, *question) for shard in self._others]
-        faiss_index.faiss.omp_set_num_threads(self._threads)  # of the thread that asks
+        faiss_index.faiss.omp_set_num_threads(self._threads)  # for the calling thread
         return [self._first.search(*question), *(answer.result() for answer in others)]
 
 
 class Sharded(index.Index):
-    """An index that its shards search.
+    """An index that is searched by its shards.
+
+    Args:
+        whole: index.Index.
+        backend: Threads, or Actors of ray_cluster.py.
 
     Attributes:
-        processes: of each shard the numbers of the processes that have answered for it, the newest last.
+        processes: for each shard the numbers of the processes that have answered for it, the newest last.
     """
 
     def __init__(self, whole, backend):

@@ -1,35 +1,16 @@
-"""The client of a server: an index that `search.py serve` has opened, asked over HTTP like one on this machine.
-
-This file is quick to import, for `--help`.
-"""
-import argparse
+"""The client of a server: an index that `search.py serve` has opened, asked over HTTP like one on this machine."""
 import http.client
 import json
 import os
-import re
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from retrieval.result import DEFAULT_TOPK, Result
+from retrieval.searcher import DEFAULT_TOPK, Result
 from util import UserError, one_line
 
 ANSWER_SECONDS = 120  # that a server may take: a photo may wait for many others
-TOKEN_VARIABLE = "WSDHQ_TOKEN"  # of the environment, which other users of the machine cannot see, unlike options
-
-
-def add_token(parser, purpose):
-    """Add the option --token to a parser. purpose: what the token is for, in words."""
-    parser.add_argument("--token", type=_token, default=os.environ.get(TOKEN_VARIABLE) or None, metavar="TOKEN",
-                        help=f"{purpose} (default: the environment variable {TOKEN_VARIABLE}, which does not appear in "
-                             "the list of processes)")
-
-
-def _token(text):
-    if not re.fullmatch(r"[\w.~-]+", text, re.ASCII):  # so that it can be part of an address
-        raise argparse.ArgumentTypeError("expected letters, digits, and - . _ ~ only")
-    return text
 
 
 class Refused(UserError):

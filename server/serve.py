@@ -1,12 +1,9 @@
 """Serves an index: opens it, opens it again whenever it was rewritten, and answers over HTTP until it is stopped."""
 import sys
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 
 from retrieval import faiss_index, manifest, shards
-from retrieval.photo_searcher import Photos
-from retrieval.searcher import load_index
-from retrieval.shared_network import SharedNetwork
+from retrieval.searcher import Photos, QueryEmbedder, load_index
 from server.service import Service
 from storage.files import fingerprint
 from util import UserError
@@ -55,26 +52,25 @@ class Opener:
         folder (Path): of the index.
         checkpoint (Path): where the checkpoint is now, or None if it was not moved.
         gpu: number of the GPU that embeds photos, None for the CPU.
-        load_network: as `query_network.load`; called when the first photo comes.
         probes (int): inverted lists to look into, unless a query has its own number.
         shard_count (int): how many parts of the index are searched at once.
-        connect: returns what opens the parts, given how many there are, as `ray_shards.connect` with an address does;
+        connect: returns what opens the parts, given how many there are, as `ray_cluster.connect` with an address does;
             or None for parts in this process.
     """
 
-    def __init__(self, folder, checkpoint, gpu, load_network, probes, shard_count=1, connect=None):
+    def __init__(self, folder, checkpoint, gpu, probes, shard_count=1, connect=None):
         self._folder = folder
-        self._checkpoint, self._gpu, self._load_network = checkpoint, gpu, load_network
+        self._checkpoint, self._gpu = checkpoint, gpu
         self._probes = probes
         self._shard_count, self._connect = shard_count, connect
-        self._network = self._embedded_with = None
+        self._embedder = self._embedded_with = None
 
     def open_service(self):
         """The Service of the index as it is now. Raises UserError."""
         source = None
         while source != (now := fingerprint(self._folder / manifest.MANIFEST)):  # again if rewritten meanwhile
             source, loaded = now, load_index(self._folder, private=True)
-        photos = Photos(loaded, self._network_of(loaded.content.facts))
+        photos = Photos(loaded, self._embedder_of(loaded.content.facts))
         photos.index = shards.Sharded(loaded, self._open_shards(shards.cut(loaded, self._shard_count, source)))
         return Service(photos, self._probes, source)
 
@@ -83,11 +79,10 @@ class Opener:
         """What opens shards, given their `shards.Part`s. Ray is started here, after the index has been read."""
         return shards.Threads if self._connect is None else self._connect(self._shard_count)
 
-    def _network_of(self, facts):
-        """The network that embedded the index's photos; it stays loaded until another one is needed."""
+    def _embedder_of(self, facts):
+        """The embedder of queries to the index's photos; it stays loaded until another one is needed."""
         embedded_with = facts["checkpoint_sha256"], facts["crops"]
         if embedded_with != self._embedded_with:
-            checkpoint = Path(self._checkpoint or facts["checkpoint"])
-            self._network = SharedNetwork(partial(self._load_network, self._folder, facts, checkpoint, self._gpu))
+            self._embedder = QueryEmbedder(self._folder, facts, self._checkpoint, self._gpu)
             self._embedded_with = embedded_with
-        return self._network
+        return self._embedder

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 
 from retrieval import manifest
-from retrieval.result import DEFAULT_TOPK
+from retrieval.searcher import DEFAULT_TOPK
 from storage.files import fingerprint
 from tags.spelling import fold
 from util import UserError, one_line, unit_length

@@ -13,7 +13,7 @@ from pathlib import Path
 import filelock
 import msgspec
 
-from util import UserError
+from util import UserError, one_line
 
 CHECKSUMS = "sha256.json"  # in a folder that was written whole
 OLD = ".old"  # ends the name of a folder that is being replaced
@@ -258,7 +258,7 @@ def as_record(source, content, kind):
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise UserError(f"{source}: {one_line(error)}") from None
 
 
 def check_settings(path, settings, defaults=None):

@@ -150,7 +150,7 @@ def decode(path):
 
 
 def resize_bilinearly(image, side=IMAGE_SIDE):
-    """A decoded image as the release resizes it: uint8 (h, w, 3) to uint8 (side, side, 3)."""
+    """A decoded image, resized as by the release: uint8 (h, w, 3) to uint8 (side, side, 3)."""
     return cv2.resize(image, (side, side))
 
 

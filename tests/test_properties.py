@@ -15,7 +15,7 @@ import oracles
 from quantization import quantizer
 from quantization.codebooks import update_codebooks
 from retrieval import index, metrics
-from retrieval.lines import Lines, write_lines
+from retrieval.index import Lines, write_lines
 from storage.log import experiment_name
 from util import UserError
 

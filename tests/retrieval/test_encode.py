@@ -7,32 +7,27 @@ import shutil
 import numpy as np
 import pyarrow.parquet
 import pytest
-from models.tf_encoder import Encoder
 
-import encode as encode_program
+import models.encoder
 import search
 from dataset import read_tag_embeddings
 from encoding import files, make_root
 from faults import files_of_at_most, flip
-from models.checkpoint import read_checkpoint
-from retrieval import build, encode, encoded, index, ray_encoding
+from models.checkpoint import embedder_of, fit_entries, read_checkpoint
+from retrieval import build, encode, encoded, index, ray_cluster
+from storage.arrays import write_weights
+from storage.files import fingerprint
 from tiny import EXPERIMENT, TRAINING, call
 from util import UserError, stream
 
 SHARD = 4
-OPTIONS = {"crops": 1, "precision": "float32", "seed": 0}  # of a plan
+OPTIONS = {"crops": 1, "seed": 0}  # of a plan
 BAD = {"00 half.jpg": "is truncated", "03 text.jpg": "is not an image that OpenCV reads",
        "07 hollow.png": "is not an image that OpenCV reads", "10 gone.jpg": "is missing", "11 empty.jpg": "is empty",
        "12 \\xff.jpg": "has a name that is not UTF-8", "13 two\nlines.jpg": "has a line break in its name"}
 
 
 pytestmark = pytest.mark.usefixtures("small")
-
-
-
-
-
-
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +68,6 @@ def out(done, tmp_path):
     return shutil.copytree(done, tmp_path / "out")
 
 
-
-
 def again(root, checkpoint, out, **changed):
     encode.encode(**{"checkpoint": checkpoint, "images": root / "photos", "out": out, "crops": 1, "shard": SHARD,
                      "root": root, **changed})
@@ -96,11 +89,11 @@ def test_bad_photos_are_left_out_with_their_reasons_and_the_others_are_all_there
 def test_a_shards_codes_depend_on_its_photos_its_number_and_the_seed_alone(root, checkpoint, done):
     trained = read_checkpoint(checkpoint)
     factor = trained.factor(read_tag_embeddings(root / "data/tiny/tags/FinalTagEmbs.txt"))
-    encoder = Encoder(trained.weights, 1, "/cpu:0")
+    embedder = embedder_of(checkpoint, trained, 1)
     for shard, path in enumerate(sorted(done.glob("shard-*.parquet"))):
         table = pyarrow.parquet.read_table(path)
         assert str(table["code"].type) == "fixed_size_list<element: uint8>[2]"
-        embeddings = encoder.embed([root / "photos" / name for name in table["path"].to_pylist()])
+        embeddings = embedder.embed([root / "photos" / name for name in table["path"].to_pylist()])
         expected = trained.encode(embeddings, factor, stream(0, "encode shard", shard))
         assert table["code"].to_pylist() == expected.tolist()
 
@@ -125,17 +118,24 @@ def test_a_list_that_cannot_be_used_is_refused(root, checkpoint, tmp_path, image
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_that_gives_nan_stops_with_a_sentence(root, checkpoint):
-    trained = read_checkpoint(checkpoint)
-    trained.weights["fc8"][1][0] = np.nan
-    encoder = encode.ShardEncoder((trained, None), OPTIONS, root, None, None)
+def test_a_network_that_gives_nan_stops_with_a_sentence(root, checkpoint, monkeypatch):
+    monkeypatch.setattr(models.encoder, "embed", lambda features, *_: np.full((len(features), 300), np.nan))
+    encoder = encode.ShardEncoder(checkpoint, None, OPTIONS, root, None, None)
     with pytest.raises(UserError, match=r"the network gives NaN or infinite embeddings of 1 images: .*/3\.jpg"):
         encoder.encode(0, ["gone.jpg", "datasets/tiny/3.jpg"])
 
 
+def test_a_checkpoint_that_learned_no_tags_encodes_too(root, checkpoint, tmp_path):
+    trained = read_checkpoint(checkpoint)
+    fit = fit_entries(trained.codebooks, np.eye(300, dtype=np.float32), [np.zeros((1, 300), np.float32),
+                                                                         np.ones(1, np.float32)])
+    write_weights(tmp_path / "u.npy", {**trained.weights, **fit}, {"no_words": "The photos had no tags."})
+    again(root, tmp_path / "u.npy", tmp_path / "out")
+    assert len(encoded.read_encoded(tmp_path / "out").names) == TRAINING + 3
+
+
 def test_photos_whose_folder_went_away_are_no_bad_photos(root, checkpoint, tmp_path):
-    encoder = encode.ShardEncoder((read_checkpoint(checkpoint), None), OPTIONS, tmp_path,
-                                  f"{tmp_path}/seen before.jpg", None)
+    encoder = encode.ShardEncoder(checkpoint, None, OPTIONS, tmp_path, f"{tmp_path}/seen before.jpg", None)
     with pytest.raises(UserError, match=r"does not see the photos: .*seen before\.jpg: no such file there"):
         encoder.encode(0, ["1.jpg", "2.jpg"])
 
@@ -144,8 +144,8 @@ def test_photos_whose_folder_went_away_are_no_bad_photos(root, checkpoint, tmp_p
 
 def test_a_second_run_says_that_it_is_finished_and_changes_nothing(root, checkpoint, out, monkeypatch, capsys):
     before = files(out)
-    code, output = call(monkeypatch, capsys, encode_program, checkpoint, root / "photos", out, "--crops", 1, "--shard",
-                        SHARD, "--root", root)
+    code, output = call(monkeypatch, capsys, search, "encode", checkpoint, root / "photos", out, "--crops", 1,
+                        "--shard", SHARD, "--root", root)
     assert code == 0, output
     assert "is finished: 13 photos in 5 shards; 7 were left out, see left_out.parquet" in output
     assert files(out) == before
@@ -163,7 +163,6 @@ def test_only_what_is_missing_is_made_again(root, checkpoint, done, out):
 
 @pytest.mark.parametrize(("changed", "sentence"), [
     ({"crops": 5}, "crops was 1, now 5"), ({"seed": 3}, "seed was 0, now 3"), ({"shard": 5}, "shard was 4, now 5"),
-    ({"precision": "bfloat16"}, "precision was float32, now bfloat16"),
     ({"images": "datasets/tiny"}, "images was .*/photos, now .*/datasets/tiny")])
 def test_other_settings_are_refused_by_name(root, checkpoint, out, changed, sentence):
     if "images" in changed:
@@ -172,20 +171,7 @@ def test_other_settings_are_refused_by_name(root, checkpoint, out, changed, sent
         again(root, checkpoint, out, **changed)
 
 
-def test_an_interrupted_run_of_the_version_before_lists_goes_on(root, checkpoint, done, out):
-    for path in (*out.glob("list-*"), *out.glob("shard-00002.*"), out / "manifest.json"):
-        path.unlink()
-    plan = json.loads((out / "plan.json").read_text())
-    del plan["images"]
-    (out / "plan.json").write_text(json.dumps(plan))
-    again(root, checkpoint, out)
-    assert files(out).keys() == files(done).keys()
-    assert {name: content for name, content in files(out).items() if name.startswith(("shard", "list"))} == {
-        name: content for name, content in files(done).items() if name.startswith(("shard", "list"))}
-
-
 # ---------------------------------------------------------------- a folder that changes
-
 
 
 def bring_back(root, folder):
@@ -214,9 +200,9 @@ def test_new_photos_and_those_that_are_back_go_into_further_shards(root, checkpo
     found = encoded.read_encoded(out)
     assert found.names == ["0.jpg", "1.jpg", "5.jpg", "0 new.jpg", "2.jpg", "3.jpg"]
     assert reasons(out) == {"4.jpg": BAD["03 text.jpg"]}
-    assert (found.manifest["photos"], found.manifest["count"], found.manifest["left_out"]) == (7, 6, 1)
-    assert "1 photos of" in (told := capsys.readouterr().err)
-    assert "5.jpg; their codes stay" in told
+    assert (found.manifest.count, found.manifest.left_out) == (6, 1)
+    assert "1 photos of" in (noted := capsys.readouterr().err)
+    assert "5.jpg; their codes stay" in noted
     made = build.build(checkpoint, out, out=search_index, root=root, crops=1)
     assert "6 photos, 3 of them new" in capsys.readouterr().out
     np.testing.assert_array_equal(made.content.codes, found.codes)
@@ -249,7 +235,7 @@ def test_a_growth_that_was_interrupted_ends_as_an_undisturbed_one(root, checkpoi
     assert encoded.read_encoded(out).names[-1] == "1 newer.jpg"
 
 
-def test_a_list_that_was_altered_is_told_by_name(root, checkpoint, out):
+def test_a_list_that_was_altered_is_named(root, checkpoint, out):
     flip(out / "list-00000.parquet")
     with pytest.raises(UserError, match=r"list-00000\.parquet was altered since it was written"):
         again(root, checkpoint, out)
@@ -269,7 +255,7 @@ def test_another_checkpoint_is_refused(root, other, out):
         again(root, other, out, trained_on="tiny")
 
 
-def test_an_altered_shard_is_told_by_name(root, checkpoint, out):
+def test_an_altered_shard_is_named(root, checkpoint, out):
     flip(out / "shard-00002.parquet")
     for use in (lambda: again(root, checkpoint, out), lambda: encoded.read_encoded(out)):
         with pytest.raises(UserError, match=r"shard-00002\.parquet was altered since it was written"):
@@ -287,11 +273,11 @@ def test_a_full_disk_ends_in_one_sentence_and_the_same_command_goes_on(root, che
                                                                        capsys):
     arguments = (checkpoint, root / "photos", tmp_path / "out", "--crops", 1, "--shard", SHARD, "--root", root)
     with files_of_at_most(600):  # enough for the plan
-        code, output = call(monkeypatch, capsys, encode_program, *arguments)
+        code, output = call(monkeypatch, capsys, search, "encode", *arguments)
     assert code == 2, output
     assert "File too large" in output
     assert sorted(files(tmp_path / "out")) == [".lock", "plan.json"]
-    assert call(monkeypatch, capsys, encode_program, *arguments)[0] == 0
+    assert call(monkeypatch, capsys, search, "encode", *arguments)[0] == 0
     assert files(tmp_path / "out") == files(done)
 
 
@@ -304,7 +290,7 @@ def test_an_index_is_made_of_the_codes_without_looking_at_a_photo(root, checkpoi
     np.testing.assert_array_equal(made.content.codes, found.codes)
     assert list(index.load(tmp_path).content.images) == found.names
     assert made.content.facts["images"] == str(root / "photos")
-    with pytest.raises(UserError, match=r"holds codes alone, and .* is to keep embeddings: give the folder"):
+    with pytest.raises(UserError, match=r"holds only codes, and .* is to keep embeddings: give the folder"):
         build.build(checkpoint, done, out=tmp_path / "kept", root=root, crops=1, keep_embeddings=True)
     assert search.open_index(tmp_path).by_words("a", topk=1)[0].path.startswith(str(root / "photos"))
 
@@ -320,13 +306,40 @@ def test_codes_that_do_not_fit_are_not_made_an_index_of(root, checkpoint, other,
     assert not (tmp_path / "index").exists()
 
 
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({"codebooks": 9}, r"manifest\.json: Expected `int` <= 8 - at `\$\.codebooks`"),
+    ({"codebooks": 1}, r"shard-00000\.parquet: expected the names and codes of photos, found something else"),
+    ({"crops": None}, r"manifest\.json: .* at `\$\.crops`"), ({"images": 7}, r"manifest\.json: .* at `\$\.images`"),
+    ({"sha256": []}, r"manifest\.json: .* at `\$\.sha256`")])
+def test_a_manifest_of_codes_that_does_not_fit_is_one_sentence(out, change, sentence):
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(UserError, match=sentence):
+        encoded.read_encoded(out)
+
+
+@pytest.mark.parametrize("table", [{"path": ["a.jpg"]}, {"path": ["a.jpg"], "code": ["text"]},
+                                   {"path": [7], "code": [[1, 300]]}, None])
+def test_a_shard_that_is_none_is_one_sentence(out, table):
+    path = out / "shard-00001.parquet"
+    if table:
+        pyarrow.parquet.write_table(pyarrow.table(table), path)
+    else:
+        path.write_text("no shard")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["sha256"][path.name] = fingerprint(path)
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"shard-00001\.parquet: expected the names and codes of photos, found"):
+        encoded.read_encoded(out)
+
+
 # ---------------------------------------------------------------- Ray
 
 @pytest.mark.parametrize(("address", "sentence"), [
     ("127.0.0.1:1", "error: there is no Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused\n"),
     ("there", "expected local, auto or HOST:PORT, found 'there'")])
 def test_an_address_without_ray_is_one_sentence(root, checkpoint, tmp_path, monkeypatch, capsys, address, sentence):
-    code, output = call(monkeypatch, capsys, encode_program, checkpoint, root / "photos", tmp_path / "out", "--ray",
+    code, output = call(monkeypatch, capsys, search, "encode", checkpoint, root / "photos", tmp_path / "out", "--ray",
                         address)
     assert code == 2
     assert sentence in output
@@ -335,6 +348,6 @@ def test_an_address_without_ray_is_one_sentence(root, checkpoint, tmp_path, monk
 
 def test_logging_is_silent_only_while_ray_is_used():
     before = logging.root.manager.disable
-    with ray_encoding.quiet_logging():
+    with ray_cluster.quiet_logging():
         assert not logging.getLogger("ray.data").isEnabledFor(logging.ERROR)
     assert logging.root.manager.disable == before

@@ -6,7 +6,7 @@ import numpy as np
 
 from retrieval import index, manifest, shards
 from storage.files import fingerprint
-from util import stream
+from util import stream, unit_length
 
 N, D, T = 700, 300, 12
 
@@ -22,7 +22,7 @@ def make_content(codebooks=2, images=N, seed=0):
         labels=rng.integers(0, 2, (images, 3), dtype=np.uint8), label_names=["a", "b", "c"],
         facts={"seed": seed, "images": "/photos", "vectors": {"path": "/none.txt", "bytes": 9}},
         fingerprints=rng.integers(0, 2**40, (images, 7)),
-        embeddings=index.normalise(rng.normal(size=(images, D))).astype(np.float16),
+        embeddings=unit_length(rng.normal(size=(images, D))).astype(np.float16),
         vocabulary=np.sort(rng.integers(0, 2**60, (2, 9), dtype=np.uint64)))
 
 

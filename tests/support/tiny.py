@@ -20,7 +20,7 @@ from storage.arrays import write_weights
 from util import run_program, stream
 
 SMALL = "SMALL_NETWORK"  # set in the environment while programs have the small network
-WITH_NETWORK = ("train.py", "validation.py", "search.py", "encode.py")
+WITH_NETWORK = ("train.py", "validation.py", "search.py")
 PROJECT = Path(__file__).resolve().parents[2]
 TRAINING, QUERIES, TAGS = 10, 3, 6
 STEPS = 8  # with 4 images a step the first update follows step 7

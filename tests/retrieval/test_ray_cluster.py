@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import encode
+import search
 from encoding import files, make_root
-from retrieval import ray_encoding
+from retrieval import ray_cluster
 from tiny import EXPERIMENT, PROJECT, call, wait_for
 
 pytestmark = pytest.mark.slow
@@ -31,17 +31,17 @@ def checkpoint(root):
 
 def test_ray_leaves_logging_and_signals_as_they_were(root, checkpoint, tmp_path, monkeypatch, capsys):
     before = logging.root.manager.disable
-    call(monkeypatch, capsys, encode, checkpoint, root / "photos", tmp_path / "out", "--crops", 1, "--shard", 10,
-         "--root", root, "--ray", "local", "--workers", 1)
+    call(monkeypatch, capsys, search, "encode", checkpoint, root / "photos", tmp_path / "out", "--crops", 1,
+         "--shard", 10, "--root", root, "--ray", "local", "--workers", 1)
     assert (tmp_path / "out" / "manifest.json").is_file()
     assert logging.root.manager.disable == before
 
 
 def start(root, checkpoint, out, *options):
     """The program in the background, on a thread as Ray's workers, with enough to do to be disturbed."""
-    return subprocess.Popen([sys.executable, "encode.py", checkpoint, root / "photos", out, "--shard", "1", "--root",
-                             root, *map(str, options)], cwd=PROJECT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env={**os.environ, **ray_encoding.ONE_THREAD})
+    return subprocess.Popen([sys.executable, "search.py", "encode", checkpoint, root / "photos", out, "--shard",
+                             "1", "--root", root, *map(str, options)], cwd=PROJECT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, env={**os.environ, **ray_cluster.ONE_THREAD})
 
 
 def end(process):
@@ -110,7 +110,7 @@ def test_a_port_at_which_something_else_listens_is_one_sentence_and_no_endless_w
     assert "no Ray cluster could be joined: nothing answered within 12 seconds" in output
 
 
-def test_a_cluster_is_joined_more_workers_than_it_has_room_for_are_refused_and_a_long_wait_is_told(
+def test_a_cluster_is_joined_more_workers_than_it_has_room_for_are_refused_and_a_long_wait_is_noted(
         root, checkpoint, undisturbed, tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
@@ -132,7 +132,7 @@ def test_a_cluster_is_joined_more_workers_than_it_has_room_for_are_refused_and_a
         monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
         code, output = end(start(root, checkpoint, tmp_path / "other", "--ray", address))
         assert code == 2
-        assert "within 12 seconds, or it wants another token than Ray's RAY_AUTH_TOKEN" in output
+        assert "within 12 seconds, or it expects another token than RAY_AUTH_TOKEN" in output
     finally:
         cluster.terminate()
         cluster.wait()
