@@ -5,8 +5,8 @@ import pytest
 import oracles
 import parity_inputs as parity
 from quantization import quantizer
-from quantization.codebooks import fit_codebooks, fit_sample, initial_codebooks, random_codebooks, update_codebooks
-from util import stream
+from quantization.codebooks import final_fit, fit_codebooks, initial_codebooks, random_codebooks, update_codebooks
+from util import stream, unit_length
 
 W = parity.tags(parity.SEED + 1, 8, 20)[0]
 
@@ -197,5 +197,6 @@ def test_fitted_codebooks_come_nearer_than_slices_of_k_means():
 def test_codebooks_are_fitted_to_a_sample_of_many_vectors(monkeypatch):
     monkeypatch.setattr("quantization.codebooks.FIT_IMAGES", 30)
     vectors = stream(4, "fit").normal(size=(90, 300)).astype(np.float32)
-    fitted = fit_codebooks(fit_sample(vectors, stream(0, "sample")), 1, stream(0, "fit"))[0]
-    assert fitted.any(1).sum() == 30  # a centre for each vector of the sample
+    fitted, factor, neighbours = final_fit(unit_length(vectors), 1, 0)
+    assert fitted[0].any(1).sum() == 30  # a centre for each vector of the sample
+    assert (factor.shape, neighbours[0].shape[1], neighbours[1].shape) == ((300, 300), 300, (1,))
