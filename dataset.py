@@ -3,6 +3,7 @@
 Letters: N images, T merged tags, D = 300. Section numbers are those of docs/method.md.
 """
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from util import DIMENSIONS, UserError, leads_out, note, progress
 
 MOST_SHOWN = 80  # characters of a faulty text in an error message
 BLOCK = 2**20  # bytes of a 0/1 matrix that are parsed at a time, up to the next line end
+
+# line ends among them, and the tabs that lists with columns are separated by
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 RELEASE_FOLDERS = {"flickr": "flickr25k", "nuswide": "nus-wide"}
 TAG_LISTS = ("common_tags.txt", "TagList1k.txt")  # MIRFLICKR's and NUS-WIDE's; own data sets use the first
@@ -167,6 +171,19 @@ def read_image_list(path, errors="strict"):
             raise UserError(f"{path}: row {row}: expected a path inside the image folder, found {shown(name)}, which "
                             "leads out of it")
     return names
+
+
+def name_fault(name):
+    """Why a list of one name a line cannot hold a name, as a noun phrase: "a name with …". None if it can."""
+    if found := CONTROL.search(name):
+        return f"the control character {found[0]!r}"
+    if name != name.strip():
+        return "a space at its start or end"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "bytes that are not UTF-8"
+    return None
 
 
 def read_tag_names(path):

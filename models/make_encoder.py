@@ -41,14 +41,14 @@ class GraphWriter:
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    def pixels(self):
-        """The input `images`, uint8 (N, side, side, 3), as floats with channels first."""
-        return self.node("Transpose", self.node("Cast", "images", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+    def pixels(self, images="images"):
+        """Images, uint8 (N, side, side, 3), as floats with channels first."""
+        return self.node("Transpose", self.node("Cast", images, to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
 
-    def convolution(self, x, kernel, bias, pads=(0, 0), stride=1, groups=1):
-        """`kernel`: in TensorFlow's layout (height, width, channels of a group, filters); pads: before and after."""
-        return self.node("Conv", x, self.stored(kernel.transpose(3, 2, 0, 1)), self.stored(bias),
-                         kernel_shape=list(kernel.shape[:2]), pads=[pads[0]] * 2 + [pads[1]] * 2,
+    def convolution(self, x, kernel, bias, pads=(0, 0), stride=1, groups=1, output=None):
+        """kernel: (filters, channels of a group, height, width); pads: before and after, of rows and columns alike."""
+        return self.node("Conv", x, self.stored(kernel), self.stored(bias), output=output,
+                         kernel_shape=list(kernel.shape[2:]), pads=[pads[0]] * 2 + [pads[1]] * 2,
                          strides=[stride, stride], group=groups)
 
     def model(self, side, width):
@@ -93,7 +93,7 @@ def alexnet_model(weights):
     graph = GraphWriter()
 
     def convolve(x, kernel, bias, pad=0, stride=1, groups=1):
-        return graph.node("Relu", graph.convolution(x, kernel, bias, (pad, pad), stride, groups))
+        return graph.node("Relu", graph.convolution(x, kernel.transpose(3, 2, 0, 1), bias, (pad, pad), stride, groups))
 
     def pool(x):
         return graph.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2])
@@ -102,7 +102,7 @@ def alexnet_model(weights):
         """x / (bias + alpha·Σ x²)^¾ over near maps; the sum is a convolution, far quicker than the LRN of ONNX."""
         distance = np.abs(np.subtract.outer(np.arange(maps), np.arange(maps)))
         near = (distance <= LRN["radius"]) * np.float32(LRN["alpha"])  # (maps, maps)
-        total = graph.convolution(graph.node("Mul", x, x), near[None, None], np.full(maps, LRN["bias"], np.float32))
+        total = graph.convolution(graph.node("Mul", x, x), near[..., None, None], np.full(maps, LRN["bias"], np.float32))
         root = graph.node("Sqrt", total)
         return graph.node("Div", x, graph.node("Mul", root, graph.node("Sqrt", root)))
 

@@ -1,1 +1,1 @@
-"""Programs that make a data set, and what they share."""
+"""Programs that prepare data sets, weights and image encoders, and what they share."""

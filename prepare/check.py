@@ -1,8 +1,7 @@
-"""Tell whether a data set is sound: `python prepare/check.py NAME`.
+"""Checks whether a data set is sound: `python prepare/check.py NAME`. Nothing is changed.
 
-What belongs here: reading the files of a data set and comparing them. A finding is something that spoils results: files
-that do not fit together, images that cannot be read, queries that are in the database. A note is something that is good
-to know. Nothing is changed.
+A finding is something that spoils results: files that do not fit together, images that cannot be read, queries that are
+in the database. A note is something that is good to know.
 """
 import argparse
 import sys
@@ -32,9 +31,10 @@ SPLITS = ("train", "database", "test")
 
 @dataclass
 class Check:
-    """What is found out about a data set.
+    """What is known about a data set.
 
-    names: {split: image names}; matrices: {split: CSR uint8 (rows, columns)}; figures: numbers for the report.
+    names: {split: image names}; matrices: {split: CSR uint8 (rows, columns)}; figures: numbers for the report;
+    findings, notes: sentences.
     """
     names: dict = field(default_factory=dict)
     matrices: dict = field(default_factory=dict)
@@ -63,19 +63,20 @@ def main():
 
 def parse_options():
     parser = argparse.ArgumentParser(
-        description="Tell whether a data set is sound: counts, shapes, tags and labels an image, unreadable images, "
-                    "queries that are in the database. Exit code 0 if it is, 1 if not, 2 if it cannot be read.")
+        description="Check whether a data set is sound: counts, shapes, tags and labels per image, unreadable images, "
+                    "queries that are in the database. The exit code is 0 if it is, 1 if it is not, 2 if it cannot be "
+                    "read.")
     parser.add_argument("dataset", metavar="NAME", help="flickr, nuswide, or the name of a folder in data/")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too, as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file, as JSON")
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
                         help="folder that holds data/ and datasets/ (default: the folder of train.py)")
     return parser.parse_args()
 
 
-# ---------------------------------------------------------------- files that fit together
+# ---------------------------------------------------------------- whether the files fit together
 
 def read_splits(dataset, check):
-    """Read each split there is. Raises UserError if there is none that can be read."""
+    """Read the splits that exist. Raises UserError if none can be read."""
     for split in SPLITS:
         list_file, matrix_file = dataset.split_files(split)
         if not (list_file.is_file() or matrix_file.is_file()):
@@ -133,7 +134,7 @@ def check_labels(check):
 
 
 def check_tags(dataset, check):
-    """Note images without a tag that training can use, and compare `tags/` with the split files."""
+    """Note training images without a usable tag, and compare `tags/` with the split files."""
     if "train" not in check.matrices:
         return
     raw = check.matrices["train"]
@@ -152,14 +153,14 @@ def check_tags(dataset, check):
                               f"{dataset.tag_list}; run tag_processing.py again")
     dropped = int(((counts(raw) > 0) & (counts(merge_tags(raw, groups)) == 0)).sum())
     check.figures["merged_tags"], check.figures["images_whose_tags_were_all_dropped"] = len(groups), dropped
-    check.notes.append(f"{len(groups):,} merged tags; {dropped:,} training images have tags that were all dropped")
+    check.notes.append(f"{len(groups):,} merged tags; all tags of {dropped:,} training images were dropped")
 
 
 def made_from_other_tags(dataset):
     """Whether the report in `tags/` names another tag list than the present one."""
     try:
         return tags_made_from(dataset.splits) not in (None, fingerprint(dataset.tag_list))
-    except UserError:  # no tag list: check_columns tells of it
+    except UserError:  # there is no tag list, which check_columns reports
         return False
 
 
@@ -181,7 +182,7 @@ def check_images(dataset, check):
 
 
 def check_overlap(dataset, check, unreadable):
-    """Find queries that are database or training images too, by name or by the content of the file."""
+    """Find queries that are also database or training images, by name or by the content of the file."""
     test = list(dict.fromkeys(check.names.get("test", ())))
     others = {split: dict.fromkeys(check.names[split]) for split in ("database", "train") if split in check.names}
     hashes = content_hashes(dataset.images, [name for name in test if name not in unreadable],
@@ -193,14 +194,14 @@ def check_overlap(dataset, check, unreadable):
                         if name not in names and hashes.get(name) in by_content]
         check.figures[f"queries_in_{split}"] = {"by_name": len(same_name), "by_content": len(same_content)}
         if same_name:
-            check.findings.append(f"{len(same_name):,} queries are in {split} too: {first_few(same_name)}")
+            check.findings.append(f"{len(same_name):,} queries are also in {split}: {first_few(same_name)}")
         if same_content:
-            check.findings.append(f"{len(same_content):,} queries are in {split} too, under another name: "
+            check.findings.append(f"{len(same_content):,} queries are also in {split}, under another name: "
                                   + first_few(same_content))
 
 
 def content_hashes(folder, names, others):
-    """{name: SHA-256} of those of `names` and `others` whose size occurs on both sides; only these can be equal."""
+    """{name: SHA-256} of those of `names` and `others` whose size occurs in both; only these can be equal."""
     with ThreadPoolExecutor(cores()) as pool:
         both = list(dict.fromkeys((*names, *others)))
         size = dict(zip(both, pool.map(lambda name: (folder / name).stat().st_size, both), strict=True))
@@ -215,10 +216,10 @@ def content_hashes(folder, names, others):
 
 def print_check(dataset, check):
     print(f"{dataset.name}: split files in {dataset.splits}, images in {dataset.images}")
-    print("            images  columns  tags or labels an image: least / median / most   none")
+    print("            images  columns  tags or labels per image: least / median / most   none")
     for split in check.names:
         figures, ones = check.figures[split], check.figures[split]["ones_of_an_image"]
-        print(f"{split:8}{figures['images']:10,}{figures['columns']:9,}  {ones['min']:32} / {ones['median']:6g} / "
+        print(f"{split:8}{figures['images']:10,}{figures['columns']:9,}  {ones['min']:31} / {ones['median']:6g} / "
               f"{ones['max']:4}{ones['none']:7,}")
     for note in check.notes:
         print(f"note: {note}")

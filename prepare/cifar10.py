@@ -1,7 +1,4 @@
-"""CIFAR-10's archive, as its site offers it, becomes the folder cifar10/ of batches that gpq reads.
-
-What belongs here: fetching, checking and unpacking that one archive.
-"""
+"""Fetches, checks and unpacks CIFAR-10's archive: its batches go to the folder cifar10/, where gpq reads them."""
 import argparse
 import shutil
 import tarfile
@@ -9,7 +6,7 @@ import zlib
 from pathlib import Path
 
 from gpq.data import FILES, META, load_split
-from prepare.download import check_md5, fetch, md5_digits
+from prepare.download import check_md5, md5_digits, source
 from storage.files import replacing
 from util import ROOT, UserError, progress, run_program
 
@@ -23,9 +20,15 @@ def main():
     options = parse_options()
     folder = options.root / "cifar10"
     if all((folder / name).is_file() for name in (META, *FILES)):
-        print(f"{folder} holds all batches already")
+        print(f"{folder} already holds all batches")
     else:
-        unpack(checked_archive(options), folder)
+        def check(path):
+            check_md5(path, options.md5)
+
+        url = options.url if options.download else None
+        archive = source(options.archive, [options.root / ARCHIVE], url, "--archive", check)
+        check(archive)
+        unpack(archive, folder)
     split = load_split(folder)
     print(f"{folder}: {len(split.query):,} queries, {len(split.labelled):,} labelled images, {len(split.database):,} "
           f"database images of {len(split.class_names)} classes: {', '.join(split.class_names)}")
@@ -33,11 +36,11 @@ def main():
 
 def parse_options():
     parser = argparse.ArgumentParser(
-        description=f"Unpack the batches of {ARCHIVE} into cifar10/, for python -m gpq.train. Interrupted, it goes on "
-                    "when run again.")
-    parser.add_argument("--archive", type=Path, metavar="FILE", help=f"{ARCHIVE} (default: what lies in --root)")
+        description=f"Unpack the batches of {ARCHIVE} into cifar10/, for python -m gpq.train. After an "
+                    "interruption, run it again to continue.")
+    parser.add_argument("--archive", type=Path, metavar="FILE", help=f"{ARCHIVE} (default: the one in --root)")
     parser.add_argument("--download", action="store_true",
-                        help=f"download {ARCHIVE} to --root (170 MB) if it is not there")
+                        help=f"download {ARCHIVE} (170 MB) to --root if it is not there")
     parser.add_argument("--url", default=URL, help=f"where to download from (default {URL})")
     parser.add_argument("--md5", type=md5_digits, default=MD5, metavar="HEX",
                         help=f"refuse an archive with another MD5 (default {MD5})")
@@ -46,22 +49,8 @@ def parse_options():
     return parser.parse_args()
 
 
-def checked_archive(options):
-    """The archive's path, its MD5 checked: as given, as it lies in --root, or downloaded there. Raises UserError."""
-    archive = options.archive or options.root / ARCHIVE
-    if archive.is_file():
-        check_md5(archive, options.md5)
-    elif options.archive is None and options.download:
-        fetch(options.url, archive, check=lambda path: check_md5(path, options.md5))
-    elif options.archive is None:
-        raise UserError(f"expected --archive with the path of {ARCHIVE}, or --download")
-    else:
-        raise UserError(f"{archive}: no such file")
-    return archive
-
-
 def unpack(archive, folder):
-    """Write each batch in the archive into `folder`, whole or not at all. Raises UserError."""
+    """Write each batch of the archive to `folder`, whole or not at all. Raises UserError."""
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for name in progress((META, *FILES), desc="unpacking"):
@@ -69,7 +58,7 @@ def unpack(archive, folder):
                 with replacing(folder / name) as temporary, open(temporary, "wb") as file:
                     shutil.copyfileobj(member, file)
     except KeyError as error:
-        raise UserError(f"{archive}: expected {FOLDER}/{name} in it, found none") from error
+        raise UserError(f"{archive}: expected {FOLDER}/{name} in this archive, found none") from error
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{archive}: this archive cannot be read ({error})") from error
 

@@ -1,11 +1,9 @@
-"""Draw the demo data set: photo-like scenes, their labels, and tags the way people tag.
+"""Draw the demo data set: photo-like scenes, their labels, and tags such as people give.
 
     python prepare/demo.py OUT_DIR [--images 1500] [--seed 0]
 
-writes `OUT_DIR/images/*.jpg` (256×256) and `OUT_DIR/photos.csv` for `prepare/photos.py`. Every image comes
-from a random stream of its own, so image 7 is the same however many there are.
-
-What belongs here: how to draw, one painter for each concept, the scenes that combine them, the camera, and the tagging.
+writes `OUT_DIR/images/*.jpg` (256×256) and `OUT_DIR/photos.csv` for `prepare/photos.py`. Every image has a random
+stream of its own, so image 7 is the same however many there are.
 """
 import argparse
 import json
@@ -23,30 +21,30 @@ SIDE = 256  # pixels
 ROWS = np.arange(SIDE, dtype=np.float32)[:, None]  # (SIDE, 1)
 COLUMNS = np.arange(SIDE, dtype=np.float32)[None]  # (1, SIDE)
 
-QUERY_PERIOD = 15  # of so many images two are queries: 200 of 1,500
+QUERY_PERIOD = 15  # two of this many images are queries: 200 of 1,500
 QUERY_PLACES = (7, 14)
 
 cv2.setNumThreads(1)  # pictures this small gain nothing from threads
 
 
-# ---------------------------------------------------------------- how to draw
+# ---------------------------------------------------------------- drawing
 
 @dataclass
 class Scene:
     """A picture in the making. Colours are RGB, 0 to 1, of shape (3, 1, 1); pictures (3, SIDE, SIDE)."""
     rng: np.random.Generator
     shown: tuple  # the concepts, back to front
-    light: np.ndarray  # a colour that multiplies those of whatever does not shine itself
+    light: np.ndarray  # a colour that is multiplied by the colour of everything that gives no light itself
     canvas: np.ndarray = field(default_factory=lambda: np.zeros((3, SIDE, SIDE), np.float32))
 
     def paint(self, colour, mask=1.0, lit=True):
-        """Cover the canvas with `colour` where `mask`, (SIDE, SIDE) or fewer, is 1."""
+        """Cover the canvas with `colour` where `mask`, which broadcasts to (SIDE, SIDE), is 1."""
         change = colour * (self.light if lit else 1) - self.canvas
         change *= mask
         self.canvas += change
 
     def shade(self, dark, bright, spread=0.02):
-        """A colour somewhere between two (0 to 255 each, as one knows them from a colour picker)."""
+        """A random colour between two, whose channels are 0 to 255 as in a colour picker."""
         mixed = np.array(dark) + self.rng.random() * np.subtract(bright, dark)
         return rgb(*np.clip(mixed / 255 + self.rng.normal(0, spread, 3), 0, 1))
 
@@ -64,30 +62,30 @@ class Scene:
         return height * self.noise(cells, 1, octaves, rows=1)
 
     def dots(self, share, size):
-        """Mask of soft dots, of radius `size`, on a `share` of the pixels."""
+        """Mask of soft dots of radius `size` on a `share` of the pixels."""
         dots = (self.rng.random((SIDE, SIDE), np.float32) < share).astype(np.float32)
         return np.minimum(cv2.GaussianBlur(dots, (0, 0), size) * 8 * size**2, 1)
 
 
 def rgb(red, green, blue):
-    """A colour as the painters want it: float32 (3, 1, 1)."""
+    """A colour as the painters need it, float32 (3, 1, 1)."""
     return np.array([red, green, blue], np.float32)[:, None, None]
 
 
 def ramp(colours, position):
-    """The picture that runs through `colours` as `position`, (rows, columns), runs from 0 to 1."""
+    """A picture that goes through `colours` as `position`, (rows, columns), goes from 0 to 1."""
     places = np.linspace(0, 1, len(colours))
     channels = np.reshape(colours, (-1, 3)).T
     return np.stack([np.interp(position, places, channel) for channel in channels]).astype(np.float32)
 
 
 def below(edge):
-    """Mask of what lies below row `edge`, a number or one for each column, with a soft border."""
+    """Mask of everything below row `edge`, a number or one for each column, with a soft border."""
     return np.clip(ROWS - edge + 0.5, 0, 1)
 
 
 def inside(distance, radius):
-    """Mask of what is nearer than `radius`, with a soft border."""
+    """Mask of everything nearer than `radius`, with a soft border."""
     return np.clip(radius - distance + 0.5, 0, 1)
 
 
@@ -139,7 +137,7 @@ def paint_sunset(scene, top):
 
 
 def paint_night(scene, top):
-    """Nearly black, with stars and now and then the moon."""
+    """Nearly black, with stars and sometimes the moon."""
     rng = scene.rng
     zenith, glow = scene.shade((2, 3, 12), (10, 14, 40), 0.01), scene.shade((10, 15, 40), (40, 45, 80), 0.02)
     scene.paint(ramp([zenith, glow], ROWS / top), lit=False)
@@ -154,12 +152,12 @@ def paint_night(scene, top):
 # ---------------------------------------------------------------- painters: land and water, below row `top`
 
 def paint_sea(scene, top):
-    """Waves with some foam, mirroring what stands behind them."""
+    """Waves with some foam, mirroring what is behind them."""
     rng = scene.rng
     far, near = scene.shade((20, 80, 120), (70, 150, 170)), scene.shade((5, 40, 80), (20, 110, 130))
     waves = laid_flat(scene.noise(rng.integers(3, 9), rng.uniform(2, 5)), top)
     water = ramp([far, near], (ROWS - top) / (SIDE - top)) * (0.55 + 0.9 * waves) * scene.light
-    if top > 0:  # the water mirrors what stands above it, broken up by the waves
+    if top > 0:  # the water mirrors what is above it, broken up by the waves
         mirrored = np.clip(2 * top - ROWS + 14 * (waves - 0.5), 0, SIDE - 1)
         mirror = cv2.remap(cv2.merge(scene.canvas), COLUMNS + 40 * (waves - 0.5), mirrored,
                            cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
@@ -231,7 +229,7 @@ def paint_snow(scene, top):
 
 
 def paint_forest(scene, top):
-    """A wall of trees that rises above `top`, or, with nothing behind it, the inside of a wood."""
+    """A wall of trees that rises above `top`, or the inside of a wood if there is nothing behind it."""
     rng = scene.rng
     green = scene.shade((25, 55, 20), (70, 105, 40))
     if rng.random() < 0.15:  # autumn
@@ -283,7 +281,7 @@ WALLS = [((105, 100, 95), (190, 185, 175)), ((120, 75, 60), (165, 110, 85)),
 
 
 def paint_city(scene, top):
-    """Rows of houses that rise above `top`, and a street; by night the windows shine."""
+    """Rows of houses that rise above `top`, and a street; at night the windows shine."""
     rng = scene.rng
     night = "night" in scene.shown
     for depth in (0.6, 0.3, 0):  # rows of houses; the far ones are paler
@@ -297,7 +295,7 @@ def paint_city(scene, top):
 
 
 def paint_house(scene, left, width, roof, depth, night):
-    """One facade with a grid of windows, painted straight into the canvas."""
+    """One facade with a grid of windows, painted directly into the canvas."""
     rng = scene.rng
     part = scene.canvas[:, max(roof, 0):, max(left, 0):left + width]
     wall = scene.shade(*rng.choice(WALLS))
@@ -305,7 +303,7 @@ def paint_house(scene, left, width, roof, depth, night):
     rows, columns = np.arange(part.shape[1])[:, None], np.arange(part.shape[2])[None]
     pitch_y, pitch_x = rng.integers(5, 11), rng.integers(4, 9)
     glass = (rows % pitch_y >= 2) & (columns % pitch_x >= 2)  # (rows, columns)
-    tones = rng.random((SIDE // 5 + 1, 48 // 4), np.float32)  # one number a window
+    tones = rng.random((SIDE // 5 + 1, 48 // 4), np.float32)  # one number for each window
     tone = tones[rows // pitch_y, columns // pitch_x]  # (rows, columns)
     if night:
         lamp = scene.shade((255, 190, 90), (255, 240, 190))
@@ -378,8 +376,8 @@ CONCEPTS = {
 BACKDROPS = ("sky", "sunset", "night")
 LIGHTS = {"sunset": (0.55, 0.38, 0.32), "night": (0.25, 0.28, 0.38)}  # RGB; 1 by day
 
-# How often each combination is drawn; concepts from the back to the front. Two images drawn by chance share a
-# concept in about 26 of 100 cases, which is the MAP of a random ranking.
+# How often each combination is drawn, with its concepts from back to front. Two random images share a concept in about
+# 26 of 100 cases, which is the MAP of a random ranking.
 SCENES = {
     "sky": 4, "sunset": 4, "night": 4,
     "sea": 4, "desert": 5, "forest": 8, "field": 3, "city": 4, "flower": 12,
@@ -398,7 +396,7 @@ def draw_scene(rng, shown):
     """A photo, uint8 (SIDE, SIDE, 3), BGR, of the concepts `shown`.
 
     A backdrop ends at the horizon, where the land begins; a second kind of land begins nearer to the viewer.
-    Without a backdrop the horizon lies above the picture, and the land fills it.
+    Without a backdrop the horizon is above the picture, and the land fills it.
     """
     light = next((LIGHTS[name] for name in shown if name in LIGHTS), (1, 1, 1))
     scene = Scene(rng, shown, rgb(*light))
@@ -416,7 +414,7 @@ def draw_scene(rng, shown):
 
 
 def take_photo(rng, canvas):
-    """What a camera makes of a scene: turned a little, blurred, exposed, off in colour, vignetted, noisy."""
+    """A scene as a camera sees it: slightly rotated and blurred, with exposure, colour cast, vignetting and noise."""
     turn = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), rng.normal(0, 1.5), rng.uniform(1.05, 1.2))
     blur = rng.uniform(0.4, 1.3)
     turned = [cv2.warpAffine(plane, turn, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT) for plane in canvas]
@@ -435,19 +433,19 @@ def take_photo(rng, canvas):
 
 NOISE_TAGS = ("canon nikon explore 2007 abigfave photo travel nature landscape geotagged hdr 2008 dslr light "
               "interestingness anawesomeshot eos 50mm trip summer d80 photography color flickr me friends")
-FORGOTTEN = 0.12  # chance that a concept in plain sight is not tagged at all
-WRONG = 0.12  # chance of a tag of a concept that is not there
+FORGOTTEN = 0.12  # chance that a visible concept has no tag at all
+WRONG = 0.12  # chance of a tag for a concept that is not there
 
 
 def by_rank(rng, words, count):
-    """`count` different ones of `words`, the first likeliest, as frequencies of words go (Zipf)."""
+    """`count` different words of `words`, the first being the likeliest, by Zipf's law of word frequencies."""
     words = words.split()
     chances = 1 / np.arange(1, len(words) + 1)
     return rng.choice(words, min(count, len(words)), replace=False, p=chances / chances.sum()).tolist()
 
 
 def write_tags(rng, shown):
-    """The tags somebody gives to a photo of the concepts `shown`: list of str, each once, never empty."""
+    """The tags that a person gives to a photo of the concepts `shown`: list of str, each once, never empty."""
     tags = by_rank(rng, NOISE_TAGS, 1 + rng.poisson(1.5))
     for name in shown:
         if rng.random() >= FORGOTTEN:
@@ -468,10 +466,10 @@ def make_photo(seed, index):
 
 
 def make_demo(folder, images, seed):
-    """Write the data set into `folder`, new, empty, or made before with the same settings."""
+    """Write the data set into `folder`, which is new, empty, or was made before with the same settings."""
     claim(folder, {"made_by": "prepare/demo.py", "images": images, "seed": seed})
     table = folder / "photos.csv"
-    table.unlink(missing_ok=True)  # where there is a table, its images are whole
+    table.unlink(missing_ok=True)  # so that the images of an existing table are always complete
     (folder / "images").mkdir(exist_ok=True)
     rows = ["image,tags,labels,split"]
     for index in progress(range(images), desc="drawing", unit="image"):
@@ -485,7 +483,7 @@ def make_demo(folder, images, seed):
 
 
 def claim(folder, settings):
-    """Make `folder` and note the settings in it. Raises UserError if it holds anything else."""
+    """Make `folder` and save the settings in it. Raises UserError if it holds anything else."""
     note = folder / "settings.json"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: expected a folder, found a file")
@@ -503,9 +501,9 @@ def claim(folder, settings):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR", help="where images/ and photos.csv go")
+    parser.add_argument("folder", type=Path, metavar="OUT_DIR", help="folder for images/ and photos.csv")
     parser.add_argument("--images", type=number(int, QUERY_PERIOD, 100_000), default=1500,
-                        help="how many; two in 15 are queries (default 1500)")
+                        help="number of images; two in 15 are queries (default 1500)")
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0,
                         help="drives every random choice (default 0)")
     options = parser.parse_args()

@@ -1,7 +1,6 @@
-"""MIRFLICKR-25K's archives become the data set `flickr`: images at datasets/flickr25k, split files in data/flickr25k.
+"""Makes the data set `flickr` of MIRFLICKR-25K: images at datasets/flickr25k, split files in data/flickr25k.
 
-What belongs here: the collection's formats, unpacking its archive, and its two usual splits. Images are unpacked, and
-split files written, under temporary names. They get their own names when they are complete.
+Images are unpacked, and split files written, under temporary names. They get their own names when they are complete.
 """
 import argparse
 import contextlib
@@ -18,7 +17,7 @@ import numpy as np
 import scipy.sparse
 
 from dataset import tag_rows
-from prepare.download import check_md5, fetch, md5, md5_digits
+from prepare.download import check_md5, md5, md5_digits, source
 from prepare.split_files import (
     Collection,
     Rows,
@@ -28,6 +27,7 @@ from prepare.split_files import (
     finish,
     finish_moving,
     link_images,
+    ones_of,
     only_preparation,
     temporary_folder,
 )
@@ -43,9 +43,9 @@ LABELS = ["animals", "baby", "bird", "car", "clouds", "dog", "female", "flower",
           "night", "people", "plant_life", "portrait", "river", "sea", "sky", "structures", "sunset", "transport",
           "tree", "water"]
 COMMON_TAGS = "doc/common_tags.txt"
-# what is unpacked of the archive's folder mirflickr/: no EXIF data, no tags as typed, no licenses
+# what is unpacked from the archive's folder mirflickr/: no EXIF data, no raw tags, no licenses
 PART = re.compile(r"im[1-9]\d*\.jpg|meta/tags/tags[1-9]\d*\.txt|doc/[\w.-]+\.txt")
-# what reading a member of a damaged, encrypted or strange archive can raise
+# what reading a member of a damaged, encrypted or odd archive can raise
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 
@@ -54,13 +54,19 @@ def main():
     place, splits = options.root / "datasets" / FOLDER, options.root / "data" / FOLDER
     with only_preparation(place):
         finish_moving(splits)
-        labels_file, images = sources(options, place)
+        labels_url, images_url = (options.url_base + name if options.download else None
+                                  for name in (ANNOTATIONS, IMAGES))
+        labels_file = source(options.annotations, [place / ANNOTATIONS], labels_url, "--annotations", read_annotations)
+        images = source(options.images, [place / "mirflickr", place / IMAGES], images_url, "--images",
+                        lambda path: check_md5(path, options.md5 or IMAGES_MD5))
         annotations = read_annotations(labels_file)
         folder = unpacked(images, place / "mirflickr", options.md5) if images.is_file() else images_folder(images)
         collection = read_collection(folder, annotations, labels_file)
-        rows = draw(collection, options)
+        training = options.training if options.protocol == "sampled" else None
+        rows = draw(collection, options.queries, training, stream(options.seed, "flickr25k splits"))
         link_images(place / "mirflickr", folder, options.root)
-        finish(collection, rows, splits, options, {"dataset": "flickr", "protocol": options.protocol})
+        details = {"dataset": "flickr", "protocol": options.protocol, "seed": options.seed}
+        finish(collection, rows, splits, details, options.force)
     if len(collection.names) != COUNT:
         print(f"note: these are {len(collection.names):,} images; the whole collection has {COUNT:,}")
 
@@ -68,21 +74,21 @@ def main():
 def parse_options():
     parser = argparse.ArgumentParser(
         description="Make the data set flickr of MIRFLICKR-25K: split files and report.json in data/flickr25k, "
-                    "images at datasets/flickr25k/mirflickr. Interrupted, it goes on when run again.")
+                    "images at datasets/flickr25k/mirflickr. After an interruption, run it again to continue.")
     parser.add_argument("--images", type=Path, metavar="PATH",
-                        help=f"{IMAGES}, or the folder it unpacks to (default: what lies in datasets/{FOLDER})")
+                        help=f"{IMAGES}, or the folder it unpacks to (default: the one in datasets/{FOLDER})")
     parser.add_argument("--annotations", type=Path, metavar="PATH",
                         help=f"{ANNOTATIONS}, or a folder of its files (default: as above)")
     parser.add_argument("--download", action="store_true",
-                        help=f"download what is not there to datasets/{FOLDER} (3 GB), and check it")
+                        help=f"download to datasets/{FOLDER} what is not there (3 GB), and check it")
     parser.add_argument("--url-base", default=URL_BASE, metavar="URL", type=web_address,
-                        help=f"folder to download from (default {URL_BASE})")
+                        help=f"address of the folder to download from (default {URL_BASE})")
     parser.add_argument("--md5", type=md5_digits, metavar="HEX",
                         help="refuse an archive of images with another MD5 (default: for a download "
                              f"{IMAGES_MD5}; for your own file, print a note)")
     parser.add_argument("--protocol", choices=("tagged", "sampled"), default="tagged",
-                        help="training images: all of the database with a common tag, or --training of them "
-                             "(default tagged)")
+                        help="training images: all database images with a common tag (tagged), or --training of them "
+                             "(sampled) (default tagged)")
     parser.add_argument("--queries", type=number(int, 1), default=2000, metavar="N",
                         help="random queries; the rest is the database (default 2000)")
     parser.add_argument("--training", type=number(int, 1), default=5000, metavar="N",
@@ -93,38 +99,17 @@ def parse_options():
 
 
 def web_address(text):
-    """An argparse type: an http address that file names can be put behind."""
+    """An argparse type: an http address to which file names can be appended."""
     if not re.match(r"https?://", text):
         raise argparse.ArgumentTypeError(f"expected an address that starts with http:// or https://, found {text!r}")
     return text.rstrip("/") + "/"
 
 
-# ---------------------------------------------------------------- where the parts come from
-
-def sources(options, place):
-    """The paths of annotations and images: as given, as they lie in `place`, or downloaded there."""
-    def source(given, option, known, archive, check):
-        if given is not None:
-            if not given.exists():
-                raise UserError(f"{given}: no such file or folder, expected {archive} or what it unpacks to")
-            return given
-        for path in known:
-            if path.exists():
-                return path
-        if not options.download:
-            raise UserError(f"expected {option} with the path of {archive}, or --download")
-        fetch(options.url_base + archive, place / archive, check)
-        return place / archive
-
-    annotations = source(options.annotations, "--annotations", [place / ANNOTATIONS], ANNOTATIONS, read_annotations)
-    images = source(options.images, "--images", [place / "mirflickr", place / IMAGES], IMAGES,
-                    lambda path: check_md5(path, options.md5 or IMAGES_MD5))
-    return annotations, images
-
+# ---------------------------------------------------------------- archives
 
 @contextlib.contextmanager
 def open_archive(path):
-    """An open zip archive. Raises UserError if a member's path leads out of it, or if two members have one name."""
+    """An open zip archive. Raises UserError if a member's path leads out of it or if two members have the same name."""
     try:
         archive = zipfile.ZipFile(path)
     except (*ZIP_ERRORS, ValueError) as error:
@@ -150,7 +135,7 @@ def read_member(archive, member):
 # ---------------------------------------------------------------- annotations
 
 def read_annotations(path):
-    """The images of each label, from the archive or a folder: {label: image numbers, int64}. Raises UserError."""
+    """{label: numbers of its images, int64}, from the archive or a folder. Raises UserError."""
     if path.is_dir():
         texts = {file.name: file.read_bytes() for folder in (path, path / ANNOTATIONS.removesuffix(".zip"))
                  for file in folder.glob("[!.]*.txt")}
@@ -178,7 +163,7 @@ def image_numbers(where, text):
 # ---------------------------------------------------------------- the folder mirflickr
 
 def images_folder(path):
-    """`path` or the folder mirflickr in it, whichever holds the images."""
+    """The folder mirflickr in `path`, or `path` itself if there is none."""
     return path / "mirflickr" if (path / "mirflickr").is_dir() else path
 
 
@@ -190,14 +175,14 @@ def parts_of_folder(folder):
 
 
 def parts_of_archive(archive):
-    """The same of an archive: {path relative to mirflickr/: its ZipInfo}; links are no parts."""
+    """The parts in an archive: {path relative to mirflickr/: its ZipInfo}; links are not parts."""
     return {info.filename.removeprefix("mirflickr/"): info for info in archive.infolist()
             if info.filename.startswith("mirflickr/") and PART.fullmatch(info.filename.removeprefix("mirflickr/"))
             and not stat.S_ISLNK(info.external_attr >> 16)}
 
 
 def check_parts(where, parts):
-    """How many images there are. Raises UserError if an image, its tags or the list of common tags is missing."""
+    """The number of images. Raises UserError if an image, its tags or the list of common tags is missing."""
     numbers = {kind: {int(re.search(r"\d+", part)[0]) for part in parts if part.startswith(kind.partition("{")[0])}
                for kind in ("im{}.jpg", "meta/tags/tags{}.txt")}
     count = max(set().union(*numbers.values()), default=0)
@@ -205,21 +190,21 @@ def check_parts(where, parts):
         if not found:
             raise UserError(f"{where}: expected mirflickr/{kind.format(1)}, …, found none")
         if missing := set(range(1, count + 1)) - found:
-            raise UserError(f"{where}: expected mirflickr/{kind.format(1)} to {kind.format(count)}, found that "
-                            f"{len(missing):,} of them are missing, the first is {kind.format(min(missing))}")
+            raise UserError(f"{where}: expected mirflickr/{kind.format(1)} to {kind.format(count)}, but "
+                            f"{len(missing):,} of them are missing; the first is {kind.format(min(missing))}")
     if COMMON_TAGS not in parts:
         raise UserError(f"{where}: expected mirflickr/{COMMON_TAGS}, found none")
     return count
 
 
 def unpacked(path, folder, expected_md5):
-    """Unpack an archive of images to `folder`, unless it was unpacked before. Returns `folder`."""
+    """Unpack an archive of images to `folder` unless it was unpacked before. Returns `folder`. Raises UserError."""
     with open_archive(path) as archive:
         parts = parts_of_archive(archive)
         check_parts(path, parts)
         if os.path.lexists(folder):
             if folder.is_symlink() or not same_sizes(parts, folder):
-                raise UserError(f"{folder} is already there and is not what {path} holds; remove or rename it")
+                raise UserError(f"{folder} is already there and is not what {path} holds; remove it or rename it")
             return folder
         if expected_md5:
             check_md5(path, expected_md5)
@@ -232,7 +217,7 @@ def unpacked(path, folder, expected_md5):
 
 
 def same_sizes(parts, folder):
-    """Whether a folder has all parts of an archive in their sizes."""
+    """Whether a folder has all parts of an archive, each of the same size."""
     if parts.keys() - parts_of_folder(folder):
         return False
     return all((folder / name).stat().st_size == info.file_size for name, info in parts.items())
@@ -255,13 +240,13 @@ def unpack(archive, parts, folder):
             except ZIP_ERRORS as error:
                 raise UserError(f"{archive.filename}: the member {info.filename} is damaged ({error})") from error
             bar.update(info.file_size)
-    os.sync()  # tens of thousands of files, faster at once than one by one
+    os.sync()  # for tens of thousands of files faster than one by one
 
 
 # ---------------------------------------------------------------- from the folder to a collection
 
 def read_collection(folder, annotations, labels_file):
-    """All images with tags and labels, as a Collection. Raises UserError for whatever is missing or bad."""
+    """All images with tags and labels, as a Collection. Raises UserError for anything that is missing or bad."""
     count = check_parts(folder, parts_of_folder(folder))
     labels = label_matrix(annotations, count, labels_file)
     faults = image_faults([folder / f"im{image}.jpg" for image in range(1, count + 1)])
@@ -280,17 +265,13 @@ def label_matrix(annotations, count, where):
         if len(images) and images.max() > count:
             raise UserError(f"{where}: {label}.txt: expected images 1 to {count}, found {images.max()}")
     columns = np.repeat(np.arange(len(annotations)), [len(images) for images in annotations.values()])
-    return ones_at(np.concatenate(list(annotations.values())) - 1, columns, (count, len(annotations)))
-
-
-def ones_at(rows, columns, shape):
-    """A CSR matrix, uint8, with ones at these rows and columns; the same place may be named more than once."""
-    matrix = scipy.sparse.csr_array((np.ones(len(rows), np.int32), (rows, columns)), shape=shape)
-    return (matrix > 0).astype(np.uint8)
+    rows = np.concatenate(list(annotations.values())) - 1
+    matrix = scipy.sparse.csr_array((np.ones(len(rows), np.int32), (rows, columns)), shape=(count, len(annotations)))
+    return (matrix > 0).astype(np.uint8)  # an image may be in a file twice
 
 
 def common_tags(path):
-    """The lines of the list of common tags: a tag, a space, and its count."""
+    """The lines of the list of common tags: a tag, a space, and its count. Raises UserError."""
     rows = tag_rows(path, [line for line in decoded(path.read_bytes()).split("\n") if line.strip()])
     if not rows or len({words[0] for words in rows}) != len(rows):
         raise UserError(f"{path}: expected each tag once, found {'some twice' if rows else 'none'}")
@@ -299,18 +280,16 @@ def common_tags(path):
 
 def tag_matrix(folder, count, tags):
     """The 0/1 matrix of `count` images and the common tags, CSR uint8 (N, R)."""
-    column = {tag: place for place, tag in enumerate(tags)}
-    rows, columns = [], []
-    for row in progress(range(count), desc="reading tags", leave=False):
-        text = decoded((folder / f"meta/tags/tags{row + 1}.txt").read_bytes())
-        found = [column[line.strip()] for line in text.split("\n") if line.strip() in column]
-        rows.extend([row] * len(found))
-        columns.extend(found)
-    return ones_at(np.array(rows, np.int64), np.array(columns, np.int64), (count, len(tags)))
+    def tags_of(image):
+        text = decoded((folder / f"meta/tags/tags{image}.txt").read_bytes())
+        return {line.strip() for line in text.split("\n")}
+
+    images = progress(range(1, count + 1), desc="reading tags", leave=False)
+    return ones_of((tags_of(image) for image in images), tags)
 
 
 def decoded(text):
-    """Bytes as a string: UTF-8, or Latin-1 where it is not."""
+    """Bytes as a string: UTF-8, or Latin-1 if they are not UTF-8."""
     try:
         return text.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -319,15 +298,16 @@ def decoded(text):
 
 # ---------------------------------------------------------------- the splits
 
-def draw(collection, options):
-    """The rows of each split; one seed gives the same queries under both protocols."""
-    rng = stream(options.seed, "flickr25k splits")
-    test, database = draw_queries(len(collection.names), options.queries, rng)
+def draw(collection, queries, training, rng):
+    """The rows of each split; a seed gives the same queries under both protocols. Raises UserError.
+
+    `training`: number of training images; None takes every database image with a common tag.
+    """
+    test, database = draw_queries(len(collection.names), queries, rng)
     tagged = database[counts(collection.tags)[database] > 0]
     if not len(tagged):
         raise UserError("expected database images with a common tag to train on, found none")
-    train = tagged if options.protocol == "tagged" else draw_training(tagged, options.training, rng)
-    return Rows(train, database, test)
+    return Rows(tagged if training is None else draw_training(tagged, training, rng), database, test)
 
 
 if __name__ == "__main__":

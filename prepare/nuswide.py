@@ -1,7 +1,6 @@
-"""NUS-WIDE's folders become the data set `nuswide`: a link to the images, and split files in data/nus-wide.
+"""Makes the data set `nuswide` of NUS-WIDE: a link to its images, and split files in data/nus-wide.
 
-What belongs here: NUS-WIDE's formats and its usual splits. Files get their names when they are complete.
-Letters: N images, R raw tags, L labels.
+Files get their names when they are complete. Letters: N images, R raw tags, L labels.
 """
 import argparse
 from pathlib import Path
@@ -27,7 +26,7 @@ from util import UserError, add_shared_options, leads_out, number, progress, run
 FOLDER = "nus-wide"
 COUNT = 269_648  # images of the whole collection
 LABELS = 21  # the most frequent concepts
-PER_CONCEPT_QUERIES = 2100  # so many queries are 100 of each of the 21 concepts
+PER_CONCEPT_QUERIES = 2100  # --queries 2100 means 100 of each of the 21 concepts
 
 
 def main():
@@ -40,10 +39,11 @@ def main():
     with only_preparation(place):
         finish_moving(splits)
         collection, total = read_collection(options.release, images)
-        rows = draw(collection, options)
+        rows = draw(collection, options.queries, options.per_concept, options.training,
+                    stream(options.seed, "nus-wide splits"))
         link_images(place / "Flickr", images, options.root)
-        finish(collection, rows, splits, options,
-               {"dataset": "nuswide", "queries_of_each_label": options.per_concept})
+        details = {"dataset": "nuswide", "queries_of_each_label": options.per_concept, "seed": options.seed}
+        finish(collection, rows, splits, details, options.force)
     if total != COUNT:
         print(f"note: the lists name {total:,} images; the whole collection has {COUNT:,}")
 
@@ -52,7 +52,7 @@ def parse_options():
     parser = argparse.ArgumentParser(
         description="Make the data set nuswide of NUS-WIDE: split files and report.json in data/nus-wide, a link to "
                     "the images at datasets/nus-wide/Flickr. The labels are the 21 most frequent concepts; images "
-                    "without one of them, or that cannot be read, are left out.")
+                    "that have none of them or cannot be read are left out.")
     parser.add_argument("release", metavar="ROOT", type=Path,
                         help="folder that holds ImageList/, NUS_WID_Tags/, Groundtruth/ and ConceptsList/")
     parser.add_argument("--images", type=Path, metavar="DIR",
@@ -62,9 +62,9 @@ def parse_options():
                          help="random queries; the rest is the database (default 5000). 2100 means --per-concept 100, "
                               "as other papers do")
     queries.add_argument("--per-concept", type=number(int, 1), metavar="N",
-                         help="N queries of each concept, in place of --queries")
+                         help="N queries of each concept, instead of --queries")
     parser.add_argument("--training", type=number(int, 1), default=10_000, metavar="N",
-                        help="database images with a tag to train on (default 10000)")
+                        help="number of database images with a tag to train on (default 10000)")
     parser.add_argument("--force", action="store_true", help="replace other split files in data/nus-wide")
     add_shared_options(parser)
     options = parser.parse_args()
@@ -76,7 +76,7 @@ def parse_options():
 # ---------------------------------------------------------------- reading NUS-WIDE's files
 
 def read_collection(release, images):
-    """The images with a label that can be read, as a Collection, and how many images the lists name."""
+    """The images that have a label and can be read, as a Collection; and how many images the lists name."""
     image_list = release / "ImageList" / "Imagelist.txt"
     names = image_names(image_list)
     label_names, labels = read_labels(release, image_list, len(names))
@@ -89,7 +89,7 @@ def read_collection(release, images):
     labelled = np.flatnonzero(counts(labels))
     faults = image_faults([images / names[row] for row in labelled])
     if len(faults) == len(labelled):
-        raise UserError(f"{images}: expected the images that {image_list} names, found that none of "
+        raise UserError(f"{images}: expected the images that {image_list} names, but none of "
                         f"{len(labelled):,} can be used: {names[labelled[0]]} {faults[0]}")
     if faults:
         print(f"left out: {len(faults):,} of {len(labelled):,} images cannot be used: "
@@ -100,12 +100,12 @@ def read_collection(release, images):
 
 
 def either(*folders, name):
-    """The file `name` in the first of `folders` that has it, or where it should be."""
+    """The path of file `name` in the first of `folders` that has it, or else in the first."""
     return next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
 
 
 def image_names(path):
-    r"""The images' paths, `actor\0001_2124494179.jpg` as `actor/0001_2124494179.jpg`."""
+    r"""The images' paths, with `actor\0001_2124494179.jpg` as `actor/0001_2124494179.jpg`. Raises UserError."""
     names = [name.replace("\\", "/") for name in read_image_list(path)]
     for row, name in enumerate(names, 1):
         if leads_out(name):
@@ -114,7 +114,7 @@ def image_names(path):
 
 
 def read_labels(release, image_list, count):
-    """Names and matrix of the most frequent concepts, in the order of the list of concepts: L, CSR uint8 (N, L)."""
+    """The most frequent concepts: their L names, in the order of the list of concepts, and CSR uint8 (N, L)."""
     path = either(release / "ConceptsList", release, name="Concepts81.txt")
     concepts = read_tag_names(path)
     if len(concepts) < LABELS:
@@ -130,7 +130,7 @@ def read_labels(release, image_list, count):
 def read_matrix(path, columns, why, rows, rows_list):
     """A 0/1 matrix, CSR uint8 (rows, columns). Raises UserError if it does not fit the file that lists `rows` images.
 
-    `why`: as of `read_binary_matrix`.
+    `why`: see `read_binary_matrix`.
     """
     matrix = read_binary_matrix(path, columns, why)
     if matrix.shape[0] != rows:
@@ -140,21 +140,23 @@ def read_matrix(path, columns, why, rows, rows_list):
 
 # ---------------------------------------------------------------- the splits
 
-def draw(collection, options):
-    """The rows of each split. Raises UserError if there are too few images."""
-    rng = stream(options.seed, "nus-wide splits")
+def draw(collection, queries, per_concept, training, rng):
+    """The rows of each split. Raises UserError if there are too few images.
+
+    `per_concept`: number of queries of each concept, or None for `queries` of all images.
+    """
     count = len(collection.names)
-    if options.per_concept:
-        test = draw_per_concept(collection, options.per_concept, rng)
+    if per_concept:
+        test = draw_per_concept(collection, per_concept, rng)
         database = np.setdiff1d(np.arange(count), test)
     else:
-        test, database = draw_queries(count, options.queries, rng)
+        test, database = draw_queries(count, queries, rng)
     tagged = database[counts(collection.tags)[database] > 0]
-    return Rows(draw_training(tagged, options.training, rng), database, test)
+    return Rows(draw_training(tagged, training, rng), database, test)
 
 
 def draw_per_concept(collection, each, rng):
-    """`each` rows of each label, no row twice, ascending; the rarest label chooses first. Raises UserError."""
+    """`each` rows of each label, ascending, none twice; rows of the rarest label are drawn first. Raises UserError."""
     by_label = collection.labels.tocsc()
     free = np.ones(len(collection.names), bool)
     for label in np.argsort(counts(by_label), kind="stable"):

@@ -1,7 +1,6 @@
-"""A data set from a folder of photos that carry their own tags: what `prepare/photos.py NAME --from-photos DIR` does.
+"""A data set from a folder of photos that carry their own tags: `prepare/photos.py NAME --from-photos DIR`.
 
-What belongs here: what is new since the last run, the choice of tags, the split files and the report. How tags are read
-stands in photo_tags.py. Letters: N training photos, R tags.
+A new run reads only what is new or changed. photo_tags.py reads the tags. Letters: N training photos, R tags.
 """
 import json
 import os
@@ -10,24 +9,21 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
-import numpy as np
-import scipy.sparse
-
-from dataset import TAG_LISTS, links_out
+from dataset import TAG_LISTS, links_out, name_fault
 from prepare.photo_tags import descriptions_of, read_tags
 from prepare.split_files import (
     DROPPED_TAGS,
-    LEFT_OUT,
     REPORT,
     SPLIT_FILES,
     finish_moving,
     install,
     link_images,
+    ones_of,
     only_preparation,
     tags_are_stale,
     temporary_folder,
     write_lines,
-    write_matrix,
+    write_splits,
 )
 from retrieval.photos import photos_and_descriptions
 from storage.files import read_json, write_json, write_text
@@ -35,13 +31,13 @@ from storage.images import image_fault, list_faults
 from tags.spelling import fold
 from util import UserError, cores, first_few, note, progress
 
-LEAST_PHOTOS = 50  # with a tag that is kept; from fewer nothing is learned
-LEAST_TAGS = 2  # a single tag tells no photo from another
+LEAST_PHOTOS = 50  # with a tag that is kept; nothing is learned from fewer
+LEAST_TAGS = 2  # a single tag does not distinguish photos
 MOST_TAGS = 4000  # the paper's sets have 1,000 and 1,386; each is a column of a matrix that is dense in its file
 NEARLY_ALL = 0.8  # a tag that a larger share of the tagged photos has is dropped: it says little about any
-SHOWN_TAGS = 5  # of the dropped ones of each kind
+SHOWN_TAGS = 5  # at most this many of the dropped tags of each kind are printed
 MEMORY = "photo_tags.json"  # in data/NAME: what was read from each photo, so that it is not read again
-VERSION = 1  # of that file
+VERSION = 1  # of the format of that file
 MADE_BY = "prepare/photos.py --from-photos"
 
 
@@ -49,8 +45,8 @@ MADE_BY = "prepare/photos.py --from-photos"
 class Photo:
     """What was read of a photo.
 
-    stamps: {file: [size, time of the last change in ns]} of the photo and of the files that describe it.
-    tags: as people typed them; fault: why the photo cannot be used, or None; unread: tags that could not be read.
+    stamps: {file: [size, time of the last change in ns]} of the photo and of the files that describe it;
+    tags: as people typed them; fault: why the photo cannot be used, or None; unread: why some tags could not be read.
     """
     stamps: dict
     tags: list
@@ -58,34 +54,39 @@ class Photo:
     unread: list
 
 
-def import_photos(options, folder):
-    """Make or renew the data set. Returns whether there are enough tags to learn from. Raises UserError."""
-    splits, link = options.root / "data" / options.name, options.root / "datasets" / options.name
+def import_photos(root, dataset, folder, min_tag_count, skip_bad, folder_tags):
+    """Make or update the data set of a folder. Returns whether there are enough tags to learn from. Raises UserError.
+
+    `folder_tags`: whether the names of the folders that a photo is in count as its tags.
+    """
+    splits, link = root / "data" / dataset, root / "datasets" / dataset
     with only_preparation(splits):
         finish_moving(splits)
         check_origin(splits, folder)
         before = read_memory(splits)
         photos = read_photos(folder, splits, before)
-        usable, left_out = usable_photos(folder, photos, options.skip_bad)
-        tags_of = {name: spelled_tags(name, photos[name].tags, options.folder_tags) for name in usable}
-        kept, dropped = choose_tags(tags_of.values(), options.min_tag_count)
+        usable, left_out = usable_photos(folder, photos, skip_bad)
+        tags_of = {name: spelled_tags(name, photos[name].tags, folder_tags) for name in usable}
+        kept, dropped = choose_tags(tags_of.values(), min_tag_count)
         training = [name for name in usable if not kept.keys().isdisjoint(tags_of[name])]
         ready = len(training) >= LEAST_PHOTOS and len(kept) >= LEAST_TAGS
         no_words = None if ready else (
             f"{len(training):,} photos have one of the {len(kept):,} tags that were kept, and learning from tags takes "
             f"at least {LEAST_PHOTOS} photos and {LEAST_TAGS} tags.")
-        link_images(link, folder, options.root)
+        link_images(link, folder, root)
         report = {"made_by": MADE_BY, "folder": str(folder), "photos": len(usable), "left_out": len(left_out),
                   "photos_with_a_tag": len(training), "tags": len(kept), "enough_tags": ready, "no_words": no_words,
                   "changes": changes(photos, before),
                   "dropped_tags": {why: len(found) for why, found in dropped.items()},
-                  "min_tag_count": options.min_tag_count, "folder_tags": options.folder_tags}
+                  "min_tag_count": min_tag_count, "folder_tags": folder_tags}
         with temporary_folder(splits.with_name(f".{splits.name}.tmp")) as new:
-            new.mkdir()
-            write_lines(new / "train_img.txt", training if ready else usable)
             if ready:
-                write_tags(new, training, tags_of, kept)
-            write_notes(new, report, dropped, left_out)
+                tags = ones_of((tags_of[name] for name in training), kept)
+                tag_lines = [f"{tag} {count}" for tag, count in kept.items()]
+                write_splits(new, {"train": (training, tags)}, tag_lines, left_out=left_out)
+            else:
+                write_splits(new, {"train": (usable, None)}, left_out=left_out)
+            write_notes(new, report, dropped)
             stale = ready and tags_are_stale(splits, new / TAG_LISTS[0])
             done = install(new, splits, force=True)
     print_report(report, dropped, {name: photo.unread for name, photo in photos.items() if photo.unread}, splits)
@@ -96,26 +97,30 @@ def import_photos(options, folder):
 
 
 def check_origin(splits, folder):
-    """Refuse a `data/NAME` with split files that were made otherwise, or of another folder."""
+    """Raise UserError if `data/NAME` has split files from another program or of another folder."""
     report = splits / REPORT
     content = read_json(report) if report.is_file() else {}
     others = [name for name in SPLIT_FILES if (splits / name).is_file()]
     if (others or content) and (content.get("made_by"), content.get("folder")) != (MADE_BY, str(folder)):
-        raise UserError(f"{splits} is already there and holds something else than the photos of {folder}; remove this "
-                        "folder, or choose another name")
+        raise UserError(f"{splits} already holds another data set than the photos of {folder}; remove this folder, or "
+                        "choose another name")
 
 
 # ---------------------------------------------------------------- what the photos say
 
 def read_photos(folder, splits, before):
-    """{name: Photo} of a folder, remembered in `splits`. What is as it was `before`, in the last run, is not read."""
+    """{name: Photo} of a folder, which is also saved in `splits`. What is unchanged since `before` is not read again.
+
+    `before`: {name: Photo} of the last run.
+    """
     names, descriptions = photos_and_descriptions(folder)
     described = descriptions_of(names, descriptions)
     outside = links_out(folder, names)
+    unlistable = {name: fault for name in names if (fault := name_fault(name))}
 
     def read(row, name):
-        if fault := outside.get(row) or unlistable(name):
-            return Photo({}, [], fault, [])
+        if name in unlistable or row in outside:
+            return Photo({}, [], outside.get(row) or f"has a name with {unlistable[name]}", [])
         files = [name, *described.get(name, [])]
         stamps = {file: found for file in files if (found := stamp(folder / file))}
         if name in before and before[name].stamps == stamps:
@@ -137,19 +142,8 @@ def read_photos(folder, splits, before):
     return photos
 
 
-def unlistable(name):
-    """Why a file's name cannot stand in a list of one name a line, or None."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return "has a name that is not UTF-8"
-    if name != name.strip() or any(sign in name for sign in "\n\r\0"):
-        return "has a name with a line end in it, or a space at its ends"
-    return None
-
-
 def stamp(path):
-    """Size and time of the last change, in ns, of a regular file; None of anything else."""
+    """Size and time of the last change, in ns, of a regular file; None for anything else."""
     try:
         status = os.stat(path)
     except OSError:
@@ -170,10 +164,10 @@ def usable_photos(folder, photos, skip_bad):
     return [name for name in photos if name not in faults], faults
 
 
-# ---------------------------------------------------------------- what was read the last time
+# ---------------------------------------------------------------- what the last run read
 
 def read_memory(splits):
-    """{name: Photo} of the last run; empty if there was none, or if its file cannot be used."""
+    """{name: Photo} of the last run; empty if there was none or if its file cannot be used."""
     try:
         content = read_json(splits / MEMORY)
         photos = content["photos"] if content["version"] == VERSION else {}
@@ -199,17 +193,17 @@ def changes(photos, before):
 # ---------------------------------------------------------------- which tags are kept
 
 def spelled_tags(name, tags, folder_tags):
-    """The tags of a photo in their one spelling, a set; with `folder_tags` the names of its folders too."""
+    """The set of a photo's tags in their normal spelling; with `folder_tags` the names of its folders too."""
     folders = name.split("/")[:-1] if folder_tags else []
     return {spelled for tag in (*tags, *folders) if (spelled := fold(tag))}
 
 
 def choose_tags(sets, least):
-    """{tag: photos that have it}, most frequent first, of the tags that are kept; and {why: the same} of the others.
+    """{tag: number of photos} of the tags that are kept, most frequent first; and {why: the same} of the others.
 
     Args:
         sets: the tags of each photo.
-        least (int): how many photos must have a tag.
+        least (int): how many photos must have a tag for it to be kept.
     """
     counts = Counter(tag for tags in sets for tag in tags)
     most = NEARLY_ALL * sum(bool(tags) for tags in sets)
@@ -225,35 +219,22 @@ def choose_tags(sets, least):
 
 # ---------------------------------------------------------------- files and report
 
-def write_tags(new, training, tags_of, kept):
-    """The tags of the training photos, a 0/1 matrix (N, R), and the list of the tags."""
-    columns = {tag: column for column, tag in enumerate(kept)}
-    rows = [sorted(columns[tag] for tag in tags_of[name] if tag in columns) for name in training]
-    starts = np.cumsum([0, *map(len, rows)])
-    ones = scipy.sparse.csr_array((np.ones(starts[-1], np.uint8), np.concatenate(rows), starts),
-                                  shape=(len(training), len(kept)))
-    write_matrix(new / "train_tag.txt", ones)
-    write_lines(new / TAG_LISTS[0], (f"{tag} {count}" for tag, count in kept.items()))
-
-
-def write_notes(new, report, dropped, left_out):
-    """The report, and lists of what it counts only."""
+def write_notes(new, report, dropped):
+    """Write the report and the list of the dropped tags."""
     write_json(new / REPORT, report)
     if dropped:
         write_lines(new / DROPPED_TAGS, (f"{tag}\t{count}\t{why}" for why, found in dropped.items()
                                          for tag, count in found.items()))
-    if left_out:
-        write_text(new / LEFT_OUT, "".join(f"{name} {fault}\n" for name, fault in left_out.items()))
 
 
 def print_report(report, dropped, unread, splits):
-    """Tell what was found, and why tags were dropped."""
+    """Print what was found, and why tags were dropped."""
     known = report["changes"]
     since = "" if known is None else (f"; since the last run {known['new']:,} new, {known['changed']:,} changed, "
                                       f"{known['deleted']:,} deleted")
     print(f"photos: {report['photos']:,}{since}")
     if unread:
-        note(f"of {len(unread):,} photos some tags could not be read: "
+        note(f"some tags of {len(unread):,} photos could not be read: "
              + first_few([fault for faults in unread.values() for fault in faults]))
     print(f"tags: {report['tags']:,} kept" + (f"; dropped, and listed in {splits / DROPPED_TAGS}:" if dropped else ""))
     for why, found in dropped.items():
@@ -262,4 +243,4 @@ def print_report(report, dropped, unread, splits):
     if report["enough_tags"]:
         print(f"training photos: {tagged:,}, those with a tag that was kept")
     else:
-        print(f"too few tags: {report['no_words']} These photos can be searched by photo, not by words.")
+        print(f"too few tags: {report['no_words']} These photos can be searched by photo, but not by words.")

@@ -1,7 +1,7 @@
-"""The tags that a photo carries: keywords of IPTC, XMP and EXIF in its file, XMP beside it, Flickr's data export.
+"""The tags that a photo carries, as people typed them.
 
-What belongs here: which files describe a photo, and the tags in each, as people typed them. Pillow and defusedxml read
-the formats. They are optional, so import this module only where such tags are wanted.
+They are keywords of IPTC, XMP and EXIF in its file, XMP in a file next to it, and the tags of Flickr's data export.
+Pillow and defusedxml read the formats; both are optional, so import this module only where such tags are wanted.
 """
 import json
 import logging
@@ -17,11 +17,10 @@ try:
     from defusedxml import ElementTree
     from PIL import Image, IptcImagePlugin, UnidentifiedImageError
 except ImportError as error:
-    raise UserError("reading the tags of photos needs Pillow and defusedxml: pip install -r requirements-photos.txt"
-                    ) from error
+    raise UserError("reading the tags of photos needs Pillow and defusedxml: pip install -e '.[photos]'") from error
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
-MOST_BYTES = 2**22  # of XMP or JSON; read as trees, they take up to 30 times as much memory
+MOST_BYTES = 2**22  # of XMP or JSON; as trees, they take up to 30 times as much memory
 IPTC_KEYWORDS = (2, 25)
 EXIF_KEYWORDS = 0x9C9E  # XPKeywords: UTF-16, separated by semicolons
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -29,9 +28,9 @@ XMP_KEYWORDS = ("{http://purl.org/dc/elements/1.1/}subject",
                 "{http://ns.adobe.com/lightroom/1.0/}hierarchicalSubject")
 EXPORT = re.compile(r"photo_(\d+)\.json")  # a photo's description in Flickr's export, by the photo's number
 
-Image.init()  # all readers are loaded now, not by several threads at once
-Image.MAX_IMAGE_PIXELS = None  # the size of images is image_files.py's business
-warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file is told here, with the file's name
+Image.init()  # loads all readers now rather than in several threads at once
+Image.MAX_IMAGE_PIXELS = None  # storage/images.py limits the size of images
+warnings.filterwarnings("ignore", module="PIL")  # this module reports faults, with the file's name
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
@@ -41,7 +40,7 @@ def descriptions_of(names, files):
     """{photo: the files that describe it}, for each of `names` that has any; all are paths in one folder.
 
     `photo.jpg.xmp` describes photo.jpg, `photo.xmp` every photo of that stem in its folder, and Flickr's
-    `photo_123.json` the photo with 123 in its file name, in whatever folder.
+    `photo_123.json` the photo with 123 in its file name, in any folder.
     """
     known, stems = set(names), {}
     for name in names:
@@ -66,10 +65,11 @@ def descriptions_of(names, files):
 def read_tags(photo, descriptions):
     """The tags of a photo, each once, as people typed them; and what could not be read, in words.
 
+    Of a hierarchical tag such as `Places|Italy|Rome` the last part counts.
+
     Args:
         photo: the path of its file.
         descriptions: the paths of the files that describe it.
-    Of `Places|Italy|Rome`, a tag with those above it, the last part counts.
     """
     tags, faults = [], []
 
@@ -87,7 +87,10 @@ def read_tags(photo, descriptions):
 
 
 def photo_keywords(path, collect):
-    """Have `collect(read, argument)` read each kind of keywords in a photo's file; one of another format has none."""
+    """Have `collect(read, argument)` read each kind of keywords in a photo's file. Returns no tags of its own.
+
+    A file of another format has none.
+    """
     try:
         image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
@@ -102,7 +105,7 @@ def photo_keywords(path, collect):
 
 
 def read_to_the_end(image):
-    """Read a PNG's pixels, for its keywords may stand after them; these lie in `image.info` then."""
+    """Read a PNG's pixels, because its keywords may come after them; `image.info` then holds them."""
     image.load()
     return []
 
@@ -118,7 +121,7 @@ def iptc_keywords(image):
 
 
 def _decoded(keyword):
-    """A text of IPTC: UTF-8, or else Latin-1, whether its file says so or not."""
+    """A text of IPTC: UTF-8, or else Latin-1, whatever its file declares."""
     try:
         return keyword.decode()
     except UnicodeDecodeError:
@@ -126,7 +129,7 @@ def _decoded(keyword):
 
 
 def xmp_keywords(packet):
-    """The keywords of an XMP packet, bytes. Raises any error; of a DTD, as a bomb of entities needs it, too."""
+    """The keywords of an XMP packet, bytes. Raises errors of any kind, also for a DTD, which an entity bomb needs."""
     if len(packet) > MOST_BYTES:
         raise ValueError(f"expected at most {MOST_BYTES:,} bytes of XMP, found {len(packet):,}")
     if not packet.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
@@ -152,7 +155,7 @@ def flickr_tags(path):
 
 def read_small(path):
     """The bytes of a file. Raises ValueError if it has more than MOST_BYTES or is no regular file."""
-    status = os.stat(path)  # and not opened, for a FIFO would let us wait
+    status = os.stat(path)  # before it is opened, because opening a FIFO would block
     if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
         raise ValueError(f"expected a regular file of at most {MOST_BYTES:,} bytes, found another")
     with open(path, "rb") as file:

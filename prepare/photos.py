@@ -1,26 +1,32 @@
-"""People's own photos: a CSV file with a photo a row becomes a data set that every program here can use.
+"""Imports people's own photos: a CSV file with one photo per row becomes a data set that every program here can use.
 
-What belongs here: the options, reading and checking the CSV file, and writing `data/NAME/` with a link at
-`datasets/NAME`. The formats are those that dataset.py reads. Nothing is written before everything has been checked.
-A folder of photos that carry their own tags is imported by photo_folder.py.
+It is written to `data/NAME/`, with a link to the photos at `datasets/NAME`, in the formats that dataset.py reads.
+Nothing is written before everything has been checked. photo_folder.py imports a folder of photos that carry their own
+tags.
 """
 import argparse
 import csv
-import filecmp
 import io
 import os
 import posixpath
 import re
 import shlex
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from dataset import RELEASE_FOLDERS, TAG_LISTS, faults_in, link_folder, read_text
-from prepare.split_files import write_lines
-from storage.files import sync
+from dataset import RELEASE_FOLDERS, faults_in, name_fault, read_text
+from prepare.split_files import (
+    check_link,
+    counts,
+    finish_moving,
+    install,
+    link_images,
+    ones_of,
+    temporary_folder,
+    write_splits,
+)
 from storage.images import list_faults
 from util import ROOT, UserError, leads_out, number, run_program
 
@@ -28,8 +34,6 @@ REQUIRED = ("image", "tags", "split")
 COLUMNS = (*REQUIRED, "labels")
 SPLITS = ("train", "database", "query")
 RESERVED = {*RELEASE_FOLDERS, *RELEASE_FOLDERS.values()}
-# tabs and line ends among them: the split files have one image or tag a line, and separate numbers by spaces
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 DESCRIPTION = """\
 Turn photos into a data set: split files in data/NAME, a link to DIR at datasets/NAME. Nothing is written into DIR.
@@ -38,20 +42,20 @@ With --from-photos DIR the tags are those that the photos carry: keywords of IPT
 or in photo.xmp) and EXIF, and the tags of Flickr's data export (photo_*.json). Photos with a tag are trained on. Run it
 again after photos were added, changed or deleted: only these are read.
 
-Without it a CSV file tells the tags. It is UTF-8 and starts with a header row. Its columns, in any order:
+Otherwise the tags come from a CSV file. It is UTF-8 and starts with a header row. Its columns, in any order:
   image   path of the photo inside DIR
-  tags    separated by spaces, as people typed them; upper and lower case are alike
+  tags    separated by spaces, as people typed them; case does not matter
   labels  separated by spaces, the ground truth for validation; may be missing if you only train
   split   train, database or query
 
-Which photos are trained on: if any row says train, the rows that say so and only those, and they are not
+Which photos are trained on: if any row says train, those rows and no others, and they are not
 searched. If none does, the database photos serve both training and retrieval."""
-MIN_TAG_COUNT, MIN_OWN_TAG_COUNT = 1, 3  # defaults: of a CSV file, and of tags that nobody has gone through
+MIN_TAG_COUNT, MIN_OWN_TAG_COUNT = 1, 3  # defaults: for a CSV file, and for tags that nobody has reviewed
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A row of the CSV file. row: as a spreadsheet counts, the header being row 1; tags, labels: sets."""
+    """A row of the CSV file. row: its number, the header being row 1."""
     row: int
     image: str
     tags: frozenset
@@ -61,7 +65,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is going to be written. tags: (tag, training photos that have it), in the order of the columns."""
+    """What is going to be written. tags: (tag, number of training photos that have it), in the order of the columns."""
     training: list
     database: list
     query: list
@@ -72,67 +76,68 @@ class Plan:
 
 def main():
     args = parse_args()
+    images = image_folder(args.from_photos or args.images)
     if args.from_photos:
-        from prepare import photo_folder
-        ready = photo_folder.import_photos(args, image_folder(args.from_photos))
+        from prepare.photo_folder import import_photos
+        ready = import_photos(args.root, args.name, images, args.min_tag_count, args.skip_bad, args.folder_tags)
     else:
-        ready = import_csv(args, image_folder(args.images))
+        import_csv(args.root, args.name, args.photos, images, args.min_tag_count, args.skip_bad)
+        ready = True  # import_csv raises without tags to learn from
     if ready:
         root = [] if args.root == ROOT else ["--root", str(args.root)]
         print("next: " + shlex.join(["python", "tag_processing.py", args.name, "train", "0", *root]))
         print("      (or, better, a file of word vectors such as GoogleNews or GloVe in place of train)")
 
 
-def import_csv(args, images):
-    """Make the data set of a CSV file. Returns True, for then there is something to learn from. Raises UserError."""
-    splits, link = args.root / "data" / args.name, args.root / "datasets" / args.name
+def import_csv(root, name, path, images, min_tag_count, skip_bad):
+    """Make the data set `name` of the CSV file `path`. Raises UserError."""
+    splits, link = root / "data" / name, root / "datasets" / name
     check_link(link, images)
-    photos = read_photos(args.photos)
-    check_unique(args.photos, photos)
+    photos = read_photos(path)
+    check_unique(path, photos)
     # decided on all rows, so that leaving out bad photos cannot turn one rule into the other
     training_split = "train" if any(photo.split == "train" for photo in photos) else "database"
-    photos = sound_photos(args.photos, photos, images, args.skip_bad)
-    plan = make_plan(args.photos, photos, training_split, args.min_tag_count)
-    install(plan, splits, link, images, args.root)
+    photos = sound_photos(path, photos, images, skip_bad)
+    plan = make_plan(path, photos, training_split, min_tag_count)
+    write_data_set(plan, splits, link, images, root)
     report(plan, training_split, splits, link)
-    return True
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=DESCRIPTION,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", metavar="NAME", type=dataset_name, help="what to call the data set")
+    parser.add_argument("name", metavar="NAME", type=dataset_name, help="name of the data set")
     parser.add_argument("photos", metavar="photos.csv", type=Path, nargs="?", help="the CSV file")
     parser.add_argument("--images", metavar="DIR", type=Path, help="folder of the photos that the CSV file names")
     parser.add_argument("--from-photos", metavar="DIR", type=Path,
-                        help="folder of photos that carry their own tags, in place of a CSV file")
+                        help="folder of photos that carry their own tags, instead of a CSV file")
     parser.add_argument("--folder-tags", action="store_true",
-                        help="with --from-photos: the names of the folders around a photo count as its tags too")
+                        help="with --from-photos: the names of the folders that a photo is in count as its tags too")
     parser.add_argument("--min-tag-count", metavar="n", type=number(int, 1),
                         help="keep the tags that at least n training photos have; each is a column of the tag matrix, "
                              "so with many photos a higher n keeps that file small (default: "
-                             f"{MIN_TAG_COUNT}, which is all; with --from-photos {MIN_OWN_TAG_COUNT})")
+                             f"{MIN_TAG_COUNT}, which keeps all; with --from-photos {MIN_OWN_TAG_COUNT})")
     parser.add_argument("--skip-bad", action="store_true",
                         help="leave out and count photos that are missing, empty, truncated or unreadable")
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
                         help="folder that holds data/ and datasets/ (default: the folder of train.py)")
     args = parser.parse_intermixed_args()
     if args.from_photos and (args.photos or args.images):
-        parser.error("--from-photos takes the place of photos.csv and --images; give one or the other")
+        parser.error("--from-photos replaces photos.csv and --images; give one or the other")
     if not args.from_photos and not (args.photos and args.images):
         parser.error("expected photos.csv and --images DIR, or --from-photos DIR")
     if args.folder_tags and not args.from_photos:
-        parser.error("--folder-tags is an option of --from-photos")
+        parser.error("--folder-tags needs --from-photos")
     if args.min_tag_count is None:
         args.min_tag_count = MIN_OWN_TAG_COUNT if args.from_photos else MIN_TAG_COUNT
     return args
 
 
 def dataset_name(text):
-    """An argparse type: a name that is free, and safe as a folder and in file names."""
+    """An argparse type: a name that is not the paper's, and safe as a folder and in file names."""
     if text in RESERVED:
-        raise argparse.ArgumentTypeError(f"expected a name of your own, found {text!r}, which is kept for "
-                                         "the paper's data set")
+        raise argparse.ArgumentTypeError(f"expected a name of your own, found {text!r}, which is reserved "
+                                         "for the paper's data set")
     if not re.fullmatch(r"\w[\w.-]*", text):
         raise argparse.ArgumentTypeError("expected a name of letters, digits, '_', '-' and '.' that does not "
                                          f"start with '-' or '.', found {text!r}")
@@ -160,7 +165,7 @@ def read_photos(path):
 
 
 def csv_rows(path):
-    """Yield (row number, cells) for each row that is not blank; a byte order mark is passed over."""
+    """Yield (row number, cells) for each row that is not blank; a byte order mark is skipped."""
     row = 0
     try:
         for row, cells in enumerate(csv.reader(io.StringIO(read_text(path)), strict=True), 1):
@@ -174,9 +179,8 @@ def csv_rows(path):
 def read_photo(path, row, cells):
     """The photo in a row, given `{column: text}`."""
     for column, text in cells.items():
-        if found := CONTROL.search(text):
-            raise UserError(f"{path}: row {row}: expected plain text under {column}, found the control "
-                            f"character {found[0]!r}")
+        if fault := name_fault(text.strip()):
+            raise UserError(f"{path}: row {row}: expected plain text under {column}, found {fault}")
     split = cells["split"].strip()
     if split not in SPLITS:
         raise UserError(f"{path}: row {row}: expected split train, database or query, found {split!r}")
@@ -185,20 +189,20 @@ def read_photo(path, row, cells):
 
 
 def image_name(path, row, text):
-    """The one spelling of a path inside the image folder: `a/../b.jpg` and `./b.jpg` are `b.jpg`."""
+    """The normal form of a path inside the image folder: `a/../b.jpg` and `./b.jpg` are `b.jpg`."""
     if not text:
         raise UserError(f"{path}: row {row}: expected the path of a photo under image, found nothing")
     name = posixpath.normpath(text)
     if leads_out(name):
         raise UserError(f"{path}: row {row}: expected the path of a photo inside the image folder, found "
                         f"{text!r}, which leads out of it")
-    if name != name.strip():
-        raise UserError(f"{path}: row {row}: expected a path without a space before it, found {name!r}")
+    if fault := name_fault(name):
+        raise UserError(f"{path}: row {row}: expected a path that a list can hold, found {name!r} with {fault}")
     return name
 
 
 def check_unique(path, photos):
-    """Refuse a photo that stands in two rows, be it in one split or in two."""
+    """Refuse a photo that is in two rows, of one split or of two. Raises UserError."""
     first = {}
     for photo in photos:
         other = first.setdefault(photo.image, photo)
@@ -210,14 +214,14 @@ def check_unique(path, photos):
 # ---------------------------------------------------------------- the images
 
 def image_folder(path):
-    """The folder as an absolute path, for the link."""
+    """The folder as an absolute path, for the link. Raises UserError."""
     if not path.is_dir():
         raise UserError(f"{path}: no such folder, expected the one that holds the photos")
     return path.resolve()
 
 
 def sound_photos(path, photos, images, skip_bad):
-    """The photos whose files can be used. Others are refused by name, or left out and told if `skip_bad`."""
+    """The photos whose files can be used. Others raise a UserError, or with `skip_bad` are left out and reported."""
     faults = faults_in(images, [photo.image for photo in photos])
     if not faults:
         return photos
@@ -249,84 +253,45 @@ def make_plan(path, photos, training_split, min_tag_count):
     return Plan(training, database, query, tags, len(counts) - len(tags), labels)
 
 
-def write_splits(plan, folder):
-    """Write the split files into a new folder, each safe on the disk."""
-    folder.mkdir()
-    tags = [tag for tag, _ in plan.tags]
-    write_lines(folder / TAG_LISTS[0], (f"{tag} {count}" for tag, count in plan.tags))
-    write_lines(folder / "train_img.txt", (photo.image for photo in plan.training))
-    write_matrix(folder / "train_tag.txt", (photo.tags for photo in plan.training), tags)
+def write_data_set(plan, splits, link, images, root):
+    """Write the split files and link the images; a failure leaves neither. Raises UserError."""
+    finish_moving(splits)
+    with temporary_folder(splits.with_name(f".{splits.name}.{os.getpid()}.tmp")) as new:
+        write_splits(new, split_contents(plan), [f"{tag} {count}" for tag, count in plan.tags], plan.labels)
+        new_link = link_images(link, images, root)
+        try:
+            install(new, splits, force=False, remedy="remove this folder, or choose another name")
+        except BaseException:
+            if new_link:
+                link.unlink()
+            raise
+
+
+def split_contents(plan):
+    """{split: (image names, 0/1 matrix)} of the splits that have photos; without labels only `train`."""
+    contents = {"train": (plan.training, training_tags(plan))}
     if plan.labels:
-        write_lines(folder / "labels.txt", plan.labels)
-        for split, photos in (("database", plan.database), ("test", plan.query)):
-            if photos:
-                write_lines(folder / f"{split}_img.txt", (photo.image for photo in photos))
-                write_matrix(folder / f"{split}_label.txt", (photo.labels for photo in photos), plan.labels)
-    for path in (*folder.iterdir(), folder):
-        sync(path)
+        contents |= {split: (photos, ones_of((photo.labels for photo in photos), plan.labels))
+                     for split, photos in (("database", plan.database), ("test", plan.query)) if photos}
+    return {split: ([photo.image for photo in photos], matrix) for split, (photos, matrix) in contents.items()}
 
 
-def write_matrix(path, rows, names):
-    """A 0/1 matrix: a line for each set in `rows`, a column for each of `names`; other names have none."""
-    place = {name: 2 * column for column, name in enumerate(names)}
-    zeros = b" ".join([b"0"] * len(names)) + b"\n"
-    with open(path, "wb") as file:
-        for row in rows:
-            line = bytearray(zeros)
-            for name in place.keys() & row:
-                line[place[name]] = ord("1")
-            file.write(line)
+def training_tags(plan):
+    """The tags of the training photos, a 0/1 matrix, CSR uint8."""
+    return ones_of((photo.tags for photo in plan.training), [tag for tag, _ in plan.tags])
 
 
-# ---------------------------------------------------------------- both folders, or neither
-
-def check_link(link, images):
-    """Refuse a `datasets/NAME` that is there and is not the folder of the photos."""
-    if os.path.lexists(link) and os.path.realpath(link) != str(images):
-        raise UserError(f"{link} is already there and is not {images}; remove it, or choose another name")
-
-
-def install(plan, splits, link, images, root):
-    """Write `data/NAME` beside its place, link the images, move it there; a failure leaves neither."""
-    temporary = splits.with_name(f".{splits.name}.{os.getpid()}.tmp")
-    new_link, installed = not os.path.lexists(link), False
-    for path in (splits, link):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_splits(plan, temporary)
-        if os.path.lexists(splits) and not same_splits(temporary, splits):
-            raise UserError(f"{splits} is already there and holds something else; remove this folder, or "
-                            "choose another name")
-        if new_link:
-            link_folder(link, images, root)
-        if not os.path.lexists(splits):
-            temporary.rename(splits)
-            sync(splits.parent)
-        installed = True
-    finally:
-        if new_link and not installed:
-            link.unlink(missing_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def same_splits(new, old):
-    """Whether `old` holds the split files of `new` and no others; its folder `tags` may be there or not."""
-    names, old_names = ({path.name for path in folder.glob("*.txt")} for folder in (new, old))
-    return names == old_names and all(filecmp.cmp(new / name, old / name, shallow=False) for name in names)
-
-
-# ---------------------------------------------------------------- what a person wants to know
+# ---------------------------------------------------------------- report
 
 def report(plan, training_split, splits, link):
     """Print the counts, and what was decided or is missing."""
-    tags = {tag for tag, _ in plan.tags}
-    kept = [len(photo.tags & tags) for photo in plan.training]
+    tags = counts(training_tags(plan))
     rule = ("the rows that say train; they are not searched" if training_split == "train" else
             "the database photos: no row says train, so they serve both training and retrieval")
     print(f"training photos: {len(plan.training):,} ({rule})")
     print(f"database photos: {len(plan.database):,}; query photos: {len(plan.query):,}")
-    print(f"tags: {len(tags):,} kept, {plan.dropped_tags:,} dropped; a training photo has "
-          f"{sum(kept) / len(kept):.2f} on average, {kept.count(0):,} have none")
+    print(f"tags: {len(plan.tags):,} kept, {plan.dropped_tags:,} dropped; a training photo has {tags.mean():.2f} on "
+          f"average, {(tags == 0).sum():,} have none")
     if plan.labels:
         unlabelled = sum(not photo.labels for photo in plan.database + plan.query)
         print(f"labels: {len(plan.labels):,}; {unlabelled:,} database and query photos have none")

@@ -1,30 +1,29 @@
-"""What the programs that prepare data sets share: from one big table to split files in their place.
+"""Split files: drawing the splits, writing the files that dataset.py reads, moving them into place, and the report.
 
-What belongs here: writing the files that dataset.py reads, moving them into place all together, and the report.
 Letters: N images, R raw tags, L labels.
 """
 import contextlib
 import filecmp
-import json
 import os
 import shutil
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import scipy.sparse
 
 from dataset import TAG_LISTS, link_folder, read_tag_names
-from storage.files import exclusive_lock, fingerprint, sync, write_json
+from storage.files import exclusive_lock, fingerprint, read_json, sync, write_json, write_text
 from util import UserError
 
-LISTS_AND_MATRICES = tuple(f"{split}_{kind}.txt" for split, matrix in
-                           (("train", "tag"), ("database", "label"), ("test", "label")) for kind in ("img", matrix))
+MATRICES = {"train": "train_tag.txt", "database": "database_label.txt", "test": "test_label.txt"}
 LEFT_OUT = "left_out.txt"
 DROPPED_TAGS = "dropped_tags.txt"
-SPLIT_FILES = (*LISTS_AND_MATRICES, *TAG_LISTS, "labels.txt", LEFT_OUT, DROPPED_TAGS)
+SPLIT_FILES = (*(f"{split}_img.txt" for split in MATRICES), *MATRICES.values(), *TAG_LISTS, "labels.txt", LEFT_OUT,
+               DROPPED_TAGS)
 REPORT = "report.json"
-MOVING = ".prepared"  # in data/<name>/: whole and synced, on their way to the folder around them
-BLOCK_ROWS = 4096  # of a matrix that are text at a time
+MOVING = ".prepared"  # folder in data/<name>/ of whole, synced files that are being moved to the folder around it
+BLOCK_ROWS = 4096  # of a matrix that are turned into text at a time
 
 
 @dataclass(frozen=True)
@@ -62,32 +61,51 @@ def draw_queries(count, queries, rng):
 
 
 def draw_training(tagged, wanted, rng):
-    """`wanted` of the rows `tagged`, ascending. Raises UserError if there are not so many."""
+    """`wanted` of the rows `tagged`, ascending. Raises UserError if there are fewer."""
     if len(tagged) < wanted:
         raise UserError(f"expected at least {wanted:,} database images with a tag to train on, found "
                         f"{len(tagged):,} (--training takes fewer)")
     return np.sort(rng.choice(tagged, wanted, replace=False))
 
 
+# ---------------------------------------------------------------- 0/1 matrices
+
 def counts(matrix):
     """How many ones each row of a CSR matrix has, int (N,)."""
     return np.diff(matrix.indptr)
 
 
+def ones_of(sets, names):
+    """A 0/1 matrix, CSR uint8: a row for each set, a column for each of `names`; other members have no column."""
+    column = {name: place for place, name in enumerate(names)}
+    rows = [sorted(column[member] for member in members if member in column) for members in sets]
+    starts = np.cumsum([0, *map(len, rows)])
+    columns = np.fromiter(chain.from_iterable(rows), np.int64, starts[-1])
+    return scipy.sparse.csr_array((np.ones(len(columns), np.uint8), columns, starts), shape=(len(rows), len(column)))
+
+
 # ---------------------------------------------------------------- writing
 
-def write_splits(collection, rows, folder):
-    """Write the split files into `folder`, which must be new."""
+def write_splits(folder, splits, tag_lines=(), label_names=(), left_out=(), tag_list=TAG_LISTS[0]):
+    """Write split files into `folder`, which must be new.
+
+    Args:
+        splits: {train, database or test: (image names, 0/1 matrix)}; the matrix is CSR uint8 with a row for each image,
+            or None.
+        left_out: {image: why it cannot be used}.
+        tag_list: the name of the file of `tag_lines`.
+    """
     folder.mkdir()
-    write_lines(folder / collection.tag_list, collection.tag_lines)
-    write_lines(folder / "labels.txt", collection.label_names)
-    if collection.left_out:
-        write_lines(folder / LEFT_OUT, (f"{name} {fault}" for name, fault in collection.left_out.items()))
-    for split, matrix, name in (("train", collection.tags, "tag"), ("database", collection.labels, "label"),
-                                ("test", collection.labels, "label")):
-        chosen = getattr(rows, split)
-        write_lines(folder / f"{split}_img.txt", (collection.names[row] for row in chosen))
-        write_matrix(folder / f"{split}_{name}.txt", matrix[chosen])
+    for split, (names, matrix) in splits.items():
+        write_lines(folder / f"{split}_img.txt", names)
+        if matrix is not None:
+            write_matrix(folder / MATRICES[split], matrix)
+    if tag_lines:
+        write_lines(folder / tag_list, tag_lines)
+    if label_names:
+        write_lines(folder / "labels.txt", label_names)
+    if left_out:  # whose names need not be UTF-8
+        write_text(folder / LEFT_OUT, "".join(f"{name} {fault}\n" for name, fault in left_out.items()))
 
 
 def write_lines(path, lines):
@@ -110,9 +128,9 @@ def write_matrix(path, matrix):
 # ---------------------------------------------------------------- all files in their place, or none
 
 def only_preparation(folder):
-    """A lock that lets no other preparation work in `folder` for the block."""
+    """A lock that keeps other preparations out of `folder` for the block."""
     return exclusive_lock(folder.with_name(f".{folder.name}.lock"),
-                          f"{folder}: another preparation is at work here, wait until it has ended")
+                          f"{folder}: another preparation is running here, wait until it has ended")
 
 
 @contextlib.contextmanager
@@ -126,10 +144,10 @@ def temporary_folder(path):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def install(new, splits, force):
-    """Move the folder `new` to `splits`, or its files into it beside the other files. Returns what was done, in words.
+def install(new, splits, force, remedy="--force replaces them"):
+    """Move the folder `new` to `splits`, or its files next to the other files there. Returns what was done, in words.
 
-    Raises UserError if there are other split files and not `force`.
+    Raises UserError, which ends with `remedy`, if there are other split files and not `force`.
     """
     for path in (*new.iterdir(), new):
         sync(path)
@@ -140,20 +158,21 @@ def install(new, splits, force):
     old = {name for name in SPLIT_FILES if (splits / name).is_file()}
     names = {name for name in SPLIT_FILES if (new / name).is_file()}
     if old == names and all(filecmp.cmp(new / name, splits / name, shallow=False) for name in names):
-        write_json(splits / REPORT, json.loads((new / REPORT).read_text(encoding="utf-8")))
-        return f"unchanged: {splits} holds exactly these split files already"
+        if (new / REPORT).exists():
+            write_json(splits / REPORT, read_json(new / REPORT))
+        return f"unchanged: {splits} already holds exactly these split files"
     if old and not force:
-        raise UserError(f"{splits} already holds other split files; --force replaces them")
+        raise UserError(f"{splits} already holds other split files; {remedy}")
     new.rename(splits / MOVING)
     finish_moving(splits)
     return f"replaced the split files in {splits}" if old else f"wrote {splits}"
 
 
 def finish_moving(splits):
-    """Move the files that `install` staged, or the rest of them after an interruption.
+    """Move the files that `install` staged, or those that are left of them after an interruption.
 
     Old and new files are never mixed: the old ones are deleted first, then the report is moved, then the new files. So
-    as long as the report is staged, old files may be left.
+    old files can only be there while the report is staged.
     """
     staged = splits / MOVING
     if not staged.is_dir():
@@ -170,15 +189,15 @@ def finish_moving(splits):
 
 
 def tags_made_from(splits):
-    """The fingerprint of the tag list that `tags/` was made from; None without a report, which the release lacks."""
+    """The fingerprint of the tag list that `tags/` was made from; None without a report, as in the release."""
     try:
-        return json.loads((splits / "tags" / REPORT).read_text(encoding="utf-8"))["fingerprints"]["tag_list"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(splits / "tags" / REPORT)["fingerprints"]["tag_list"]
+    except (OSError, UserError, KeyError, TypeError):
         return None
 
 
 def tags_are_stale(splits, tag_list):
-    """Whether `tags/` is there and was made from another tag list than the file `tag_list`."""
+    """Whether there is a `tags/` that was made from another tag list than the file `tag_list`."""
     if not (splits / "tags" / "FinalTagEmbs.txt").is_file():
         return False
     made_from = tags_made_from(splits)
@@ -188,30 +207,43 @@ def tags_are_stale(splits, tag_list):
     return made_from != fingerprint(tag_list)
 
 
+def check_link(link, images):
+    """Raise UserError if there is a `link` that does not lead to the folder `images`."""
+    if os.path.lexists(link) and os.path.realpath(link) != str(images.resolve()):
+        raise UserError(f"{link} is already there and is not {images.resolve()}; remove it or rename it")
+
+
 def link_images(link, images, root):
-    """Make `link` point to the folder `images` (see `link_folder`). Raises UserError if it points to something else."""
-    images = images.resolve()
-    if not os.path.lexists(link):
+    """Make `link` point to the folder `images` (see `link_folder`), unless it does. Returns whether it is new.
+
+    Raises UserError if it points to something else.
+    """
+    check_link(link, images)
+    new = not os.path.lexists(link)
+    if new:
         link.parent.mkdir(parents=True, exist_ok=True)
         link_folder(link, images, root)
-    elif os.path.realpath(link) != str(images):
-        raise UserError(f"{link} is already there and is not {images}; remove or rename it")
+    return new
 
 
-# ---------------------------------------------------------------- the two programs' last step
+# ---------------------------------------------------------------- the last step for MIRFLICKR and NUS-WIDE
 
-def finish(collection, rows, splits, options, details):
-    """Write the split files and their report, move them into place, and print a summary.
+def finish(collection, rows, splits, details, force):
+    """Write the split files and their report, move them into place, and print a summary. Raises UserError.
 
-    `options`: namespace with root, seed and force; `details`: a dict that is added to the report.
+    `details`: a dict that begins the report; `force`: whether to replace other split files.
     """
+    contents = {split: ([collection.names[row] for row in chosen], matrix[chosen]) for split, chosen, matrix in
+                (("train", rows.train, collection.tags), ("database", rows.database, collection.labels),
+                 ("test", rows.test, collection.labels))}
     with temporary_folder(splits.with_name(f".{splits.name}.tmp")) as new:
-        write_splits(collection, rows, new)
-        report = {**details, "seed": options.seed, **summary(collection, rows),
+        write_splits(new, contents, collection.tag_lines, collection.label_names, collection.left_out,
+                     collection.tag_list)
+        report = {**details, **summary(collection, rows),
                   "files": {path.name: fingerprint(path) for path in sorted(new.iterdir())}}
         write_json(new / REPORT, report)
         stale = tags_are_stale(splits, new / collection.tag_list)
-        done = install(new, splits, options.force)
+        done = install(new, splits, force)
     print_report(report)
     print(done)
     if stale:
@@ -235,7 +267,7 @@ def summary(collection, rows):
 
 
 def spread(numbers):
-    """Minimum, median, maximum and mean of an int array that is not empty, and how many are 0."""
+    """Minimum, median, maximum and mean of an int array that is not empty, and how many of its numbers are 0."""
     return {"min": int(numbers.min()), "median": float(np.median(numbers)), "max": int(numbers.max()),
             "mean": round(float(numbers.mean()), 3), "none": int((numbers == 0).sum())}
 

@@ -1,8 +1,8 @@
-"""Tensors in PyTorch's old file format, that of `torch.save` before version 1.6, read without PyTorch.
+"""Reads tensors in PyTorch's old file format, that of `torch.save` before version 1.6, without PyTorch.
 
-Such a file is a row of pickles: a magic number, the format's version, the byte order of the machine that wrote it, the
-tensors by name, and the keys of their storages. Then follows each storage, in the order of the keys: how many values
-it has, as an int64, and the values. A tensor is a view of a storage: the place of its first value, its shape, and the
+Such a file is a sequence of pickles: a magic number, the format's version, the byte order of the machine that wrote it,
+the tensors by name, and the keys of their storages. The storages follow in the order of the keys, each as its number of
+values, an int64, and the values. A tensor is a view of a storage: the place of its first value, its shape, and the
 strides, which are counted in values. Most kernels are stored transposed, so the strides matter.
 
 Nothing that the file names is imported or called; storage/plain_pickle.py reads the pickles.
@@ -27,7 +27,7 @@ def read_tensors(path):
     """The `{name: array}` of a state dict. Raises UserError for anything else.
 
     Returns:
-        arrays of float32 or int64 that cannot be written to: views of the storages, often not contiguous.
+        read-only arrays of float32 or int64: views of the storages, often not contiguous.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
@@ -63,14 +63,14 @@ def _read_state_dict(source):
 
 @dataclass(frozen=True)
 class _Storage:
-    """The type of a storage's values, and how many there are."""
+    """The type of a storage's values, and their number."""
     dtype: np.dtype
     count: int
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A view of the storage under `key`: the place of its first value, and for each axis its length and stride."""
+    """A view of the storage `key`: the place of its first value, and the length and stride of each axis."""
     key: str
     first: int
     shape: tuple
@@ -85,7 +85,7 @@ def _read_storage(source, storage):
 
 
 def _view(values, tensor):
-    """The tensor as a view of its storage; every one of its values lies inside, and there are no more of them."""
+    """The tensor as a view of its storage, which must hold all of its values and at least as many values."""
     last = tensor.first + sum((length - 1) * stride
                               for length, stride in zip(tensor.shape, tensor.strides, strict=True))
     if not (last < len(values) and 0 < math.prod(tensor.shape) <= len(values)):
@@ -95,9 +95,9 @@ def _view(values, tensor):
 
 
 class _Unpickler(plain_pickle.Unpickler):
-    """Also reads what describes a tensor.
+    """Also reads descriptions of tensors.
 
-    storages: `{key: _Storage}` of all that the pickle has named.
+    storages: `{key: _Storage}` of all storages that the pickle has named.
     """
     arguments = frozenset(DTYPES)
     admitted = "tensors of float32 and int64"
@@ -107,7 +107,7 @@ class _Unpickler(plain_pickle.Unpickler):
         self.storages = {}
 
     def persistent_load(self, description):
-        """The key of the storage that is described."""
+        """The key of a described storage."""
         kind, storage_type, key, _device, count, view = description
         if not (kind == "storage" and type(storage_type) is str and storage_type in DTYPES and type(key) is str
                 and _are_counts((count,)) and view is None):
@@ -124,14 +124,14 @@ class _Unpickler(plain_pickle.Unpickler):
         return _Tensor(key, first, shape, strides)
 
     def load_build(self):
-        """PyTorch gives its dict of tensors an attribute with versions of the layers; it is ignored."""
+        """Ignores the attribute with versions of the layers that PyTorch gives its dict of tensors."""
         self.stack.pop()
         if type(self.stack[-1]) is not dict:
             raise pickle.UnpicklingError(f"it changes a {type(self.stack[-1]).__name__}")
 
 
 def _are_counts(numbers):
-    """Whether this is a tuple of whole numbers from 0 on."""
+    """Whether this is a tuple of whole numbers of at least 0."""
     return type(numbers) is tuple and all(type(number) is int and 0 <= number < 2**40 for number in numbers)
 
 

@@ -163,6 +163,16 @@ def test_an_empty_list_of_images_is_refused(tmp_path, content):
         dataset.read_image_list(tmp_path / "x.txt")
 
 
+@pytest.mark.parametrize(("name", "fault"), [
+    ("a.jpg", None), ("été/東 京.jpg", None), ("a\nb", "the control character '\\n'"),
+    *((f"a{sign}b", f"the control character {sign!r}") for sign in "\r\0\t\u2028"),
+    (" a", "a space at its start or end"), ("a\u00a0", "a space at its start or end"),
+    ("a\udcff", "bytes that are not UTF-8")])
+def test_names_that_a_list_of_one_a_line_cannot_hold(name, fault):
+    found = dataset.name_fault(name)
+    assert found is None if fault is None else found.startswith(fault)
+
+
 def test_an_empty_line_among_others_is_refused_with_its_row(tmp_path):
     (tmp_path / "x.txt").write_text("a.jpg\n \nb.jpg\n")
     with pytest.raises(UserError, match=r"x\.txt: row 2 is empty, expected an image path"):

@@ -139,7 +139,7 @@ def test_names_of_folders(album):
 
 
 def test_tags_of_photos_themselves(album):
-    """Without files beside them: the tags are those that exiftool wrote."""
+    """Without files next to them: the tags are those that exiftool wrote."""
     for number in range(60):
         shutil.copy(TAGGED / ["iptc.jpg", "latin.jpg", "all.webp", "xmp.png"][number % 4],
                     album.photos / f"{number}{['.jpg', '.jpg', '.webp', '.png'][number % 4]}")
@@ -227,7 +227,7 @@ def test_a_memory_that_is_damaged_is_not_used(album, content):
     assert {path: path.read_bytes() for path in album.splits.glob("*.txt")} == files
 
 
-def test_tags_that_were_made_from_another_list_are_told(album, run_here):
+def test_tags_that_were_made_from_another_list_are_reported(album, run_here):
     album.fill()
     album.accepted()
     run_here("tag_processing.py", "mine", "train", "cpu", "--root", album.root)
@@ -239,11 +239,11 @@ def test_tags_that_were_made_from_another_list_are_told(album, run_here):
 
 # ---------------------------------------------------------------- too few tags
 
-def test_too_few_tags_are_told_and_no_error(album):
+def test_too_few_tags_are_reported_and_no_error(album):
     album.fill(40)
     printed = album.accepted()
     why = "40 photos have one of the 3 tags that were kept, and learning from tags takes at least 50 photos and 2 tags."
-    assert f"too few tags: {why} These photos can be searched by photo, not by words." in printed
+    assert f"too few tags: {why} These photos can be searched by photo, but not by words." in printed
     assert "next:" not in printed
     assert album.report["enough_tags"] is False
     assert album.report["no_words"] == why
@@ -282,18 +282,18 @@ def test_bad_photos_are_refused_or_left_out(album):
     assert len((album.splits / "left_out.txt").read_text(encoding="utf-8").splitlines()) == 5  # a name has a line end
 
 
-def test_tags_that_cannot_be_read_are_told(album):
+def test_tags_that_cannot_be_read_are_reported(album):
     album.fill()
     (album.photos / "01.jpg.xmp").write_text("no XML", encoding="utf-8")
     album.accepted()
-    assert f"note: of 1 photos some tags could not be read: {album.photos}/01.jpg.xmp (" in album.notes
+    assert f"note: some tags of 1 photos could not be read: {album.photos}/01.jpg.xmp (" in album.notes
 
 
 def test_another_data_set_of_that_name_stays(album):
     album.splits.mkdir(parents=True)
     (album.splits / "train_img.txt").write_text("a.jpg\n")
     album.fill()
-    assert f"{album.splits} is already there and holds something else than the photos of" in album.refused()
+    assert f"{album.splits} already holds another data set than the photos of" in album.refused()
     assert (album.splits / "train_img.txt").read_text() == "a.jpg\n"
 
 
@@ -301,7 +301,7 @@ def test_another_folder_under_that_name_is_refused(album, tmp_path):
     album.fill()
     album.accepted()
     album.photos = album.photos.rename(tmp_path / "moved")
-    assert "holds something else than the photos of" in album.refused()
+    assert "holds another data set than the photos of" in album.refused()
 
 
 def test_folders_without_photos(album):
@@ -319,7 +319,7 @@ def test_folders_without_photos(album):
     (["mine", "photos.csv"], "expected photos.csv and --images DIR"),
     (["mine", "photos.csv", "--from-photos", "x"], "give one or the other"),
     (["mine", "--images", "x", "--from-photos", "x"], "give one or the other"),
-    (["mine", "--images", "x", "photos.csv", "--folder-tags"], "--folder-tags is an option of --from-photos"),
+    (["mine", "--images", "x", "photos.csv", "--folder-tags"], "--folder-tags needs --from-photos"),
 ])
 def test_options_that_do_not_go_together(album, arguments, message):
     code, _, errors = call_apart(album.monkeypatch, album.capsys, photos, *arguments)
@@ -334,5 +334,5 @@ def test_without_pillow_the_program_says_what_to_install(album):
     done = subprocess.run([sys.executable, "-c", blocked, "mine", "--from-photos", album.photos, "--root", album.root],
                           capture_output=True, text=True, cwd=PROJECT)
     assert done.returncode == 2
-    assert done.stderr == ("error: reading the tags of photos needs Pillow and defusedxml: pip install -r "
-                           "requirements-photos.txt\n")
+    assert done.stderr == ("error: reading the tags of photos needs Pillow and defusedxml: "
+                           "pip install -e '.[photos]'\n")

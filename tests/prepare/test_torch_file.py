@@ -1,4 +1,4 @@
-"""weights/torch_file.py: tensors are read with their strides, and hostile files are refused in one line."""
+"""prepare/torch_file.py: tensors are read with their strides, and hostile files are refused in one line."""
 import pickle
 import struct
 

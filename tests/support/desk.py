@@ -9,8 +9,7 @@ from prepare import photos
 from tiny import call_apart
 
 HEADER = "image,tags,labels,split\n"
-
-
+# `Sea` and `sea` are one tag, `b/../` is not a folder of its own, dog is not a training tag, quoting is CSV's
 PHOTOS = HEADER + """a.jpg,Sea sky sea,water,database
 b/../b.jpg,"sky  sunset 2007",water air,database
 c/d e.png,,,database

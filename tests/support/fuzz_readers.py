@@ -302,14 +302,14 @@ def retrievals():
 
 
 def caffe_models():
-    from prepare import caffemodel
-    net = caffemodel.message_class("Net")()
+    from prepare import alexnet_sources
+    net = alexnet_sources.caffe_message("Net")()
     for number in (4, 14):
         layer = net.layers.add(name=b"conv1", type=number)
         for shape in ((1, 4, 3, 2), (1, 1, 1, 4)):
             blob = layer.blobs.add(num=shape[0], channels=shape[1], height=shape[2], width=shape[3])
             blob.data.append(np.ones(np.prod(shape), "<f4").tobytes())
-    return Kind({"x.caffemodel": net.SerializeToString()}, lambda path: list(caffemodel.read_layers(path)))
+    return Kind({"x.caffemodel": net.SerializeToString()}, lambda path: list(alexnet_sources.caffe_layers(path)))
 
 
 def onnx_models():
@@ -317,7 +317,7 @@ def onnx_models():
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
         return None
-    from prepare import onnx_model
+    from prepare import alexnet_sources
     stored = [numpy_helper.from_array(np.ones((4, 3, 2, 2), np.float32), "w"),
               numpy_helper.from_array(np.ones(4, np.float32), "b")]
     nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], kernel_shape=[2, 2], strides=[1, 1], pads=[0, 0, 0, 0]),
@@ -325,7 +325,7 @@ def onnx_models():
     image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 9, 9])
     result = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
     model = helper.make_model(helper.make_graph(nodes, "g", [image], [result], stored))
-    return Kind({"x.onnx": model.SerializeToString()}, onnx_model.read_source)
+    return Kind({"x.onnx": model.SerializeToString()}, alexnet_sources.read_source)
 
 
 def image_encoders():

@@ -17,12 +17,6 @@ REPO = Path(__file__).resolve().parents[2]
 PROGRAM = REPO / "prepare" / "photos.py"
 COREL = REPO.parent / "shared" / "data" / "corel5k"
 
-# `Sea` and `sea` are one tag, `b/../` is no folder of its own, dog is no training tag, quoting is CSV's
-
-
-
-
-
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch, capsys):
@@ -189,7 +183,8 @@ def test_ten_thousand_rows_are_imported(desk):
      "'../a.jpg', which leads out of it"),
     (HEADER + "b/../../a.jpg,x,y,database\n", "found 'b/../../a.jpg', which leads out of it"),
     (HEADER + "/a.jpg,x,y,database\n", "found '/a.jpg', which leads out of it"),
-    (HEADER + "./ a.jpg,x,y,database\n", "row 2: expected a path without a space before it, found ' a.jpg'"),
+    (HEADER + "./ a.jpg,x,y,database\n", "row 2: expected a path that a list can hold, found ' a.jpg' with a space "
+     "at its start or end"),
     (HEADER + "a.jpg,x,y,database\na.jpg,z,y,database\n", "row 3: expected each photo in one row and one "
      "split, found 'a.jpg' as database here and as database in row 2"),
     (HEADER + "b.jpg,x,y,database\na/../b.jpg,x,y,query\n", "row 3: expected each photo in one row and one "
@@ -289,7 +284,7 @@ def test_leaving_out_all_training_images_does_not_change_the_rule(desk):
 
 def test_another_data_set_of_that_name_stays(desk):
     desk.accepted(PHOTOS)
-    assert f"{desk.root}/data/mine is already there" in desk.refused(PHOTOS.replace("sunset", "dawn"))
+    assert f"{desk.root}/data/mine already holds other split files" in desk.refused(PHOTOS.replace("sunset", "dawn"))
     assert "remove this folder" in desk.refused(HEADER + "a.jpg,sea,,database\n")
 
 
@@ -329,7 +324,7 @@ def test_a_disk_that_is_full_leaves_nothing(desk):
 
 # ---------------------------------------------------------------- real photos
 
-@pytest.mark.skipif(not COREL.is_dir(), reason="no shared/data/corel5k beside the repository")
+@pytest.mark.skipif(not COREL.is_dir(), reason="no shared/data/corel5k next to the repository")
 @pytest.mark.parametrize("file", ["photos.csv", "photos_concepts.csv"])
 def test_corel5k(desk, file):
     desk.csv, desk.images = COREL / file, COREL / "images"

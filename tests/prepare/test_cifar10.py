@@ -43,7 +43,7 @@ def test_a_download_is_checked_unpacked_and_not_repeated(tmp_path, monkeypatch, 
         assert {path.name: path.read_bytes() for path in (tmp_path / "cifar10").iterdir()} == files
         code, output = call(monkeypatch, capsys, cifar10, "--root", tmp_path, *arguments)
         assert code == 0
-        assert "holds all batches already" in output
+        assert "already holds all batches" in output
         assert len(server.asked) == 1
 
 
@@ -63,7 +63,7 @@ def test_what_an_interrupted_run_left_out_is_unpacked(tmp_path, monkeypatch, cap
     (lambda files: None, ("--archive", "none.tar.gz"), "none.tar.gz: no such file"),
     (make_archive, ("--archive", "mine.tar.gz"), "expected MD5 C58F30108F718F92721AF3B95E74349A, found"),
     (lambda files: make_archive({"batches.meta": files["batches.meta"]}), ("--archive", "mine.tar.gz", "--md5", "its"),
-     "expected cifar-10-batches-py/data_batch_1 in it, found none"),
+     "expected cifar-10-batches-py/data_batch_1 in this archive, found none"),
     (lambda files: make_archive(files)[:5000], ("--archive", "mine.tar.gz", "--md5", "its"), "cannot be read"),
     (lambda files: b"no archive", ("--archive", "mine.tar.gz", "--md5", "its"), "cannot be read"),
     (make_archive, ("--md5", "12"), "expected 32 hex digits, found '12'"),

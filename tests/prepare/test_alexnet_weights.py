@@ -20,7 +20,8 @@ import pytest
 import parity_inputs as parity
 from models import alexnet, layers
 from models.session import open_session, tf
-from prepare import alexnet_weights, caffemodel, tensorflow_npy, weights_conversion, weights_layout
+from prepare import alexnet_conversion, alexnet_sources, alexnet_weights
+from prepare.alexnet_sources import read_source
 from storage.arrays import read_weights
 from storage.files import fingerprint
 from util import UserError, stream
@@ -30,9 +31,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # noqa: E402
 from onnx import helper, numpy_helper  # noqa: E402
 
-from prepare import onnx_model as onnx_reader  # noqa: E402
-
-READERS = {"npy": tensorflow_npy, "caffe": caffemodel, "onnx": onnx_reader}
 REPO = Path(__file__).resolve().parents[2]
 CAFFE_MEAN = np.float32([104.00698793, 116.66876762, 122.67891434])  # of blue, green, red
 # layer: shape of its kernel, stride, padding, groups
@@ -51,7 +49,7 @@ def narrow():
     """This project's network and the formats' with fc6 and fc7 of WIDTH outputs."""
     with pytest.MonkeyPatch.context() as patch:
         for layer in ("fc6", "fc7"):
-            patch.setitem(weights_layout.SHAPES, layer, PRODUCTS[layer])
+            patch.setitem(alexnet_sources.SHAPES, layer, PRODUCTS[layer])
             patch.setitem(alexnet.LAYERS, layer, PRODUCTS[layer][::-1])
         patch.setitem(alexnet.LAYERS, alexnet.LAST, (WIDTH, 300))
         yield
@@ -92,9 +90,8 @@ def converted(weights, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     source = write(folder / "model", onnx_model(weights, POOL_FIRST).SerializeToString())
     write(folder / "alexnet.npy", b"old")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(sys, "argv", ["convert_alexnet.py", str(source), str(folder / "alexnet.npy"), "--force"])
-        alexnet_weights.main()
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        convert(source, folder / "alexnet.npy", "--force")
     assert fingerprint(source) in printed.getvalue()
     assert fingerprint(folder / "alexnet.npy") in printed.getvalue()
     source.unlink()
@@ -262,8 +259,11 @@ def write(path, content):
     return path
 
 
-def read_source(path):
-    return READERS[alexnet_weights.format_of(path)].read_source(path)
+def convert(*arguments):
+    """Run the program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["alexnet_weights.py", *map(str, arguments)])
+        alexnet_weights.main()
 
 
 def read(path, content):
@@ -283,7 +283,7 @@ def network_fc7(images, weights):
 
 
 def assert_same(found, expected):
-    assert list(found) == list(expected) == list(weights_layout.SHAPES)
+    assert list(found) == list(expected) == list(alexnet_sources.SHAPES)
     for name, pair in expected.items():
         for array, other in zip(found[name], pair, strict=True):
             assert np.array_equal(array, other), name
@@ -300,20 +300,22 @@ def test_a_converted_onnx_model_computes_what_the_source_computes(converted, ima
     assert "warning" not in printed
 
 
-def test_the_zoos_order_of_layers_is_told_and_measured(weights, converted, tmp_path, capsys):
-    source = read(tmp_path / "bvlcalexnet-12.onnx", onnx_model(weights, NORM_FIRST).SerializeToString())
-    weights_conversion.check("the file", source, converted[0], "reverse", READERS[source.format])
-    told = re.search(r"warning: the source normalises before it pools, .* moves fc7 by up to ([\d.]+)%",
-                     capsys.readouterr().out)
-    assert float(told[1]) > 1
+def test_the_zoos_order_of_layers_is_named_and_measured(weights, converted, tmp_path, capsys):
+    source = write(tmp_path / "bvlcalexnet-12.onnx", onnx_model(weights, NORM_FIRST).SerializeToString())
+    convert(source, tmp_path / "alexnet.npy")
+    assert_same(read_weights(tmp_path / "alexnet.npy"), converted[0])
+    printed = capsys.readouterr().out
+    assert "compared with ONNX Runtime" in printed
+    moved = re.search(r"warning: the source normalises before it pools, .* moves fc7 by up to ([\d.]+)%", printed)
+    assert float(moved[1]) > 1
 
 
 def test_a_caffe_model_of_the_old_format_is_the_same_network(weights, converted, tmp_path, capsys):
-    source = read(tmp_path / "x", caffe_model(weights, NORM_FIRST, old=True, drop=["fc8"]).SerializeToString())
-    assert_same(weights_conversion.convert(source, "reverse"), converted[0])
-    weights_conversion.check("the file", source, converted[0], "reverse", READERS[source.format])
+    net = caffe_model(weights, NORM_FIRST, old=True, drop=["fc8"])
+    convert(write(tmp_path / "x", net.SerializeToString()), tmp_path / "alexnet.npy")
+    assert_same(read_weights(tmp_path / "alexnet.npy"), converted[0])
     printed = capsys.readouterr().out
-    assert "as NumPy computes it" in printed
+    assert "not compared: nothing here runs a Caffe model" in printed
     assert "warning: the source normalises before it pools" in printed
 
 
@@ -321,35 +323,40 @@ def test_a_caffe_model_of_the_new_format_and_doubles_is_the_same_network(weights
     net = caffe_model(weights, POOL_FIRST, old=False, doubles=["conv2", "conv3"], drop=["fc8"])
     source = read(tmp_path / "x", net.SerializeToString())
     assert source.normalises_first is False
-    assert_same(weights_conversion.convert(source, "reverse"), converted[0])
+    assert_same(alexnet_conversion.convert(source, "reverse"), converted[0])
 
 
-def test_tensorflows_file_is_the_same_network(weights, converted, tmp_path, capsys):
+def test_tensorflows_file_is_the_same_network(weights, converted, tmp_path):
     # as caffe-tensorflow lays it out
     weights = {name: [kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T, bias]
                for name, (kernel, bias) in weights.items()}
     weights["fc6"][0] = weights["fc6"][0].reshape(256, 6, 6, WIDTH).transpose(1, 2, 0, 3).reshape(9216, WIDTH)
     source = read(tmp_path / "bvlc_alexnet.npy", tensorflow_file(weights))
     assert source.has_fc8
-    assert_same(weights_conversion.convert(source, "reverse"), converted[0])
-    kept = weights_conversion.convert(source, "keep")
-    assert_same(kept, {name: weights[name] for name in weights_layout.SHAPES})
-    weights_conversion.check("the file", source, kept, "keep", READERS[source.format])
-    printed = capsys.readouterr().out
-    assert "as NumPy computes it" in printed
-    assert "does not tell the order" in printed
+    assert_same(alexnet_conversion.convert(source, "reverse"), converted[0])
+    kept = alexnet_conversion.convert(source, "keep")
+    assert_same(kept, {name: weights[name] for name in alexnet_sources.SHAPES})
+    assert "does not record the order" in alexnet_weights.order_of(source)
 
 
-def test_without_onnxruntime_numpy_evaluates_the_source(weights, converted, capsys, monkeypatch):
-    monkeypatch.setattr(onnx_reader, "onnxruntime", None)
-    source = weights_layout.Source("onnx", {name: weights[name] for name in weights_layout.SHAPES}, False)
-    weights_conversion.check("the file", source, converted[0], "reverse", READERS[source.format])
-    assert "onnxruntime is not installed" in capsys.readouterr().out
+def test_without_onnxruntime_a_source_is_not_compared_unnoticed(weights, converted, tmp_path, monkeypatch):
+    monkeypatch.setattr(alexnet_conversion, "onnxruntime", None)
+    source = read(tmp_path / "x", onnx_model(weights, POOL_FIRST).SerializeToString())
+    with pytest.raises(UserError, match=r"needs ONNX Runtime: pip install -e '\.\[convert\]', or .* --no-check"):
+        alexnet_conversion.compare("the file", source, converted[0], "reverse")
+
+
+@pytest.mark.parametrize("channels", ["reverse", "keep"])
+def test_either_choice_of_channels_passes_the_comparison(weights, tmp_path, channels):
+    source = read(tmp_path / "x", onnx_model(weights, POOL_FIRST).SerializeToString())
+    found = alexnet_conversion.compare("the file", source, alexnet_conversion.convert(source, channels), channels)
+    assert found[0] < 1e-4
+    assert found[1] == 0
 
 
 @pytest.mark.parametrize("fault", ["channels", "rows", "halves"])
-def test_the_check_refuses_a_wrong_conversion(weights, converted, fault):
-    source = weights_layout.Source("caffe", {name: weights[name] for name in weights_layout.SHAPES}, False)
+def test_the_comparison_refuses_a_wrong_conversion(weights, converted, tmp_path, fault):
+    source = read(tmp_path / "x", onnx_model(weights, POOL_FIRST).SerializeToString())
     wrong = {name: list(pair) for name, pair in converted[0].items()}
     if fault == "channels":
         wrong["conv1"][0] = wrong["conv1"][0][:, :, ::-1]
@@ -358,7 +365,7 @@ def test_the_check_refuses_a_wrong_conversion(weights, converted, fault):
     else:
         wrong["conv4"][0] = np.roll(wrong["conv4"][0], 192, 3)
     with pytest.raises(UserError, match=r"found a difference of .* nothing was written"):
-        weights_conversion.check("the file", source, wrong, "reverse", READERS[source.format])
+        alexnet_conversion.compare("the file", source, wrong, "reverse")
 
 
 # ---------------------------------------------------------------- what is refused
@@ -446,10 +453,10 @@ def test_a_checkpoint_of_wsdhq_needs_no_conversion(tmp_path):
 def test_what_may_have_been_converted_already_is_not_reversed_unasked():
     for source_format, has_fc8, channels, chosen in (("npy", True, None, "reverse"), ("npy", False, "keep", "keep"),
                                                      ("onnx", True, None, "reverse"), ("onnx", True, "keep", "keep")):
-        source = weights_layout.Source(source_format, {}, None, has_fc8=has_fc8)
-        assert weights_conversion.chosen_channels("x", source, channels) == chosen
-    with pytest.raises(UserError, match="found a file without, which may have been converted already"):
-        weights_conversion.chosen_channels("x", weights_layout.Source("npy", {}, None, has_fc8=False), None)
+        source = alexnet_sources.Source(source_format, {}, None, has_fc8=has_fc8)
+        assert alexnet_weights.chosen_channels("x", source, channels) == chosen
+    with pytest.raises(UserError, match="found a file without it, which may have been converted already"):
+        alexnet_weights.chosen_channels("x", alexnet_sources.Source("npy", {}, None, has_fc8=False), None)
 
 
 def test_bad_input_ends_in_one_sentence_and_an_existing_target_is_kept(tmp_path):
@@ -485,4 +492,4 @@ def test_an_onnx_model_without_onnx_is_refused_with_the_way_to_get_it(tmp_path):
                           cwd=REPO, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)])})
     assert done.returncode == 2
-    assert done.stderr == "error: onnx is not installed; pip install -r requirements-convert.txt\n"
+    assert done.stderr == "error: onnx is not installed: pip install -e '.[convert]'\n"

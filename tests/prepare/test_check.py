@@ -48,7 +48,7 @@ def test_a_sound_data_set_as_people_check_it(tiny):
         "min": tags.min(), "median": np.median(tags), "max": tags.max(), "mean": round(tags.mean(), 3), "none": 0}}
     assert report["test"]["images"] == QUERIES
     assert report["images_whose_tags_were_all_dropped"] == 1  # image 2, as tiny.py makes it
-    assert "note: 5 merged tags; 1 training images have tags that were all dropped" in printed
+    assert "note: 5 merged tags; all tags of 1 training images were dropped" in printed
     assert report["queries_in_database"] == {"by_name": 0, "by_content": 0}
 
 
@@ -85,8 +85,8 @@ def make_tags_of_another_list(root):
 
 
 FINDINGS = {
-    "copied query": (copy_query, "1 queries are in database too, under another name: 11.jpg is 4.jpg"),
-    "listed query": (list_query, "1 queries are in database too: 12.jpg"),
+    "copied query": (copy_query, "1 queries are also in database, under another name: 11.jpg is 4.jpg"),
+    "listed query": (list_query, "1 queries are also in database: 12.jpg"),
     "image missing": (lambda root: (root / "datasets/tiny/3.jpg").unlink(), "cannot be used: 3.jpg is missing"),
     "image truncated": (lambda root: (root / "datasets/tiny/3.jpg").write_bytes(b"\xff\xd8\xff"),
                         "cannot be used: 3.jpg is truncated"),
