@@ -26,7 +26,6 @@ from tiny import (
     TRAINING,
     command,
     make_tiny,
-    run,
     start,
     train,
     training,
@@ -409,17 +408,6 @@ def test_validation_refuses_label_files_of_different_widths(tiny, run_here):
     code, output = validate(tiny, checkpoint=tiny / "x.npy", run=run_here)
     assert code == 2
     assert "must have the same columns, found 2 and 3" in output
-
-
-@pytest.mark.parametrize("program", ["train.py", "validation.py", "tag_processing.py"])
-def test_help_answers_before_tensorflow_is_imported(program):
-    code = (f"import runpy, sys; sys.argv = ['{program}', '--help']\n"
-            f"try: runpy.run_path('{program}', run_name='__main__')\n"
-            "except SystemExit: print('modules', sorted({'tensorflow', 'gensim', 'sklearn'} & set(sys.modules)))")
-    exit_code, output = run("-c", code)
-    assert exit_code == 0
-    assert "modules []" in output
-    assert "default" in output
 
 
 def test_no_pickle_of_the_project_is_read_without_care():

@@ -127,7 +127,7 @@ def test_what_cannot_be_drawn_is_told_and_an_old_picture_of_it_is_removed(retrie
     results = validation.measure(few, 3, 0, Log())
     figures.write_all(tmp_path, few, results, ["x"] * LABELS, paths, tmp_path / "no.log", 0, log)
     assert log[:3] == ["no rankings.png: no query has a relevant image in the database.",
-                       f"no training.png: {tmp_path / 'no.log'} tells of no steps.",
+                       f"no training.png: {tmp_path / 'no.log'} has no steps.",
                        "no tsne.png: the database holds too few images for a map."]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == PICTURES[:3]
     see(tmp_path / "precision_recall.png")  # says that there is nothing to draw
@@ -286,4 +286,4 @@ def test_figures_without_matplotlib_are_refused_at_once(tmp_path, run_here, monk
     monkeypatch.delitem(sys.modules, "retrieval.figures", raising=False)
     monkeypatch.delattr(retrieval_package, "figures", raising=False)
     code, output = run_here("validation.py", "none", "none.npy", "cpu", "--figures", "--root", tmp_path)
-    assert (code, output) == (2, "error: figures need matplotlib: pip install -r requirements-search.txt\n")
+    assert (code, output) == (2, "error: figures need matplotlib: pip install -e '.[search]'\n")
