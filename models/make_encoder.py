@@ -102,7 +102,8 @@ def alexnet_model(weights):
         """x / (bias + alpha·Σ x²)^¾ over near maps; the sum is a convolution, far quicker than the LRN of ONNX."""
         distance = np.abs(np.subtract.outer(np.arange(maps), np.arange(maps)))
         near = (distance <= LRN["radius"]) * np.float32(LRN["alpha"])  # (maps, maps)
-        total = graph.convolution(graph.node("Mul", x, x), near[..., None, None], np.full(maps, LRN["bias"], np.float32))
+        bias = np.full(maps, LRN["bias"], np.float32)
+        total = graph.convolution(graph.node("Mul", x, x), near[..., None, None], bias)
         root = graph.node("Sqrt", total)
         return graph.node("Div", x, graph.node("Mul", root, graph.node("Sqrt", root)))
 
