@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import find_dataset, read_split
-from experiments.ablations import plain_name, prepare_tags, program
+from experiments.ablations import prepare_tags, program, without_graph
 from models.checkpoint import LAST, fit_entries, read_checkpoint
 from models.encoder import ImageEncoder, embed
 from models.features import features_file, photo_features
@@ -69,7 +69,7 @@ def main():
     options = parse_arguments()
     from experiments import baselines  # loads FAISS
     from quantization.codebooks import final_fit  # loads scikit-learn
-    prepare_tags(options)
+    prepare_tags(options.root, options.dataset, options.vectors, options.gpu, options.threshold)
     labels = {name: labels_of(name, options.dataset, options.root) for name in (options.dataset, *options.also)}
     table = {}
     for name in options.only or VARIANTS:
@@ -103,7 +103,7 @@ def labels_of(name, same, root):
 
 def trained(options, variant, seed):
     """The Checkpoint of one training, which is done unless it is there, and `{split: features, float16 (N, F)}`."""
-    name = options.dataset if variant.graph else plain_name(options)
+    name = options.dataset if variant.graph else without_graph(options.dataset)
     softmax = (0.1, variant.pairs) if variant.loss in ("MILNCE", "SOFTMAX") else None
     experiment = experiment_name(name, variant.loss, 2, False, 0.7, 1.0, 0.0, f"losses{seed}", softmax)
     path = options.root / "checkpoints" / f"{experiment}.npy"

@@ -44,7 +44,7 @@ def computed(monkeypatch):
 def compute(root, encoder, split="train", rows=None, log=print):
     rows = np.arange(TRAINING if split != "test" else QUERIES) if rows is None else rows
     folder = find_dataset("tiny", root)
-    return photo_features(folder, split, rows, encoder, features_file(root, "tiny", encoder), log)
+    return photo_features(folder, split, rows, encoder, features_file(root, "tiny", encoder.sha256), log)
 
 
 def photo(root, row):
@@ -67,7 +67,7 @@ def test_only_new_and_changed_photos_are_computed_and_splits_share_theirs(root, 
     assert len(computed) == TRAINING
     computed.clear()
     np.testing.assert_array_equal(compute(root, encoder, log=log.append), first)
-    assert log == [f"features of the train images are those of {features_file(root, 'tiny', encoder)}."]
+    assert log == [f"features of the train images are those of {features_file(root, 'tiny', encoder.sha256)}."]
     np.testing.assert_array_equal(compute(root, encoder, "database"), first)
     assert not computed
     cv2.imwrite(str(photo(root, 4)), 255 - cv2.imread(str(photo(root, 4))))
@@ -83,9 +83,9 @@ def test_photos_that_are_left_out_have_no_features(root, encoder):
     photo(root, 3).unlink()
     rows = np.array([row for row in range(TRAINING) if row != 3])
     assert np.isfinite(compute(root, encoder, rows=rows)).all()
-    with h5py.File(features_file(root, "tiny", encoder)) as file:
+    with h5py.File(features_file(root, "tiny", encoder.sha256)) as file:
         assert np.isnan(file["train"][3]).all()
-    assert len(kept_features(features_file(root, "tiny", encoder), encoder.sha256, print)) == TRAINING - 1
+    assert len(kept_features(features_file(root, "tiny", encoder.sha256), encoder.sha256, print)) == TRAINING - 1
 
 
 def test_an_interrupted_computation_goes_on_where_it_was(root, encoder, computed, monkeypatch):
@@ -101,7 +101,7 @@ def test_an_interrupted_computation_goes_on_where_it_was(root, encoder, computed
         patch.setattr(ImageEncoder, "photo_features", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compute(root, encoder)
-    path = features_file(root, "tiny", encoder)
+    path = features_file(root, "tiny", encoder.sha256)
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "ab") as file:
         file.write(b"half a record")
@@ -120,7 +120,7 @@ def test_features_of_another_encoder_are_computed_anew(root, encoder, computed, 
     computed.clear()
     compute(root, other)
     assert len(computed) == TRAINING
-    first, second = (features_file(root, "tiny", each) for each in (encoder, other))
+    first, second = (features_file(root, "tiny", each.sha256) for each in (encoder, other))
     second.write_bytes(first.read_bytes())  # a file of the one under the name of the other
     second.with_suffix(".json").unlink()
     log = []
@@ -132,7 +132,7 @@ def test_features_of_another_encoder_are_computed_anew(root, encoder, computed, 
 
 
 def test_kept_features_are_found_by_name_size_and_date_of_a_photo(root, encoder):
-    found, path = compute(root, encoder), features_file(root, "tiny", encoder)
+    found, path = compute(root, encoder), features_file(root, "tiny", encoder.sha256)
     kept = kept_features(path, encoder.sha256, print)
     key = photo_key(root / "datasets" / "tiny", "3.jpg")
     np.testing.assert_array_equal(kept[key.tobytes()], found[3])
@@ -143,7 +143,7 @@ def test_kept_features_are_found_by_name_size_and_date_of_a_photo(root, encoder)
 
 def test_an_altered_file_of_features_is_refused(root, encoder):
     compute(root, encoder)
-    flip(features_file(root, "tiny", encoder))
+    flip(features_file(root, "tiny", encoder.sha256))
     with pytest.raises(UserError, match=r"\.h5 was altered since it was written"):
         compute(root, encoder)
 

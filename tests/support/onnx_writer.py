@@ -32,10 +32,10 @@ def tiny_graph(seed=0, channels_first=True, bgr=False, pooled=True):
     Without `pooled` the maps of features, which have the axes in the order of the images'.
     """
     rng, graph = stream(seed, "tiny encoder"), Writer()
-    kernel = rng.normal(0, 0.2, (8, 8, 3, WIDTH)).astype(np.float32)
+    kernel = rng.normal(0, 0.2, (WIDTH, 3, 8, 8)).astype(np.float32)
     x = "images" if channels_first else graph.node("Transpose", "images", perm=[0, 3, 1, 2])
-    kernel = (kernel[:, :, ::-1] if bgr else kernel).transpose(3, 2, 0, 1)
-    x = graph.node("Relu", graph.convolution(x, kernel, rng.normal(size=WIDTH).astype(np.float32), stride=8))
+    x = graph.node("Relu", graph.convolution(x, kernel[:, ::-1] if bgr else kernel,
+                                             rng.normal(size=WIDTH).astype(np.float32), stride=8))
     if pooled:
         graph.node("GlobalAveragePool", x, output="features")
     else:
