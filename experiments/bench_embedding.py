@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 import net_val
-from models.checkpoint import ALEXNET, CROPS, LAST, Checkpoint, embedder_of
+from models.checkpoint import ALEXNET, CROPS, LAST, embedder_of, read_checkpoint
 from models.encoder import ImageEncoder, PhotoEmbedder
 from models.make_encoder import export_alexnet, write_eight_bit
 from retrieval.photos import photo_names
@@ -73,9 +73,8 @@ def random_alexnet(path, rng):
     weights = {layer: [rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32),
                        np.zeros(shape[-1], np.float32)] for layer, shape in ALEXNET.items()}
     weights[LAST] = last_layer(len(weights[LAST][0]), rng)
-    codebooks = np.zeros((1, 256, DIMENSIONS), np.float32)
-    write_weights(path, {**weights, CODEBOOKS: codebooks[0]})
-    return Checkpoint(weights, codebooks)
+    write_weights(path, {**weights, CODEBOOKS: np.zeros((256, DIMENSIONS), np.float32)})
+    return read_checkpoint(path)
 
 
 def compare(title, paths, kinds):

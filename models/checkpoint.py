@@ -37,11 +37,13 @@ CHUNK = 700  # images that share the visiting orders of ICM
 class Checkpoint:
     """weights: `{layer: [kernel, bias]}`, AlexNet's or the last layer alone; codebooks: float32 (M, K, D); fit_factor:
     of codebooks that were fitted at the end, S of `quantizer.query_factor`, float32 (D, D), else None; neighbours: of
-    fitted ones, [anchors (A, D), β (1,)] of `neighbourhoods`, whose averages codes and queries stand for, else None."""
+    fitted ones, [anchors (A, D), β (1,)] of `neighbourhoods`, whose averages codes and queries represent, else None;
+    sha256: of its file."""
     weights: dict
     codebooks: np.ndarray
     fit_factor: np.ndarray | None = None
     neighbours: list | None = None
+    sha256: str | None = None
 
     @property
     def fitted(self):
@@ -73,7 +75,8 @@ def read_checkpoint(path):
     A checkpoint that was altered since it was written is refused; of one without a checksum, as the release's, a note
     says so.
     """
-    if not check_checksums(path.with_suffix(".json")):
+    sha256 = fingerprint(path) if path.is_file() else None
+    if not check_checksums(path.with_suffix(".json"), {path.name: sha256}):
         note(f"{path} has no checksum in a JSON file next to it, so damage to it would go unnoticed")
     weights = read_weights(path)
     stacked = weights.get(CODEBOOKS)
@@ -87,7 +90,7 @@ def read_checkpoint(path):
                         f"{MOST_CODEBOOKS}, found {stacked.shape}")
     factor, neighbours = _checked_fit(path, weights)
     return Checkpoint(_own_layers(path, weights), stacked.reshape(codebooks, quantizer.CODEWORDS, DIMENSIONS),
-                      factor, neighbours)
+                      factor, neighbours, sha256)
 
 
 def is_last_layer_alone(weights):
@@ -193,7 +196,7 @@ def checkpoint_encoder(path, checkpoint, gpu):
     if not encoder_file.is_file():
         raise UserError(f"{path} cannot embed photos without {encoder_file.name} next to it; {missing}")
     encoder = ImageEncoder(encoder_file, gpu)
-    expected, found = (fingerprint(path), encoder.record.source) if checkpoint.is_alexnet else (
+    expected, found = (checkpoint.sha256, encoder.record.source) if checkpoint.is_alexnet else (
         record.encoder, encoder.sha256)
     if found != expected:
         raise UserError(f"{encoder_file} is not the encoder of {path.name}, but of another checkpoint; {missing}")

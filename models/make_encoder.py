@@ -8,7 +8,7 @@ import numpy as np
 
 from models.checkpoint import CROP_SIDE, CROPS, LRN, MEAN
 from models.encoder import NEEDED, ImageEncoder, encoder_next_to, read_encoder_record
-from storage.files import fingerprint, with_checksums
+from storage.files import with_checksums
 from storage.images import IMAGE_SIDE, map_photos
 from util import UserError, cores, one_line, stream
 
@@ -80,12 +80,12 @@ def export_alexnet(path, checkpoint):
         path: of the checkpoint's file.
         checkpoint: its Checkpoint.
     """
-    source, target = fingerprint(path), encoder_next_to(path)
-    if was_made_from(source, target):
+    target = encoder_next_to(path)
+    if was_made_from(checkpoint.sha256, target):
         return
     write_encoder(target, alexnet_model(checkpoint.weights), {
         "size": CROP_SIDE, "resize": IMAGE_SIDE, "stretch": True, "bilinear": True, "bgr": True, "layer": "features",
-        "crops": CROPS, "source": source})
+        "crops": CROPS, "source": checkpoint.sha256})
 
 
 def alexnet_model(weights):

@@ -92,11 +92,12 @@ def open_index(folder, checkpoint=None, gpu=None, images=None):
     return Photos(loaded, QueryEmbedder(folder, loaded.content.facts, checkpoint, gpu))
 
 
-def check_checkpoint(folder, facts, checkpoint):
-    """Raise UserError if the index in `folder` was made with another checkpoint, or this one is missing."""
+def check_checkpoint(folder, facts, checkpoint, sha256=None):
+    """Raise UserError if the index in `folder` was made with another checkpoint, or this one is missing. `sha256`: of its
+    file, if it is known."""
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: no such file, but {folder} was made with it; --checkpoint names it if it moved")
-    if fingerprint(checkpoint) != facts["checkpoint_sha256"]:
+    if (sha256 or fingerprint(checkpoint)) != facts["checkpoint_sha256"]:
         raise UserError(f"{folder} is an index of another checkpoint ({facts['experiment']}), not of {checkpoint}")
 
 
@@ -119,8 +120,8 @@ class QueryEmbedder:
 
     @cached_property
     def _loaded(self):
-        check_checkpoint(self._folder, self._facts, self._checkpoint)
-        trained = read_checkpoint(self._checkpoint)
+        trained = read_checkpoint(self._checkpoint) if self._checkpoint.is_file() else None
+        check_checkpoint(self._folder, self._facts, self._checkpoint, trained and trained.sha256)
         return embedder_of(self._checkpoint, trained, self._facts["crops"], self._gpu), trained.neighbours
 
     def _load(self):
