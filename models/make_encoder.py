@@ -93,13 +93,14 @@ def alexnet_model(weights):
     graph = GraphWriter()
 
     def convolve(x, kernel, bias, pad=0, stride=1, groups=1):
-        return graph.node("Relu", graph.convolution(x, kernel.transpose(3, 2, 0, 1), bias, (pad, pad), stride, groups))
+        kernel = kernel.transpose(3, 2, 0, 1)  # from TensorFlow's layout
+        return graph.node("Relu", graph.convolution(x, kernel, bias, (pad, pad), stride, groups))
 
     def pool(x):
         return graph.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2])
 
     def normalise(x, maps):
-        """x / (bias + alpha·Σ x²)^¾ over near maps; the sum is a convolution, far quicker than the LRN of ONNX."""
+        """x / (bias + alpha·Σ x²)^¾ over near maps; the sum is a convolution, far quicker than ONNX's LRN."""
         distance = np.abs(np.subtract.outer(np.arange(maps), np.arange(maps)))
         near = (distance <= LRN["radius"]) * np.float32(LRN["alpha"])  # (maps, maps)
         bias = np.full(maps, LRN["bias"], np.float32)
