@@ -196,6 +196,7 @@ def test_fitted_codebooks_come_nearer_than_slices_of_k_means():
 
 def test_codebooks_are_fitted_to_a_sample_of_many_vectors(monkeypatch):
     monkeypatch.setattr("quantization.codebooks.FIT_IMAGES", 30)
-    vectors = unit_length(stream(4, "fit").normal(size=(90, 300)).astype(np.float32))
-    (fitted,), _, _ = final_fit(vectors, 1, seed=0)
-    assert fitted.any(1).sum() == 30  # a centre for each vector of the sample
+    vectors = stream(4, "fit").normal(size=(90, 300)).astype(np.float32)
+    fitted, factor, neighbours = final_fit(unit_length(vectors), 1, 0)
+    assert fitted[0].any(1).sum() == 30  # a centre for each vector of the sample
+    assert (factor.shape, neighbours[0].shape[1], neighbours[1].shape) == ((300, 300), 300, (1,))
