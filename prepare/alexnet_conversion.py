@@ -26,6 +26,7 @@ from itertools import pairwise
 import numpy as np
 
 from models import alexnet, layers
+from models.checkpoint import LAST, checked_layers
 from models.session import open_session, tf
 from prepare.alexnet_sources import SHAPES, chain, onnx
 from util import UserError, one_line, stream
@@ -59,7 +60,7 @@ def convert(source, channels):
         shift = np.array(alexnet.MEAN) - np.array(CAFFE_MEAN[::-1])  # what the network subtracts too much
         weights["conv1"] = [kernel, bias + np.einsum("hwio,i->o", kernel.astype(np.float64), shift)]
     weights = {name: [np.ascontiguousarray(array, np.float32) for array in pair] for name, pair in weights.items()}
-    return layers.check_weights(weights, alexnet.LAYERS, "the conversion")
+    return checked_layers(weights, alexnet.LAYERS, "the conversion")
 
 
 def network_kernel(source_format, name, kernel):
@@ -116,8 +117,8 @@ def relative_difference(found, expected):
 
 def network_fc7(images, weights):
     """fc7 before its ReLU as this project's network computes it, float32 (B, 4096)."""
-    last = alexnet.LAYERS[alexnet.LAST]
-    weights = {**weights, alexnet.LAST: [np.zeros(last, np.float32), np.zeros(last[-1], np.float32)]}
+    last = alexnet.LAYERS[LAST]
+    weights = {**weights, LAST: [np.zeros(last, np.float32), np.zeros(last[-1], np.float32)]}
     with tf.Graph().as_default() as graph, open_session(graph) as session, tf.device("/cpu:0"):
         variables, first_values = layers.make_variables(alexnet.LAYERS, ())
         _, before = layers.embed(alexnet, tf.constant(images), variables)

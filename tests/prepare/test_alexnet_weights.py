@@ -19,6 +19,7 @@ import pytest
 
 import parity_inputs as parity
 from models import alexnet, layers
+from models.checkpoint import LAST
 from models.session import open_session, tf
 from prepare import alexnet_conversion, alexnet_sources, alexnet_weights
 from prepare.alexnet_sources import read_source
@@ -51,7 +52,7 @@ def narrow():
         for layer in ("fc6", "fc7"):
             patch.setitem(alexnet_sources.SHAPES, layer, PRODUCTS[layer])
             patch.setitem(alexnet.LAYERS, layer, PRODUCTS[layer][::-1])
-        patch.setitem(alexnet.LAYERS, alexnet.LAST, (WIDTH, 300))
+        patch.setitem(alexnet.LAYERS, LAST, (WIDTH, 300))
         yield
 
 
