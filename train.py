@@ -163,7 +163,7 @@ def main():
     untagged = options.loss == "PCA"
     training_set = load_images(folder) if untagged else load_training(
         folder, options.skip_bad, check_images=options.features is None)
-    weights_file, stored = stored_weights(options)
+    weights_file, stored = stored_weights(options, target)
     log = open_log(options.root / "logs" / f"{target.stem}.log")
     describe(log, training_set)
 
@@ -352,9 +352,9 @@ class Schedule:
 
 # ---------------------------------------------------------------- what training starts from
 
-def stored_weights(options):
+def stored_weights(options, target):
     """The file that training starts from and its entries; None and None for random weights, or where features are
-    given without --weights. Raises UserError if the file is missing or damaged."""
+    given without --weights. Raises UserError if the file is missing or damaged, or if it is to be overwritten."""
     path = options.weights
     if path is None and (options.backbone_init == "lsuv" or options.encoder or options.features):
         return None, None
@@ -363,6 +363,8 @@ def stored_weights(options):
         raise UserError(f"{path}: no such file: training starts from AlexNet's ImageNet weights in the release's "
                         "format (see 'AlexNet weights' in docs/datasets.md), or from random ones with --backbone-init "
                         "lsuv, which learn with LR 1e-5 to 3e-5 and --dropout 0 and collapse without")
+    if path.resolve() == target.resolve() and not options.resume:
+        raise UserError(f"{path} is the checkpoint that this training would overwrite: choose other NOTES")
     check_checksums(path.with_suffix(".json"))
     return path, read_weights(path)
 
@@ -383,7 +385,7 @@ def compute_other_splits(folder, encoder, root, log):
 def keep_encoder(encoder, target):
     """Copy an encoder and its record next to the checkpoint `target`, so that the checkpoint is complete."""
     copy = encoder_next_to(target)
-    record = {name: value for name, value in msgspec.to_builtins(encoder.record).items() if name != "sha256"}
+    record = {**msgspec.to_builtins(encoder.record), "crops": 1}  # as its features were computed
     with with_checksums(copy.with_suffix(".json"), record, copy) as (temporary,):
         shutil.copyfile(encoder.path, temporary)
 

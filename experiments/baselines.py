@@ -70,7 +70,7 @@ def main():
 
         from retrieval.faiss_index import flat_engine
     except ImportError as error:
-        raise UserError("baselines need faiss: pip install -r requirements-search.txt") from error
+        raise UserError("baselines need faiss: pip install -e '.[search]'") from error
 
     content = read_content(options.retrieval)
     check_enough(options.retrieval, content)

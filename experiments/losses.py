@@ -11,6 +11,7 @@ import numpy as np
 
 from dataset import find_dataset, read_split
 from experiments.ablations import prepare_tags, program, without_graph
+from experiments.baselines import BASELINES, Quantizers, additive_score, training_images
 from models.checkpoint import LAST, fit_entries, read_checkpoint
 from models.encoder import ImageEncoder, embed
 from models.features import features_file, photo_features
@@ -67,7 +68,9 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
-    from experiments import baselines  # loads FAISS
+    faiss = None
+    if options.faiss:
+        import faiss
     from quantization.codebooks import final_fit  # loads scikit-learn
     prepare_tags(options.root, options.dataset, options.vectors, options.gpu, options.threshold)
     labels = {name: labels_of(name, options.dataset, options.root) for name in (options.dataset, *options.also)}
@@ -79,8 +82,7 @@ def main():
                           for split, found in features.items()}
             for m in COUNTS:
                 fit = fit_entries(*final_fit(embeddings["train"], m, seed))
-                for ranking, score in scores(embeddings, checkpoint, fit, seed,
-                                             baselines if options.faiss and m in COMPARED else None):
+                for ranking, score in scores(embeddings, checkpoint, fit, seed, faiss if m in COMPARED else None):
                     for key, (queries, database) in labels.items():
                         found = metrics.evaluate(score, queries, database, len(database)).map
                         table.setdefault(name, {}).setdefault(f"{key}: {ranking}", {})[seed] = found
@@ -119,13 +121,13 @@ def trained(options, variant, seed):
         for split in ("train", "database", "test")}
 
 
-def scores(embeddings, checkpoint, fit, seed, baselines):
+def scores(embeddings, checkpoint, fit, seed, faiss):
     """Yield the name and the score function (see `metrics.evaluate`) of floats, of codes, and of FAISS's codes.
 
     Args:
         embeddings: `{split: float32 (N, D)}`.
         fit: entries of fitted codebooks.
-        baselines: the module, or None for no quantizers of FAISS.
+        faiss: the module, or None for no quantizers of FAISS.
     """
     codebooks = fit[CODEBOOKS].reshape(-1, quantizer.CODEWORDS, DIMENSIONS)
     fitted = replace(checkpoint, codebooks=codebooks, fit_factor=fit[FIT], neighbours=fit[NEIGHBOURS])
@@ -136,15 +138,16 @@ def scores(embeddings, checkpoint, fit, seed, baselines):
     yield "floats", lambda q: queries[q] @ database.T
     yield "floats, averaged queries", lambda q: averaged[q] @ database.T
     yield bits, lambda q: quantizer.quantized_scores(averaged[q], codes, codebooks)
-    if baselines:
-        training = baselines.training_images(embeddings["train"], seed)
+    if faiss:
+        quantizers = Quantizers(faiss, len(codebooks), seed)
+        training = training_images(embeddings["train"], seed)
         for name in QUANTIZERS:
-            index = baselines.BASELINES[name][0](len(codebooks), seed)
+            index = BASELINES[name](quantizers)
             index.train(training)
             index.add(database)
-            found = baselines.codes_of(index)
-            yield f"{bits} {name}", baselines.additive_score(index, found, queries)
-            yield f"{bits} {name}, averaged queries", baselines.additive_score(index, found, averaged)
+            found = quantizers.codes(index)
+            yield f"{bits} {name}", additive_score(index, found, queries)
+            yield f"{bits} {name}, averaged queries", additive_score(index, found, averaged)
 
 
 def print_row(name, values):

@@ -69,13 +69,14 @@ class Checkpoint:
 
 # ---------------------------------------------------------------- the file
 
-def read_checkpoint(path):
-    """The Checkpoint in a file. Raises UserError.
+def read_checkpoint(path, sha256=None):
+    """The Checkpoint in a file, whose SHA-256 may be known already. Raises UserError.
 
     A checkpoint that was altered since it was written is refused; of one without a checksum, as the release's, a note
     says so.
     """
-    sha256 = fingerprint(path) if path.is_file() else None
+    if sha256 is None and path.is_file():
+        sha256 = fingerprint(path)
     if not check_checksums(path.with_suffix(".json"), {path.name: sha256}):
         note(f"{path} has no checksum in a JSON file next to it, so damage to it would go unnoticed")
     weights = read_weights(path)

@@ -14,7 +14,8 @@ LEAST = 1e-9  # part of the first component's variance that a component must hav
 def last_layer(features):
     """The last layer that gives an image its coordinates along the D directions in which `features`, float32 (N, F),
     differ most: [kernel (F, D), bias (D,)]. Where they differ in fewer directions, the other coordinates are 0."""
-    found = PCA(min(DIMENSIONS, *features.shape), svd_solver="covariance_eigh").fit(features.astype(np.float64))
+    with np.errstate(all="ignore"):  # a single image has no variance
+        found = PCA(min(DIMENSIONS, *features.shape), svd_solver="covariance_eigh").fit(features.astype(np.float64))
     kept = found.components_[found.explained_variance_ > LEAST * found.explained_variance_[0]]
     kernel = np.zeros((features.shape[1], DIMENSIONS))
     kernel[:, :len(kept)] = kept.T

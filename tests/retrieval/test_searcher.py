@@ -81,7 +81,7 @@ def facts(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
-    monkeypatch.setattr(searcher, "read_checkpoint", lambda path: Checkpoint({}, None))
+    monkeypatch.setattr(searcher, "read_checkpoint", lambda path, sha256: Checkpoint({}, None))
 
 
 def image(number):
