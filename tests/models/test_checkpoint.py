@@ -42,7 +42,8 @@ def fit():
 
 def test_a_checkpoint_is_its_layers_codebooks_and_fit(tmp_path):
     path, tags = tmp_path / "x.npy", stream(0, "tags").normal(size=(9, 300)).astype(np.float32)
-    assert [field.name for field in fields(Checkpoint)] == ["weights", "codebooks", "fit_factor", "neighbours", "sha256"]
+    assert [field.name for field in fields(Checkpoint)] == [
+        "weights", "codebooks", "fit_factor", "neighbours", "sha256"]
     for entries, fitted, factor in (({}, False, quantizer.semantic_factor(tags)), (fit(), True, fit()[FIT])):
         write_weights(path, last_layer(7) | entries)
         found = read_checkpoint(path)
