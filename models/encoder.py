@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from storage.files import check_checksums, read_record
 from storage.images import central_square, map_photos, resize_bilinearly, resize_evenly
@@ -195,6 +196,7 @@ class PhotoEmbedder:
     def __init__(self, encoder, last_layer, unit, crops):
         self._encoder, self._last_layer, self._unit, self._crops = encoder, last_layer, unit, crops
         self.resize = encoder.resize
+        self._threads = ThreadpoolController()
         if encoder.width != len(last_layer[0]):
             raise UserError(f"{encoder.path}: expected {len(last_layer[0]):,} features an image, as the last layer "
                             f"has, found {encoder.width:,}")
@@ -217,8 +219,9 @@ class PhotoEmbedder:
         return np.concatenate(parts), faults
 
     def _blocks(self, photos, what, skip_bad=False):
-        return map_photos(self._embed_images, photos, self.resize, self._encoder.at_once(self._crops), cores(), what,
-                          skip_bad)
+        with self._threads.limit(limits=1):  # those of NumPy's products would take the cores from ONNX Runtime
+            yield from map_photos(self._embed_images, photos, self.resize, self._encoder.at_once(self._crops), cores(),
+                                  what, skip_bad)
 
     def _embed_images(self, images):
         return embed(self._encoder.features(images, self._crops), self._last_layer, self._unit)
