@@ -17,6 +17,7 @@ from tags.word_vectors import FORMATS, find_vectors
 from util import UserError, add_shared_options, gpu_number, number, run_program, unit_length
 
 SHOWN_GROUPS = 20
+TRAINED_TAU = 0.75  # for vectors trained on the tag lists, whose cosines spread from −1 to 1
 
 
 def parse_options():
@@ -29,19 +30,26 @@ def parse_options():
                              "lists of the training images")
     parser.add_argument("gpu", metavar="GPU", type=gpu_number,
                         help="accepted as in the other programs, but not used: this program runs on the CPU")
-    # Chosen by reading the merged groups of NUS-WIDE's list with GloVe vectors, where T is 927; see docs/datasets.md.
     parser.add_argument("--neighbors", metavar="COUNT", type=number(int, 1), default=5,
                         help="how many of the nearest tags may be neighbours of a tag (default 5)")
-    parser.add_argument("--threshold", metavar="TAU", type=number(float, 0, 1), default=0.75,
-                        help="tau: the least cosine between neighbours, from 0 to 1 (default 0.75)")
+    parser.add_argument("--threshold", metavar="TAU", type=number(float, 0, 1),
+                        help="tau: the least cosine between neighbours, from 0 to 1 (default: 6 standard deviations "
+                             "above the mean cosine of two tags, at most 0.8; "
+                             f"{TRAINED_TAU} for vectors that are trained here)")
     parser.add_argument("--merge-radius", metavar="EPS", type=number(float, 1e-9, 1), default=0.05,
                         help="eps: DBSCAN's radius as a cosine distance, at most 1 (default 0.05)")
+    parser.add_argument("--merged-to", metavar="T", type=number(int, 1),
+                        help="find the tau, and if need be the eps, that leave T merged tags (1178 in the release's "
+                             "files of flickr, 928 in those of nuswide)")
     parser.add_argument("--no-graph", action="store_true",
                         help="the paper's ablation: neither enhance nor merge (default: do both)")
     parser.add_argument("--limit", metavar="N", type=number(int, 1),
                         help="read only the first N vectors of the file (default: all)")
     add_shared_options(parser)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.merged_to is not None and (options.no_graph or options.threshold is not None):
+        parser.error("--merged-to excludes --threshold and --no-graph")
+    return options
 
 
 def main():
@@ -65,18 +73,23 @@ def main():
     unit = unit_length(vectors[found].astype(np.float64))  # (R', D)
 
     # correlation graph, semantic enhancement, merging of synonyms
-    edges, groups = 0, [[row] for row in range(len(found))]
+    edges, groups, used = 0, [[row] for row in range(len(found))], {}
     if not options.no_graph:
-        graph = method.correlation_graph(unit, options.neighbors, options.threshold)
-        edges = graph.nnz - len(found)  # without the loops
-        unit = unit_length(graph @ unit)
-        groups = method.merge_groups(unit, options.merge_radius)
+        tau, eps = options.threshold, options.merge_radius
+        if options.merged_to is not None:
+            tau, eps = method.settings_for(options.merged_to, unit, options.neighbors, eps)
+        elif tau is None:
+            tau = TRAINED_TAU if options.word_vectors == "train" else method.usual_threshold(unit)
+        unit, groups, edges = method.merged_tags(unit, options.neighbors, tau, eps)
+        used = {"tau": tau, "eps": eps}
     embeddings = method.merged_embeddings(unit, groups)  # W, (T, D)
     merge_map = make_merge_map(groups, found, len(tags))
 
-    report = make_report(tags, spelled, edges, merge_map)
+    report = {**make_report(tags, spelled, edges, merge_map), **used}
     write_tags(dataset, embeddings, merge_map, {**report, "options": plain(vars(options)), **provenance(files)})
     print_report(report, dataset)
+    if options.merged_to is not None:
+        print(f"asked for T = {options.merged_to}, found {len(groups)} with tau {tau:.4f} and eps {eps:.4f}")
 
 
 def read_raw_tags(dataset):
@@ -132,7 +145,8 @@ def print_report(report, dataset):
     print(f"missing      {len(missing):6}  dropped, because they have no vector")
     if missing:
         print(textwrap.fill(", ".join(missing), 110, initial_indent="    ", subsequent_indent="    "))
-    print(f"edges        {report['edges']:6}  from a tag to a neighbour in the correlation graph")
+    print(f"edges        {report['edges']:6}  from a tag to a neighbour in the correlation graph"
+          + (f", tau {report['tau']:.4f}" if "tau" in report else ""))
     print(f"merged tags  {report['merged_tags']:6}  (T); {len(groups)} of them merge two raw tags or more")
     for group in groups[:SHOWN_GROUPS]:
         print(textwrap.fill(", ".join(group), 110, initial_indent="    ", subsequent_indent="        "))

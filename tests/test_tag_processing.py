@@ -14,8 +14,10 @@ import oracles
 import tag_processing
 from dataset import read_merge_map, read_tag_embeddings, read_tag_names
 from tag_inputs import clustered, random_vectors, topical_tags, write_binary
+from tags import graph
 from tags.word_vectors import read_vectors
 from tiny import call_apart
+from util import unit_length
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -190,14 +192,16 @@ def test_help_tells_the_defaults_and_loads_no_heavy_library(tmp_path):
     done = subprocess.run([sys.executable, "-X", "importtime", REPOSITORY / "tag_processing.py", "--help"],
                           capture_output=True, text=True)
     assert done.returncode == 0
-    for default in ("default 5", "default 0.75", "default 0.05", "default: all", "default 0)"):
-        assert default in done.stdout
+    for default in ("default 5", "at most 0.8", "0.75 for vectors", "default 0.05", "default: all", "default 0)"):
+        assert default in " ".join(done.stdout.split())
     loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "numpy" in loaded  # importtime did list modules
     assert not loaded & {"sklearn", "gensim", "tensorflow"}
 
 
-def test_the_script_serves_both_released_data_sets_from_any_folder(tmp_path):
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the programs and scripts with both released data sets, of two tags each."""
     project = tmp_path / "project"
     (project / "scripts").mkdir(parents=True)
     for source in (source for pattern in ("*.py", "storage/*.py", "tags/*.py", "scripts/*.sh")
@@ -214,11 +218,24 @@ def test_the_script_serves_both_released_data_sets_from_any_folder(tmp_path):
         (project / "data" / folder / "train_tag.txt").write_text("0 1\n1 0\n")
     (project / "datasets").mkdir()
     write_binary(project / "datasets" / "GoogleNews-vectors-negative300.bin.gz", ["dog", "cat"], random_vectors(2))
+    return project
+
+
+def test_the_script_serves_both_released_data_sets_from_any_folder(project, tmp_path):
     done = subprocess.run(["bash", project / "scripts" / "tag_processing.sh", "0"], capture_output=True, text=True,
                           cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for folder in ("flickr25k", "nus-wide"):
         assert read_tag_embeddings(project / "data" / folder / "tags" / "FinalTagEmbs.txt").shape == (2, 300)
+
+
+def test_the_script_does_the_data_set_that_is_there_and_says_which_is_not(project):
+    shutil.rmtree(project / "data" / "flickr25k")
+    done = subprocess.run(["bash", project / "scripts" / "tag_processing.sh", "0"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "unknown data set 'flickr'" in done.stderr
+    assert "error: no merged tags of flickr" in done.stderr
+    assert read_tag_embeddings(project / "data" / "nus-wide" / "tags" / "FinalTagEmbs.txt").shape == (2, 300)
 
 
 @needs_shared
@@ -239,6 +256,32 @@ def test_the_defaults_merge_synonyms_on_nus_wides_list(tmp_path, run_here):
                      {"jail", "prison"}, {"film", "movie"}):
         assert synonyms in groups
     assert max(map(len, groups)) <= 7
+
+
+@needs_shared
+def test_the_default_threshold_keeps_cat_and_dog_apart_by_google_news():
+    """Two of NUS-WIDE's concepts, which 0.75, the threshold that suits GloVe, would merge."""
+    words = (SHARED / "nus-wide" / "Concepts81.txt").read_text().split()
+    unit = unit_length(np.loadtxt(SHARED / "googlenews" / "nuswide_81_wordvec.txt"))
+    pets = [words.index("cat"), words.index("dog")]
+    assert any(set(pets) <= set(group) for group in graph.merged_tags(unit, 5, 0.75, 0.05)[1])
+    tau = graph.usual_threshold(unit)
+    assert not any(set(pets) <= set(group) for group in graph.merged_tags(unit, 5, tau, 0.05)[1])
+
+
+def test_as_many_merged_tags_are_left_as_asked_for(pets, monkeypatch, capsys):
+    for count in (2, 4, 5):
+        code, printed, errors = call_apart(monkeypatch, capsys, tag_processing, "pets", pets / "v.bin", 0,
+                                           "--merged-to", count, "--root", pets)
+        assert (code, errors) == (0, "")
+        report = json.loads((pets / "data" / "pets" / "tags" / "report.json").read_text())
+        assert report["merged_tags"] == count
+        assert (f"asked for T = {count}, found {count} with tau {report['tau']:.4f} and eps {report['eps']:.4f}"
+                in printed)
+    code, printed, _ = call_apart(monkeypatch, capsys, tag_processing, "pets", pets / "v.bin", 0, "--merged-to", 9,
+                                  "--root", pets)
+    assert code == 0
+    assert "asked for T = 9, found 5 with" in printed
 
 
 @pytest.mark.slow
