@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from dataset import (
     check_links,
     faults_in,
@@ -24,9 +26,10 @@ from dataset import (
 from prepare.split_files import counts, spread, tags_made_from
 from storage.files import fingerprint, write_json
 from storage.images import list_faults
-from util import ROOT, UserError, cores, first_few, progress, run_program
+from util import ROOT, UserError, cores, first_few, progress, run_program, unit_length
 
 SPLITS = ("train", "database", "test")
+FIRST_LOSSES = {"flickr": 0.893, "nuswide": 0.895}  # embedding loss of step 1 in the release's logs
 
 
 @dataclass
@@ -144,16 +147,36 @@ def check_tags(dataset, check):
         check.notes.append("no tags/ yet: run tag_processing.py")
         return
     try:
-        groups, _ = read_tags(dataset, raw.shape[1])
+        groups, embeddings = read_tags(dataset, raw.shape[1])
     except UserError as error:
         check.findings.append(str(error))
         return
     if made_from_other_tags(dataset):
         check.findings.append(f"{dataset.tag_embeddings.parent} was made from another tag list than "
                               f"{dataset.tag_list}; run tag_processing.py again")
-    dropped = int(((counts(raw) > 0) & (counts(merge_tags(raw, groups)) == 0)).sum())
+    merged = merge_tags(raw, groups)
+    dropped = int(((counts(raw) > 0) & (counts(merged) == 0)).sum())
     check.figures["merged_tags"], check.figures["images_whose_tags_were_all_dropped"] = len(groups), dropped
     check.notes.append(f"{len(groups):,} merged tags; all tags of {dropped:,} training images were dropped")
+    margin = check.figures["mean_margin"] = mean_margin(merged, embeddings)
+    released = FIRST_LOSSES.get(dataset.name)
+    check.notes.append(f"mean margin {margin:.4f}: the embedding loss of WSDQH's first step should be near it"
+                       + (f"; the release's is {released:.4f}" if released else ""))
+
+
+def mean_margin(tags, embeddings):
+    """The mean margin 1 − ŵ_i·ŵ_j over all images and all pairs of a tag i that an image has and a tag j that it has
+    not, as the loss weights them.
+
+    Args:
+        tags: CSR uint8 (N, T).
+        embeddings: W, float32 (T, D).
+    """
+    unit = unit_length(embeddings.astype(np.float64))
+    own, own_sum = counts(tags), tags @ unit  # (N,), (N, D)
+    pairs = own * (len(unit) - own)
+    cosines = (own_sum * (unit.sum(0) - own_sum)).sum()
+    return float((pairs.sum() - cosines) / max(1, pairs.sum()))
 
 
 def made_from_other_tags(dataset):

@@ -4,10 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 from prepare import check as check_program
 from storage.files import write_json
 from tiny import QUERIES, TRAINING, call, make_tiny, run
+from util import stream
 
 
 @pytest.fixture
@@ -150,3 +152,15 @@ def test_nothing_is_changed(tiny, check):
     check()
     (tiny / "report.json").unlink()
     assert {path: path.read_bytes() for path in tiny.rglob("*") if path.is_file()} == before
+
+
+def test_the_mean_margin_is_that_of_all_pairs_of_a_tag_that_an_image_has_and_one_that_it_has_not(tiny, check):
+    rng = stream(0, "margin")
+    tags, embeddings = (rng.random((9, 6)) < 0.3).astype(np.uint8), rng.normal(size=(6, 300)).astype(np.float32)
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    slow = [1 - unit[i] @ unit[j] for row in tags for i in np.flatnonzero(row) for j in np.flatnonzero(row == 0)]
+    assert check_program.mean_margin(scipy.sparse.csr_array(tags), embeddings) == pytest.approx(np.mean(slow), rel=1e-6)
+    code, printed, report = check()
+    assert code == 0
+    assert f"mean margin {report['mean_margin']:.4f}: the embedding loss of WSDQH's first step" in printed
+    assert "the release's" not in printed
