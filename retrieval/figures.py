@@ -370,6 +370,28 @@ def training_figure(path, history):
     _save(figure, path)
 
 
+def traces_figure(path, traces, smoothed):
+    """The losses of several trainings in one picture.
+
+    Args:
+        traces: (name, history as from `read_training_log`) of each.
+        smoothed (int): steps of a running median.
+    """
+    figure = Figure((8, 6), layout="constrained")
+    panels = figure.subplots(2, sharex=True)
+    for (name, history), colour in zip(traces, PALETTE, strict=False):
+        for panel, losses in zip(panels, history.T[2:], strict=True):
+            panel.plot(history[:, 0], losses, color=colour, alpha=0.25, linewidth=0.8)
+            panel.plot(history[:, 0], median_filter(losses, smoothed, mode="nearest"), color=colour, linewidth=2,
+                       label=name)
+    for panel, name in zip(panels, ("embedding loss", "λ · quantization loss"), strict=True):
+        panel.set_ylabel(name)
+        _plain(panel)
+    panels[0].legend(loc="best", frameon=False, fontsize="small")
+    panels[1].set_xlabel("step")
+    _save(figure, path)
+
+
 def _plot_loss(axes, steps, losses, colour, name):
     """Plot the loss of each step; where there are many, pale behind their running median."""
     width = len(steps) // 20
