@@ -434,8 +434,8 @@ def describe(log, training_set):
 
 
 def step_line(step, scalars, seconds):
-    """The release's line of a 0-based step."""
-    return (f"step [{step + 1:4d}], lr [{scalars['learning_rate']:.7f}], embedding loss "
+    """The release's line of a 0-based step. The rate is rounded as float32, which prints 1.875e-5 as 0.0000188."""
+    return (f"step [{step + 1:4d}], lr [{np.float32(scalars['learning_rate']):.7f}], embedding loss "
             f"[{scalars['loss/embedding']:7.4f}], quantization loss [{scalars['loss/quantization']:7.4f}], "
             f"{seconds:5.2f} sec/batch.")
 

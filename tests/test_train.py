@@ -29,6 +29,13 @@ def test_learning_rate_halves_every_300_steps():
         0.0003, 0.0003, 0.00015, 0.00015, 0.000075]
 
 
+@pytest.mark.parametrize(("step", "printed"), [(0, "0.0003000"), (899, "0.0000750"), (1200, "0.0000188")])
+def test_the_learning_rate_is_printed_as_in_the_release_s_logs_of_nuswide(step, printed):
+    scalars = {"learning_rate": learning_rate(0.0003, step), "loss/embedding": 0.7253, "loss/quantization": 0.0339}
+    assert train.step_line(step, scalars, 0.51) == (
+        f"step [{step + 1:4d}], lr [{printed}], embedding loss [ 0.7253], quantization loss [ 0.0339],  0.51 sec/batch.")
+
+
 def test_flickr_updates_its_codebooks_after_the_step_printed_as_147():
     schedule = Schedule(images=18_573, batch_size=256, seed=0)
     assert [step + 1 for step in range(800) if schedule.updates_after(step)] == [147, 293, 439, 585, 731]
