@@ -33,7 +33,8 @@ def test_learning_rate_halves_every_300_steps():
 def test_the_learning_rate_is_printed_as_in_the_release_s_logs_of_nuswide(step, printed):
     scalars = {"learning_rate": learning_rate(0.0003, step), "loss/embedding": 0.7253, "loss/quantization": 0.0339}
     assert train.step_line(step, scalars, 0.51) == (
-        f"step [{step + 1:4d}], lr [{printed}], embedding loss [ 0.7253], quantization loss [ 0.0339],  0.51 sec/batch.")
+        f"step [{step + 1:4d}], lr [{printed}], embedding loss [ 0.7253], quantization loss [ 0.0339],  "
+        "0.51 sec/batch.")
 
 
 def test_flickr_updates_its_codebooks_after_the_step_printed_as_147():
