@@ -7,9 +7,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+from dataset import read_binary_matrix
 from prepare import flickr25k as prepare_flickr25k
 from prepare.split_files import only_preparation
 from small_collections import (
@@ -243,3 +247,45 @@ def test_wrong_annotations_are_not_kept(flickr, server, capsys, monkeypatch):
     assert code == 2
     assert "expected a whole zip archive" in printed
     assert not list(flickr.link.parent.iterdir())
+
+
+# ---------------------------------------------------------------- the real annotations
+
+ANNOTATIONS = Path(__file__).resolve().parents[3] / "shared" / "data" / "mirflickr" / "annotations38.txt"
+# labels that have a second file, of images in which the label is prominent
+RELEVANT = {"baby", "bird", "car", "clouds", "dog", "female", "flower", "male", "night", "people", "portrait", "river",
+            "sea", "tree"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ANNOTATIONS.is_file(), reason="no shared/data/mirflickr next to the repository")
+def test_the_real_annotations_of_all_25_000_images_make_a_data_set(tmp_path, monkeypatch, capsys):
+    """With drawn images and tags. The columns are the official files in the order of their names: each _r1 file lists
+    images of the file before it, but for 4 images of people_r1."""
+    rows = [line.split() for line in ANNOTATIONS.read_text().splitlines()]
+    matrix = np.array([row[1:] for row in rows], np.uint8)  # (25,000, 38)
+    files = [name for label in prepare_flickr25k.LABELS
+             for name in ([label, f"{label}_r1"] if label in RELEVANT else [label])]
+    assert matrix.shape == (25_000, len(files))
+    folder, images = tmp_path / "annotations", tmp_path / "mirflickr"
+    for part in (folder, images / "meta" / "tags", images / "doc"):
+        part.mkdir(parents=True)
+    for column, name in enumerate(files):
+        numbers = [rows[row][0][2:-4] for row in np.flatnonzero(matrix[:, column])]
+        (folder / f"{name}.txt").write_text("\r\n".join(numbers) + "\r\n")
+        if name.endswith("_r1"):
+            outside = int((matrix[:, column] & ~matrix[:, column - 1] & 1).sum())
+            assert outside == (4 if name == "people_r1" else 0)
+    picture = cv2.imencode(".jpg", np.full((8, 8, 3), 90, np.uint8))[1].tobytes()
+    for number in range(1, 25_001):
+        (images / f"im{number}.jpg").write_bytes(picture)
+        (images / "meta" / "tags" / f"tags{number}.txt").write_text(f"tag{number % 50}\r\n")
+    (images / "doc" / "common_tags.txt").write_text("".join(f"tag{n} 500\r\n" for n in range(50)))
+    code, printed = call(monkeypatch, capsys, prepare_flickr25k, "--annotations", folder, "--images", images, "--root",
+                         tmp_path)
+    assert code == 0, printed
+    made = sum(read_binary_matrix(tmp_path / "data" / "flickr25k" / f"{split}_label.txt").sum(0)
+               for split in ("database", "test"))
+    labels = [files.index(label) for label in prepare_flickr25k.LABELS]
+    np.testing.assert_array_equal(made, matrix[:, labels].sum(0, dtype=int))
+    assert dict(zip(prepare_flickr25k.LABELS, made.tolist(), strict=True))["sky"] == 7_912
