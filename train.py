@@ -159,6 +159,8 @@ def main():
     if options.print_path:
         print(target)
         return
+
+    # images, tags, and weights to start from
     folder = find_dataset(options.dataset, options.root)
     untagged = options.loss == "PCA"
     training_set = load_images(folder) if untagged else load_training(
@@ -167,6 +169,7 @@ def main():
     log = open_log(options.root / "logs" / f"{target.stem}.log")
     describe(log, training_set)
 
+    # features, in place of photos, for the last layer alone
     from quantization.codebooks import final_fit  # loads scikit-learn
     features, encoder = None, None
     if options.features is not None:
@@ -181,9 +184,10 @@ def main():
         features = photo_features(folder, "train", training_set.rows, encoder,
                                   features_file(options.root, folder.name, encoder.sha256), log.info)
         compute_other_splits(folder, encoder, options.root, log)
+
     record = {"options": plain(vars(options)), "seed": options.seed, "encoder": encoder and encoder.sha256,
               **provenance(data_files(folder, untagged, weights_file, options.features))}
-    if untagged:
+    if untagged:  # nothing is trained
         from models import pca
         weights = {LAST: pca.last_layer(features.astype(np.float32))}
         fit = final_fit(embed(features[:, None], weights[LAST], unit=True), options.codebooks, options.seed)
@@ -192,6 +196,7 @@ def main():
         log.info(f"saved {target}.")
         return
 
+    # the schedule, and the batches of the steps
     import net  # loads TensorFlow, which takes seconds
     from models.session import device_name, write_scalars
     from models.states import States, saved_settings
@@ -209,6 +214,7 @@ def main():
     steps = range(start, options.iterations)
     batches = load_batches(inputs, schedule, steps)  # the first is loaded from here on
 
+    # the network, and the codebooks that are updated in turns with it
     factor = quantizer.semantic_factor(training_set.embeddings)  # (D, min(T, D))
     if options.loss in SOFTMAX_LOSSES:
         loss = net.softmax_loss(options.loss, options.temperature, options.pairs)
@@ -227,6 +233,7 @@ def main():
         log.warning(f"the first update of the codebooks would follow step {schedule.period + 1}, and this run has "
                     f"{options.iterations}: the checkpoint will hold random codebooks.")
 
+    # the training loop
     with network.open_session() as session, reserved_space(target, network.weight_bytes + codebooks.nbytes):
         if options.resume:
             alternation.restore(states.restore(start, session, network))
@@ -258,6 +265,8 @@ def main():
                 if stop.signal:
                     log.info(f"{stop.signal.name}: saved the state after step {step + 1}; --resume goes on from it.")
                     break
+
+        # what is learned after the last step, and the checkpoint
         network.check_finite(session, options.iterations)
         weights = session.run(network.variables)
         if options.two_stage:
