@@ -36,6 +36,33 @@ def test_three_steps_of_alexnet_are_the_released_ones():
             np.testing.assert_allclose(np.abs(after - before).mean(), expected, rtol=1e-3, err_msg=f"{layer} {part}")
 
 
+def first_moments(trainable):
+    """Adam's first moments after one step of the small AlexNet, a tenth of the gradients that it is given."""
+    network = linear_network(network=alexnet, trainable=trainable)
+    rng = stream(0, "moments")
+    weights = {layer: [rng.normal(0, 0.05, shape).astype(np.float32), np.zeros(shape[-1], np.float32)]
+               for layer, shape in alexnet.LAYERS.items()}
+    images = parity.images(parity.SEED + 9, 8)[:, 14:241, 14:241]
+    with network.open_session() as session:
+        network.initialize(session, weights)
+        network.step(session, images, Y, np.zeros((8, 300)), 1e-5, 0, np.zeros((2, 2)))
+        slots = {variable.op.name: variable for variable in network.graph.get_collection("variables")}
+        return {name: session.run(variable) for name, variable in slots.items() if name.endswith("/Adam")}
+
+
+def test_adam_is_given_the_gradients_times_the_factors_of_the_release(small, monkeypatch):
+    """Adam divides a constant factor out again, but for its ε, so the steps alone do not show it."""
+    given = first_moments(list(alexnet.LAYERS))
+    monkeypatch.setattr(net, "FACTORS", (1, 1))
+    monkeypatch.setattr(net, "LAST_FACTORS", (1, 1))
+    plain = first_moments(list(alexnet.LAYERS))
+    assert len(given) == 2 * len(alexnet.LAYERS)
+    for name, moment in given.items():
+        factor = {"kernel": 1, "bias": 2}[name.split("/")[1]] * (10 if name.startswith("fc8") else 1)
+        assert np.abs(plain[name]).max() > 0
+        np.testing.assert_allclose(moment, factor * plain[name], rtol=1e-5, err_msg=name)
+
+
 # ---------------------------------------------------------------- training as a whole
 
 def test_training_lowers_the_loss_and_the_quantization_error():

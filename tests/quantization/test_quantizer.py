@@ -180,6 +180,19 @@ def test_codes_of_fitted_codebooks_do_not_depend_on_how_many_vectors_are_searche
     assert quantizer.local_search(vectors[:0], books, stream(0, "codes")).shape == (0, 1)
 
 
+def test_encoding_takes_three_sweeps_in_orders_drawn_anew_for_each_chunk():
+    rng = stream(0, "sweeps")
+    vectors, books = (rng.normal(size=shape).astype(np.float32) for shape in ((7, 300), (4, 256, 300)))
+    factor, orders = np.eye(300, dtype=np.float32), stream(1, "orders")
+    expected = [quantizer.icm_encode(chunk, books, factor, [orders.permutation(4) for _ in range(3)])
+                for chunk in (vectors[:4], vectors[4:])]
+    found = quantizer.encode(vectors, books, factor, stream(1, "orders"), 4)
+    np.testing.assert_array_equal(found, np.concatenate(expected))
+    orders = stream(1, "orders")
+    fewer = quantizer.icm_encode(vectors[:4], books, factor, [orders.permutation(4)])
+    assert (fewer != found[:4]).any()  # later sweeps change codes here
+
+
 def test_fitted_codebooks_come_nearer_than_slices_of_k_means():
     rng = stream(3, "fit")
     centres = rng.normal(size=(40, 300))
