@@ -11,7 +11,7 @@ from models import alexnet, layers, losses
 from models.checkpoint import CROP_SIDE, LAST, checked_layers, is_last_layer_alone
 from models.encoder import embed
 from models.session import finite_operations, open_session, tf
-from net_val import embedder
+from net_val import ValidationNetwork
 from quantization import quantizer
 from quantization.codebooks import initial_codebooks, random_codebooks, update_codebooks
 from storage.arrays import CODEBOOKS
@@ -53,7 +53,8 @@ class PhotoInputs:
 
     def embeddings(self, weights, unit):
         """Embeddings of the centres of all images, without dropout, float32 (N, D); `unit`: of length 1."""
-        found = embedder(weights, 1, self._device)(self._store.paths, "embedding training images")
+        network = ValidationNetwork(1, self._device)
+        found = network.embed_photos(weights, self._store.paths, "embedding training images")
         return unit_length(found) if unit else found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from util import progress
 
-SHARE = 0.8  # by held-out tags (experiments/distances.py): less costs rare tags more than it gains
+SHARE = 0.8  # chosen by held-out tags: with less, rare tags lose more than frequent ones gain
 MOST_ANCHORS = 10_000  # 12 MB of a checkpoint
 LOOKED_AT = 500  # anchors by which β is chosen
 SHARPEST = 1000  # β, with which only equal photos are averaged
@@ -30,11 +30,11 @@ def neighbourhoods(embeddings, rng, share=SHARE):
     """
     anchors = embeddings[np.sort(rng.choice(len(embeddings), min(MOST_ANCHORS, len(embeddings)), replace=False))]
     some = rng.choice(len(anchors), min(LOOKED_AT, len(anchors)), replace=False)
-    distances = anchors[some] @ anchors.T - 1  # (n, A), 0 for equal ones and negative
+    differences = anchors[some] @ anchors.T - 1  # (n, A), cosines minus 1: 0 for equal anchors, negative for others
     low, high = 0.0, float(SHARPEST)
     for _ in range(20):
         middle = (low + high) / 2
-        found = np.median(2 / (1 + np.exp(middle * distances).sum(1)))
+        found = np.median(2 / (1 + np.exp(middle * differences).sum(1)))
         low, high = (middle, high) if found < share else (low, middle)
     return [anchors, np.array([high], np.float32)]
 

@@ -29,12 +29,12 @@ def semantic_factor(tag_embeddings):
     return np.linalg.qr(tag_embeddings.astype(np.float64), mode="r").T.astype(np.float32)
 
 
-def query_factor(vectors, power=QUERY_POWER):
+def query_factor(vectors):
     """S in whose distances ‖x S‖ the codes of fitted codebooks are found: Σ^⅛ of the second moment Σ = E[x xᵀ].
 
     Queries are like the vectors, so a reconstruction's error e is one of eᵀΣe = ‖e Σ^½‖² in their scores, on average.
     Σ^⅛ lies between the plain error and that of the scores, which ranks frequent tags better and rare ones worse: of
-    the powers 0 to ½ it is best by held-out tags of both kinds (experiments/distances.py).
+    the powers 0 to ½ it was the best for held-out tags of both kinds.
 
     Args:
         vectors: float32 (N, D).
@@ -43,7 +43,7 @@ def query_factor(vectors, power=QUERY_POWER):
     """
     moment = vectors.T.astype(np.float64) @ vectors / len(vectors)  # (D, D)
     values, directions = np.linalg.eigh(moment)
-    return (directions * np.maximum(values, 0) ** power @ directions.T).astype(np.float32)
+    return (directions * np.maximum(values, 0) ** QUERY_POWER @ directions.T).astype(np.float32)
 
 
 def icm_encode(embeddings, codebooks, factor, orders):

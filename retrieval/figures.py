@@ -50,7 +50,7 @@ def write_all(folder, retrieval, results, names, paths, training_log, seed, log)
 
     Args:
         retrieval: retrieval_file.Retrieval.
-        results: `{ranking: (metrics.Quality, seconds)}`, see `net_val.measure`.
+        results: `{ranking: (metrics.Quality, seconds)}`, see `validation.measure`.
         names: L names of labels.
         paths: `{"database": N image files, "test": Q image files}`, in the order of the retrieval's rows.
         training_log: the log file that train.py wrote.
