@@ -26,7 +26,7 @@ MOST_SIDE = 4096  # pixels of a resized photo
 CROPS_AT_ONCE, PHOTOS_AT_ONCE = 40, 8  # at most so many of each a run: on a CPU more of them gain nothing
 EMBEDDED_AT_ONCE = 4096  # images whose features the last layer takes at once
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}  # of a model's input
-OTHER_FILE = b"\x0a\x08location\x12"  # how a model in protobuf begins to name another file that holds its weights
+OTHER_FILE = b"\x0a\x08location\x12"  # in protobuf, what precedes the name of another file that holds the weights
 NEEDED = "image encoders need ONNX Runtime: pip install -e '.[encoders]'"
 
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=MOST_SIDE)]
@@ -249,6 +249,7 @@ class PhotoEmbedder:
         return np.concatenate(parts), faults
 
     def _blocks(self, photos, what, skip_bad=False):
+        """Yield what `map_photos` yields, with embeddings of the sound photos, float32 (B, D)."""
         with ONE_THREAD.hold():  # those of NumPy's products would take the cores from ONNX Runtime
             yield from map_photos(self._embed_images, photos, self.resize, self._encoder.at_once(self._crops), cores(),
                                   what, skip_bad)
@@ -278,7 +279,7 @@ def embed(features, last_layer, unit):
 def open_model(path, gpu):
     """ONNX Runtime's session of a model. Raises UserError.
 
-    A run has one thread: several photos are run at the same time instead.
+    A run uses one thread, because several runs are made at the same time.
     """
     if onnxruntime is None:
         raise UserError(NEEDED)

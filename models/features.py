@@ -62,11 +62,11 @@ def photo_features(folder, split, rows, encoder, path, log):
         kept = stored.get(NAMES[split])
         if kept is None or not kept.are_of(names, fingerprints):
             digests = content_digests(fingerprints)
-            known = Known(path, facts, stored, encoder.width)
-            known.compute(digests, rows, paths, encoder)
-            stored[NAMES[split]] = kept = KeptFeatures(names, fingerprints, known.rows(digests))
+            cache = FeatureCache(path, facts, stored, encoder.width)
+            cache.compute(digests, rows, paths, encoder)
+            stored[NAMES[split]] = kept = KeptFeatures(names, fingerprints, cache.rows(digests))
             write_features(path, stored, facts)
-            known.forget()
+            cache.forget()
         else:
             log(f"features of the {split} images are those of {path}.")
     return kept.values[rows]
@@ -107,7 +107,7 @@ def by_content(stored):
             for digest, values in zip(content_digests(kept.fingerprints), kept.values, strict=True) if digest.any()}
 
 
-class Known:
+class FeatureCache:
     """Features by the content of their images: those of a file of features, and those in a file of records next to it,
     which grows while features are computed, so that little is lost by an interruption.
 

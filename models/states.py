@@ -1,4 +1,4 @@
-"""States that a training can be resumed from, of either system: folders `step_` and a number, such as `step_000120`.
+"""States from which a training of WSDHQ or of GPQ can be resumed: folders such as `step_000120`.
 
 The number counts the steps that the state follows, so the training goes on with the 0-based step of that number.
 """
@@ -12,7 +12,7 @@ from models.session import save_variables
 from storage.files import CHECKSUMS, check_checksums, check_settings, recover_folders, replacing_folder, write_json
 from util import UserError
 
-TABLES = "quantizer.npz"  # arrays that are no variables of the graph
+TABLES = "quantizer.npz"  # arrays that are not variables of the graph
 SETTINGS = "settings.json"
 
 

@@ -91,7 +91,7 @@ def replacing_folder(path):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}{OLD}")
     _recover(old)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same process number
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with the same process number
     temporary.mkdir()
     try:
         yield temporary
@@ -158,7 +158,7 @@ def reserved_space(path, size):
     reserved = path.with_name(f".{path.name}.reserved")
     try:
         with open(reserved, "wb") as file:
-            if hasattr(os, "posix_fallocate"):  # on other systems the check above has to do
+            if hasattr(os, "posix_fallocate"):  # other systems have the check above alone
                 _allocate(file, path, size)
         yield
     finally:

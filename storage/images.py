@@ -130,18 +130,16 @@ def header_size(data):
 
 # ---------------------------------------------------------------- decoding
 
-def decode(path):
-    """An image as OpenCV reads it, upright, BGR, uint8 (h, w, 3), and None; or None and what is wrong.
-
-    `path` may also be an image that is already decoded.
-    """
-    if isinstance(path, np.ndarray):
-        return np.ascontiguousarray(path), None
-    fault, _ = _structural_fault(path)
+def decode(photo):
+    """A photo, a path or an image that is decoded already, upright, BGR, uint8 (h, w, 3), and None; or None and what is
+    wrong."""
+    if isinstance(photo, np.ndarray):
+        return np.ascontiguousarray(photo), None
+    fault, _ = _structural_fault(photo)
     if fault:
         return None, fault
     try:
-        image = cv2.imread(os.fsencode(path))  # as a str, a name that is not UTF-8 would crash it
+        image = cv2.imread(os.fsencode(photo))  # as a str, a name that is not UTF-8 would crash it
     except cv2.error as error:
         if "CV_IO_MAX_IMAGE_PIXELS" in str(error):
             return None, f"has more than {MOST_PIXELS:,} pixels"
@@ -179,16 +177,16 @@ def read_image(path):
     return image
 
 
-def try_image(path, resize=resize_bilinearly):
-    """An image as `resize`, a function of a decoded one, makes it, BGR, uint8 (side, side, 3), and None; or None and
-    what is wrong."""
-    image, fault = decode(path)
+def try_image(photo, resize=resize_bilinearly):
+    """A photo after `resize`, a function of a decoded image, BGR, uint8 (side, side, 3), and None; or None and what is
+    wrong."""
+    image, fault = decode(photo)
     return (None, fault) if fault else (resize(image), None)
 
 
-def decodable_images(paths, resize):
-    """The images that can be decoded, uint8 (n, side, side, 3), and {row: what is wrong} of the others."""
-    images, faults = zip(*(try_image(path, resize) for path in paths), strict=True)
+def decodable_images(photos, resize):
+    """The photos that can be decoded, uint8 (n, side, side, 3), and {row: what is wrong} of the others."""
+    images, faults = zip(*(try_image(photo, resize) for photo in photos), strict=True)
     sound = [image for image in images if image is not None]
     return np.array(sound), {row: fault for row, fault in enumerate(faults) if fault}
 

@@ -79,8 +79,6 @@ def read_vectors(path, wanted, limit=None):
             for row, _, word, numbers in rows:
                 if word in wanted and wanted[word] not in kept:
                     kept[wanted[word]] = _checked(parse, numbers, path, row, wanted[word])
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: expected a whole gzip file, found a damaged or truncated one ({error})") from error
     return {word: vector for word, vector in kept.items() if vector.any()}
@@ -111,7 +109,7 @@ def make_table(path):
             words.extend((_hash(word), place))
     if not words:
         raise UserError(f"{path}: expected word vectors, found none")
-    hashes, places = np.array(words, np.uint64).reshape(-1, 2).T
+    hashes, places = np.frombuffer(words, np.uint64).reshape(-1, 2).T
     hashes, first = np.unique(hashes, return_index=True)  # of a word that is in two rows, the first counts
     return np.stack([hashes, places[first]]), {"path": str(Path(path).resolve()), "bytes": Path(path).stat().st_size}
 
@@ -214,13 +212,14 @@ def recorded_vocabulary(tagged, root, tag_names, tag_embeddings):
 # ---------------------------------------------------------------- rows of a file
 
 def _kind(path):
-    """How the rows of a file are read and their numbers parsed, by its name. Raises UserError."""
+    """How the rows of a file are read and their numbers parsed, by its name. Raises UserError, also if it is gone."""
     name = str(path).lower()
-    if name.endswith((".bin", ".bin.gz")):
-        return _binary_rows, _parse_binary
-    if name.endswith((".txt", ".vec", ".txt.gz", ".vec.gz")):
-        return _text_rows, _parse_text
-    raise UserError(f"{path}: unknown kind of word vectors, expected a file name ending in {FORMATS}")
+    binary = name.endswith((".bin", ".bin.gz"))
+    if not binary and not name.endswith((".txt", ".vec", ".txt.gz", ".vec.gz")):
+        raise UserError(f"{path}: unknown kind of word vectors, expected a file name ending in {FORMATS}")
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    return (_binary_rows, _parse_binary) if binary else (_text_rows, _parse_text)
 
 
 def _binary_rows(file, path, limit):
