@@ -11,12 +11,12 @@ from models import alexnet, layers, losses
 from models.checkpoint import CROP_SIDE, LAST, checked_layers, is_last_layer_alone
 from models.encoder import embed
 from models.session import finite_operations, open_session, tf
-from net_val import embedder
+from net_val import ValidationNetwork
 from quantization import quantizer
 from quantization.codebooks import initial_codebooks, random_codebooks, update_codebooks
 from storage.arrays import CODEBOOKS
 from storage.images import IMAGE_SIDE, ImageStore, random_crops
-from util import DIMENSIONS, UserError, check_finite, stream, unit_length
+from util import DIMENSIONS, UserError, check_finite, stream
 
 # Factors on the gradients, (kernel, bias). Adam divides them out again; the release has them, so they stay.
 FACTORS, LAST_FACTORS = (1, 2), (10, 20)
@@ -53,8 +53,8 @@ class PhotoInputs:
 
     def embeddings(self, weights, unit):
         """Embeddings of the centres of all images, without dropout, float32 (N, D); `unit`: of length 1."""
-        found = embedder(weights, 1, self._device)(self._store.paths, "embedding training images")
-        return unit_length(found) if unit else found
+        network = ValidationNetwork(1, self._device)
+        return network.embed_photos(weights, self._store.paths, unit, "embedding training images")
 
 
 class FeatureInputs:
@@ -81,7 +81,7 @@ def first_weights(inputs, stored, weights_file, seed, device):
     other features.
 
     Args:
-        inputs: one of the above.
+        inputs: PhotoInputs or FeatureInputs.
         stored: entries of `weights_file`, or None for random weights of unit variance.
     """
     if stored is None and inputs.network is alexnet:
@@ -208,7 +208,7 @@ def first_codebooks(count, stored, seed):
 
 
 class AlternatingUpdate:
-    """The codebooks, the codes and the table of embeddings, updated in turns with the network.
+    """The codebooks, the codes and the table of embeddings, updated alternately with the network.
 
     Attributes:
         embeddings: each image's r of the last step that saw it, in training mode, float32 (N, D); 0 before.
@@ -241,7 +241,7 @@ class AlternatingUpdate:
         self.codebooks = update_codebooks(self.embeddings, self.codes, self.codebooks)
 
     def tables(self):
-        """`{name: array}` of all that a saved state has of this."""
+        """`{name: array}` of what is saved with the network's variables, so that training can be resumed."""
         codes = np.empty((0, 0), np.uint8) if self.codes is None else self.codes
         return {"embeddings": self.embeddings, "codebooks": self.codebooks, "codes": codes}
 
@@ -265,11 +265,11 @@ def softmax_loss(name, temperature, pairs):
 
 
 def wdht_loss(margin, l2_norm):
-    """WDHT's hinge as such a function."""
+    """The hinge of WDHT as a function of embeddings, tags and W."""
     return partial(losses.wdht_loss, margin=margin, l2_norm=l2_norm)
 
 
 def margin_loss(gamma, fixed_margin, l2_norm, negative_sampling):
-    """The adaptive cosine margin loss as such a function. `fixed_margin`: None for the adaptive one."""
+    """The cosine margin loss as a function of embeddings, tags and W. `fixed_margin`: None for the adaptive margin."""
     return partial(losses.adaptive_margin_loss, gamma=gamma, fixed_margin=fixed_margin, l2_norm=l2_norm,
                    negative_sampling=negative_sampling)

@@ -11,8 +11,8 @@ from models.session import device_name, open_session, tf
 from storage.images import IMAGE_SIDE, map_photos, resize_bilinearly
 from util import DIMENSIONS, cores, unit_length
 
-CROPS_AT_ONCE = {True: 40, False: 160}  # a run of the graph, on a CPU or on a GPU
-RUNS_AT_ONCE = 8  # of the graph on a CPU, or as many as it has cores: each leaves some of them idle
+CPU_CROPS, GPU_CROPS = 40, 160  # crops that a run of the graph embeds
+CPU_RUNS = 8  # runs at the same time on a CPU, at most one a core, because a single run leaves cores idle
 
 
 class ValidationNetwork:
@@ -24,6 +24,9 @@ class ValidationNetwork:
     """
 
     def __init__(self, crops, device):
+        on_cpu = device == "/cpu:0"
+        self._images_at_once = max(1, (CPU_CROPS if on_cpu else GPU_CROPS) // crops)
+        self._runs_at_once = min(cores(), CPU_RUNS) if on_cpu else 1
         self.graph = tf.Graph()
         with self.graph.as_default(), tf.device(device):
             self._build_crops(crops)
@@ -49,35 +52,30 @@ class ValidationNetwork:
         """Take `weights`, `{layer: [kernel, bias]}`."""
         session.run(self._initialize, layers.feed_weights(self._first_values, weights))
 
+    def embed_photos(self, weights, paths, unit=False, what="embedding"):
+        """Embeddings of N image files, float32 (N, D), in a session of its own. Raises UserError for a file that cannot
+        be read.
 
-def embedder(weights, crops, device):
-    """A function of N image files, and of what is done for the progress bar, that returns their embeddings by AlexNet,
-    float32 (N, D). It raises UserError for one that cannot be read.
+        Args:
+            weights: `{layer: [kernel, bias]}`.
+            unit: whether they are scaled to length 1, as those of fitted codebooks are.
+            what: what is done, for the progress bar.
+        """
+        with open_session(self.graph) as session:
+            self.initialize(session, weights)
 
-    Args:
-        weights: `{layer: [kernel, bias]}`.
-        crops, device: as above.
-    """
-    network = ValidationNetwork(crops, device)
-    session = open_session(network.graph)
-    network.initialize(session, weights)
-    on_cpu = device == "/cpu:0"
-    at_once, runs = max(1, CROPS_AT_ONCE[on_cpu] // crops), min(cores(), RUNS_AT_ONCE) if on_cpu else 1
-
-    def run(images):
-        return session.run(network.embeddings, {network.images: images})
-
-    def embed(paths, what="embedding"):
-        return np.concatenate([found for _, found, _ in map_photos(run, paths, resize_bilinearly, at_once, runs, what)])
-    return embed
+            def run(images):
+                return session.run(self.embeddings, {self.images: images})
+            blocks = map_photos(run, paths, resize_bilinearly, self._images_at_once, self._runs_at_once, what)
+            embeddings = np.concatenate([found for _, found, _ in blocks])
+        return unit_length(embeddings) if unit else embeddings
 
 
 def embed_split(weights, crops, gpu, unit, log):
-    """A function of a split and its RetrievalSet that returns embeddings by AlexNet, float32 (N, D), of length 1 with
-    `unit`, as those of fitted codebooks are."""
-    embed = embedder(weights, crops, device_name(gpu, log.warning))
+    """A function of a split and its RetrievalSet that returns embeddings by AlexNet, float32 (N, D). Arguments as
+    above."""
+    network = ValidationNetwork(crops, device_name(gpu, log.warning))
 
     def embeddings(split, content):
-        found = embed(content.paths, f"embedding {split} images")
-        return unit_length(found) if unit else found
+        return network.embed_photos(weights, content.paths, unit, f"embedding {split} images")
     return embeddings

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from util import CROPS, CROPS_HELP, ROOT, UserError, gpu_number, note, number, run_program
+from util import CROPS, ROOT, UserError, gpu_number, note, number, run_program
 
 SHARD = 4096  # photos
 TOKEN_VARIABLE = "WSDHQ_TOKEN"  # of the environment, which other users of the machine cannot see, unlike options
@@ -155,7 +155,9 @@ def add_encoding(parser):
     """Options on which codes depend."""
     parser.add_argument("--trained-on", metavar="NAME",
                         help="data set whose tags the checkpoint learned (default: the one in its .json file)")
-    parser.add_argument("--crops", type=int, choices=CROPS, help=CROPS_HELP)
+    parser.add_argument("--crops", type=int, choices=CROPS,
+                        help="crops an image: ten, the five plain ones, the centre and its mirror image, or the centre "
+                             "(default: 10 of AlexNet, otherwise as in the record of the checkpoint's encoder)")
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="seed of codes and lists (default 0)")
 
 

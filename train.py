@@ -19,7 +19,15 @@ from models.features import features_file, photo_features, read_features
 from quantization import quantizer
 from storage.arrays import CODEBOOKS, read_weights, write_weights
 from storage.files import check_checksums, check_space, read_json, reserved_space, with_checksums
-from storage.log import experiment_name, log_progress, open_log, plain, provenance
+from storage.log import (
+    experiment_name,
+    log_progress,
+    margin_form,
+    open_log,
+    plain,
+    provenance,
+    softmax_form,
+)
 from util import (
     DIMENSIONS,
     MOST_CODEBOOKS,
@@ -145,9 +153,10 @@ def checkpoint_path(options):
     if options.loss == "PCA":
         experiment = f"{options.dataset}_PCA_nbits={8 * options.codebooks}_{options.notes}"
     else:
-        experiment = experiment_name(options.dataset, options.loss, options.codebooks, options.fixed_margin,
-                                     options.margin, options.gamma, options.lambda_, options.notes,
-                                     (options.temperature, options.pairs) if options.loss in SOFTMAX_LOSSES else None)
+        form = (softmax_form(options.temperature, options.pairs) if options.loss in SOFTMAX_LOSSES
+                else margin_form(options.gamma, options.margin if options.fixed_margin else None))
+        experiment = experiment_name(options.dataset, options.loss, options.codebooks, form, options.lambda_,
+                                     options.notes)
     return options.root / "checkpoints" / f"{experiment}.npy"
 
 

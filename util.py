@@ -23,9 +23,6 @@ DIMENSIONS = 300  # D: length of a word vector, and so of an image embedding
 MOST_CODEBOOKS = 8  # M is 1 to 8: 8 to 64 bits an image
 SHOWN = 10  # at most this many errors are shown
 CROPS = (10, 5, 2, 1)  # how many crops of an image may be embedded
-CROPS_HELP = ("crops an image: ten, the five plain ones, the centre and its mirror image, or the centre (default: as "
-              "the checkpoint was trained, else 10 of AlexNet, 1 of EfficientNet-Lite0)")
-PRECISIONS = ("float32", "bfloat16")  # the first is the default, and that of files from before there was a choice
 
 
 # ---------------------------------------------------------------- errors and command lines
@@ -41,7 +38,7 @@ def first_few(texts):
 
 
 def collect_garbage_seldom():
-    """Collect garbage less often: while TensorFlow is imported, Python does so for a second and finds nothing."""
+    """Collect garbage less often: otherwise Python spends a second on it while TensorFlow is imported."""
     gc.set_threshold(50_000, 20, 100)
 
 
@@ -122,27 +119,6 @@ def gpu_number(text):
     if text.isdecimal():
         return int(text)
     raise argparse.ArgumentTypeError(f"expected a GPU number such as 0, or -1 or cpu, found {text!r}")
-
-
-def gpu_numbers(text):
-    """The same for programs that can use several: then a list of their numbers, of `0,1` say."""
-    if "," not in text:
-        return gpu_number(text)
-    parts = text.split(",")
-    if not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"expected GPU numbers such as 0,1, found {text!r}")
-    numbers = [int(part) for part in parts]
-    if len(set(numbers)) < len(numbers):
-        raise argparse.ArgumentTypeError(f"expected each GPU once, found {text!r}")
-    return numbers
-
-
-def add_precision(parser):
-    """The option --precision."""
-    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0],
-                        help="bfloat16: convolutions and matrix products in half the bits (on a GPU float16), which is "
-                             "faster where the processor has instructions for it; weights, Adam's state and losses "
-                             "keep theirs (default float32)")
 
 
 def add_shared_options(parser):

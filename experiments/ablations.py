@@ -15,7 +15,7 @@ from pathlib import Path
 import dataset
 from prepare.split_files import link_images
 from storage.files import write_json
-from storage.log import experiment_name
+from storage.log import experiment_name, margin_form
 from util import MOST_CODEBOOKS, ROOT, UserError, number, run_program
 
 LAMBDA = 0.0001
@@ -79,7 +79,7 @@ def main():
         for variant in VARIANTS:
             name = options.dataset if variant.graph else without_graph(options.dataset)
             notes = f"{variant.notes}{seed}"
-            experiment = experiment_name(name, variant.loss, options.codebooks, False, 0.7, 1.0, LAMBDA, notes)
+            experiment = experiment_name(name, variant.loss, options.codebooks, margin_form(1), LAMBDA, notes)
             checkpoint = root / "checkpoints" / f"{experiment}.npy"
             metrics = checkpoint.with_name(f"{experiment}_metrics.json")
             if not checkpoint.is_file() and not metrics.is_file():

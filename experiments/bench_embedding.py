@@ -8,6 +8,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -40,8 +41,9 @@ def main():
         paths = draw_photos(folder) if options.folder is None else [
             options.folder / name for name in photo_names(options.folder)[:DRAWN]]
         eight_bit = folder / "eight_bit.onnx"
-        write_eight_bit(options.encoder, eight_bit, paths, 0)
-        encoders = {"as it is": ImageEncoder(options.encoder), "in eight bits": ImageEncoder(eight_bit)}
+        encoder = ImageEncoder(options.encoder)
+        write_eight_bit(encoder, eight_bit, paths, 0)
+        encoders = {"as it is": encoder, "in eight bits": ImageEncoder(eight_bit)}
         rng = stream(0, "last layers")
         compare(f"{options.encoder.stem}, one crop", paths, {
             name: PhotoEmbedder(encoder, last_layer(encoder.width, rng), True, 1).embed
@@ -49,7 +51,7 @@ def main():
         checkpoint = random_alexnet(folder / "alexnet.npy", rng)
         export_alexnet(folder / "alexnet.npy", checkpoint)
         compare("AlexNet, ten crops", paths[:DRAWN // 8], {
-            "TensorFlow": net_val.embedder(checkpoint.weights, CROPS, "/cpu:0"),
+            "TensorFlow": partial(net_val.ValidationNetwork(CROPS, "/cpu:0").embed_photos, checkpoint.weights),
             "ONNX Runtime": embedder_of(folder / "alexnet.npy", checkpoint, CROPS).embed})
 
 

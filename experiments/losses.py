@@ -20,7 +20,7 @@ from quantization.neighbourhoods import averages
 from retrieval import metrics
 from storage.arrays import CODEBOOKS, FIT, NEIGHBOURS
 from storage.files import write_json
-from storage.log import experiment_name
+from storage.log import experiment_name, margin_form, softmax_form
 from util import DIMENSIONS, ROOT, UserError, number, run_program, stream
 
 COUNTS = (1, 2, 3, 4)  # of codebooks
@@ -106,8 +106,8 @@ def labels_of(name, same, root):
 def trained(options, variant, seed):
     """The Checkpoint of one training, which is done unless it is there, and `{split: features, float16 (N, F)}`."""
     name = options.dataset if variant.graph else without_graph(options.dataset)
-    softmax = (0.1, variant.pairs) if variant.loss in ("MILNCE", "SOFTMAX") else None
-    experiment = experiment_name(name, variant.loss, 2, False, 0.7, 1.0, 0.0, f"losses{seed}", softmax)
+    form = softmax_form(0.1, variant.pairs) if variant.loss in ("MILNCE", "SOFTMAX") else margin_form(1)
+    experiment = experiment_name(name, variant.loss, 2, form, 0, f"losses{seed}")
     path = options.root / "checkpoints" / f"{experiment}.npy"
     if not path.is_file():
         pairs = ["--pairs", variant.pairs] if variant.pairs else []

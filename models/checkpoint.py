@@ -26,10 +26,11 @@ ALEXNET = {
     "fc6": (9216, 4096), "fc7": (4096, 4096), LAST: (4096, DIMENSIONS),
 }
 CROP_SIDE = 227  # pixels of the square that AlexNet sees
-# The mean of ImageNet's blue, green and red, which the release takes off red, green and blue: its checkpoints need it.
+# ImageNet's means of blue, green and red. The release subtracts them from red, green and blue, and so its checkpoints
+# were trained.
 MEAN = (103.939, 116.779, 123.68)
-LRN = {"radius": 2, "alpha": 2e-5, "beta": 0.75, "bias": 1.0}  # of AlexNet's local response normalisation
-CROPS = 10  # of an image, that AlexNet's embedding is the mean of
+LRN = {"radius": 2, "alpha": 2e-5, "beta": 0.75, "bias": 1.0}  # local response normalisation of AlexNet
+CROPS = 10  # V: AlexNet's embedding of an image is the mean over so many crops
 CHUNK = 700  # images that share the visiting orders of ICM
 
 
@@ -70,23 +71,21 @@ class Checkpoint:
 # ---------------------------------------------------------------- the file
 
 def read_checkpoint(path, sha256=None):
-    """The Checkpoint in a file, whose SHA-256 may be known already. Raises UserError.
-
-    A checkpoint that was altered since it was written is refused; of one without a checksum, as the release's, a note
-    says so.
+    """The Checkpoint in a file, whose SHA-256 may be known already. Raises UserError, also if the file was altered
+    since it was written. A note says so if it has no checksum, as those of the release.
     """
-    if sha256 is None and path.is_file():
-        sha256 = fingerprint(path)
-    if not check_checksums(path.with_suffix(".json"), {path.name: sha256}):
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    sha256 = sha256 or fingerprint(path)
+    if path.name not in check_checksums(path.with_suffix(".json"), {path.name: sha256}):
         note(f"{path} has no checksum in a JSON file next to it, so damage to it would go unnoticed")
     weights = read_weights(path)
     stacked = weights.get(CODEBOOKS)
     if stacked is None:
         raise UserError(f"{path}: expected a checkpoint with codebooks under {CODEBOOKS!r}, found only "
                         f"{', '.join(map(str, weights))}")
-    codebooks = len(stacked) // quantizer.CODEWORDS
-    if stacked.shape != (codebooks * quantizer.CODEWORDS, DIMENSIONS) or not (
-            1 <= codebooks <= MOST_CODEBOOKS):
+    codebooks = len(stacked) // quantizer.CODEWORDS if stacked.ndim else 0
+    if stacked.shape != (codebooks * quantizer.CODEWORDS, DIMENSIONS) or not 1 <= codebooks <= MOST_CODEBOOKS:
         raise UserError(f"{path}: expected C with shape (M·{quantizer.CODEWORDS}, {DIMENSIONS}) for M from 1 to "
                         f"{MOST_CODEBOOKS}, found {stacked.shape}")
     factor, neighbours = _checked_fit(path, weights)
@@ -145,11 +144,16 @@ def fit_entries(codebooks, factor, neighbours):
 
 # ---------------------------------------------------------------- the record
 
+class TrainingOptions(msgspec.Struct, frozen=True):
+    """What is used of the options of train.py. dataset: the name of the data set."""
+    dataset: str | None = None
+
+
 class Record(msgspec.Struct, frozen=True):
-    """What is used of the JSON file next to a checkpoint. options: those of train.py; fingerprints: {name: SHA-256} of
-    the files that it was trained on; encoder: SHA-256 of the image encoder, of a last layer on its features; no_words:
-    why no words were learned, if none were."""
-    options: dict = {}
+    """What is used of the JSON file next to a checkpoint. fingerprints: {name: SHA-256} of the files that it was
+    trained on; encoder: SHA-256 of the image encoder, of a last layer on its features; no_words: why no words were
+    learned, if none were."""
+    options: TrainingOptions = TrainingOptions()
     fingerprints: dict[str, str] = {}
     encoder: str | None = None
     no_words: str | None = None

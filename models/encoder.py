@@ -3,7 +3,9 @@
 An encoder is two files in one folder: the model `NAME.onnx` and its record `NAME.json`.
 Letters: N images, B images a run, V crops an image, F features, D = 300.
 """
+import contextlib
 import math
+import threading
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +26,7 @@ MOST_SIDE = 4096  # pixels of a resized photo
 CROPS_AT_ONCE, PHOTOS_AT_ONCE = 40, 8  # at most so many of each a run: on a CPU more of them gain nothing
 EMBEDDED_AT_ONCE = 4096  # images whose features the last layer takes at once
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}  # of a model's input
-OTHER_FILE = b"\x0a\x08location\x12"  # how a model in protobuf begins to name another file that holds its weights
+OTHER_FILE = b"\x0a\x08location\x12"  # in protobuf, what precedes the name of another file that holds the weights
 NEEDED = "image encoders need ONNX Runtime: pip install -e '.[encoders]'"
 
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=MOST_SIDE)]
@@ -96,7 +98,7 @@ class ImageEncoder:
     """An encoder that is ready to give features of photos; several threads may use it.
 
     Attributes:
-        record: EncoderRecord.
+        path (Path), record (EncoderRecord): see below.
         sha256 (str): of the model's file.
         width (int): F.
         input_name (str): of the model's input.
@@ -182,6 +184,35 @@ class ImageEncoder:
                         f"in the output {self._layer!r}, found {found}")
 
 
+class OneThread:
+    """Limits NumPy's matrix products to one thread while any thread of this process is within `hold()`.
+
+    The limits belong to the process. Blocks that overlap and each restored what they had found could leave it at one
+    thread for good, so the last block to end restores them.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._holders, self._limits = 0, None
+
+    @contextlib.contextmanager
+    def hold(self):
+        with self._lock:
+            if not self._holders:
+                self._limits = ThreadpoolController().limit(limits=1)
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not self._holders:
+                    self._limits.restore_original_limits()
+
+
+ONE_THREAD = OneThread()
+
+
 class PhotoEmbedder:
     """An encoder with a trained last layer: it gives embeddings of photos, float32 (N, D). Threads may share it.
 
@@ -196,7 +227,6 @@ class PhotoEmbedder:
     def __init__(self, encoder, last_layer, unit, crops):
         self._encoder, self._last_layer, self._unit, self._crops = encoder, last_layer, unit, crops
         self.resize = encoder.resize
-        self._threads = ThreadpoolController()
         if encoder.width != len(last_layer[0]):
             raise UserError(f"{encoder.path}: expected {len(last_layer[0]):,} features an image, as the last layer "
                             f"has, found {encoder.width:,}")
@@ -219,7 +249,8 @@ class PhotoEmbedder:
         return np.concatenate(parts), faults
 
     def _blocks(self, photos, what, skip_bad=False):
-        with self._threads.limit(limits=1):  # those of NumPy's products would take the cores from ONNX Runtime
+        """Yield what `map_photos` yields, with embeddings of the sound photos, float32 (B, D)."""
+        with ONE_THREAD.hold():  # those of NumPy's products would take the cores from ONNX Runtime
             yield from map_photos(self._embed_images, photos, self.resize, self._encoder.at_once(self._crops), cores(),
                                   what, skip_bad)
 
@@ -248,7 +279,7 @@ def embed(features, last_layer, unit):
 def open_model(path, gpu):
     """ONNX Runtime's session of a model. Raises UserError.
 
-    A run has one thread: several photos are run at the same time instead.
+    A run uses one thread, because several runs are made at the same time.
     """
     if onnxruntime is None:
         raise UserError(NEEDED)

@@ -1,34 +1,44 @@
 """Features of photos by an image encoder, computed once and kept in an HDF5 file.
 
-`features/<dataset>_<SHA-256 of the encoder>.h5` holds `train`, `database` and `query`, float16 (N, F), rows as in the
-image lists, and a key of each photo, so that only new and changed photos are computed. Files of features from elsewhere
-have no keys.
+`features/<dataset>_<SHA-256 of the encoder>.h5` holds, of each split that was computed,
+
+    train, database, query                 float16 (N, F), rows as in the image list; NaN for photos that were left out
+    train_names, …                         the N paths of the image list
+    train_fingerprints, …                  int64 (N, 7), see storage/fingerprints.py; 0 for photos that were left out
+
+so that only photos with a new content are computed: one that was moved, copied or touched keeps its features. Files of
+features from elsewhere have the first three alone.
 
 Letters: N images, F features.
 """
-import contextlib
-import hashlib
 import importlib.metadata
 import os
+from dataclasses import dataclass
 
 import h5py
 import numpy as np
 
 from dataset import read_image_list
 from models.encoder import onnxruntime
-from storage.files import (
-    check_checksums,
-    check_space,
-    exclusive_lock,
-    naming,
-    read_json,
-    with_checksums,
-    write_json,
-)
+from storage.files import check_space, exclusive_lock, naming, read_json, with_checksums, write_json
+from storage.fingerprints import NUMBERS, content_digests, take_fingerprints
+from storage.hdf5 import open_hdf5
 from util import UserError
 
 NAMES = {"train": "train", "database": "database", "test": "query"}  # split: its name in the file
-KEY_BYTES = 16
+DIGEST_BYTES = 32  # of a SHA-256
+
+
+@dataclass(frozen=True)
+class KeptFeatures:
+    """The features of a split's N images. names: (N,), bytes; fingerprints: int64 (N, 7); values: float16 (N, F)."""
+    names: np.ndarray
+    fingerprints: np.ndarray
+    values: np.ndarray
+
+    def are_of(self, names, fingerprints):
+        """Whether they are those of images with these names and fingerprints."""
+        return np.array_equal(self.names, names) and np.array_equal(self.fingerprints, fingerprints)
 
 
 # ---------------------------------------------------------------- features of photos
@@ -41,24 +51,37 @@ def photo_features(folder, split, rows, encoder, path, log):
         rows: int64 (n,) in the image list.
         encoder: models.encoder.ImageEncoder.
         log: function of a line.
+    Raises UserError for a photo that cannot be decoded, and where there is no room for the features.
     """
-    names = read_image_list(folder.split_files(split)[0])
-    keys = np.zeros((len(names), KEY_BYTES), np.uint8)  # of images that are left out, 0
-    for row in rows:
-        keys[row] = photo_key(folder.images, names[row])
+    images = read_image_list(folder.split_files(split)[0])
+    names, paths = np.array([name.encode() for name in images], object), [folder.images / name for name in images]
     facts = facts_of(encoder.sha256)
     with exclusive_lock(path.with_name(f".{path.name}.lock"), f"{path}: another run computes these features"):
-        stored = stored_features(path, facts, log)
+        stored = stored_features(path, facts, encoder.width, log)
+        fingerprints = fingerprints_of(names, paths, rows, stored)
         kept = stored.get(NAMES[split])
-        if kept is None or not np.array_equal(kept[0], keys):
-            known = Known(path, facts, stored, encoder.width)
-            known.compute(keys, rows, [folder.images / name for name in names], encoder)
-            stored[NAMES[split]] = kept = keys, known.rows(keys)
+        if kept is None or not kept.are_of(names, fingerprints):
+            digests = content_digests(fingerprints)
+            cache = FeatureCache(path, facts, stored, encoder.width)
+            cache.compute(digests, rows, paths, encoder)
+            stored[NAMES[split]] = kept = KeptFeatures(names, fingerprints, cache.rows(digests))
             write_features(path, stored, facts)
-            known.forget()
+            cache.forget()
         else:
             log(f"features of the {split} images are those of {path}.")
-    return kept[1][rows]
+    return kept.values[rows]
+
+
+def fingerprints_of(names, paths, rows, stored):
+    """The fingerprints of the images `rows`, int64 (N, 7), 0 for the others. Images that are in `stored`, of
+    `stored_features`, and have not changed, are not read."""
+    earlier = {name: fingerprint for kept in stored.values()
+               for name, fingerprint in zip(kept.names, kept.fingerprints, strict=True) if fingerprint.any()}
+    nothing = np.zeros(NUMBERS, np.int64)
+    known = np.array([earlier.get(names[row], nothing) for row in rows], np.int64).reshape(-1, NUMBERS)
+    fingerprints = np.zeros((len(names), NUMBERS), np.int64)
+    fingerprints[rows] = take_fingerprints([paths[row] for row in rows], known)
+    return fingerprints
 
 
 def features_file(root, dataset, sha256):
@@ -66,9 +89,10 @@ def features_file(root, dataset, sha256):
     return root / "features" / f"{dataset}_{sha256[:12]}.h5"
 
 
-def kept_features(path, sha256, log):
-    """All features in a file: {bytes of `photo_key`: float16 (F,)}; none where another encoder computed them."""
-    return by_keys(stored_features(path, facts_of(sha256), log))
+def kept_features(path, sha256, width, log):
+    """All features in a file, {SHA-256 of a photo's content, bytes: float16 (F,)}; none where another encoder computed
+    them. `width`: F."""
+    return by_content(stored_features(path, facts_of(sha256), width, log))
 
 
 def facts_of(sha256):
@@ -77,35 +101,28 @@ def facts_of(sha256):
             "opencv-python": importlib.metadata.version("opencv-python")}
 
 
-def by_keys(stored):
-    """{bytes of `photo_key`: features} of `stored_features`."""
-    return {key.tobytes(): row for keys, features in stored.values()
-            for key, row in zip(keys, features, strict=True) if key.any()}
+def by_content(stored):
+    """{SHA-256 of a photo's content, bytes: its features} of `stored_features`."""
+    return {digest.tobytes(): values for kept in stored.values()
+            for digest, values in zip(content_digests(kept.fingerprints), kept.values, strict=True) if digest.any()}
 
 
-def photo_key(folder, name):
-    """What identifies an image, uint8 (16,): its name, its size and when it was last written."""
-    status = os.stat(folder / name)
-    text = os.fsencode(name) + f"\0{status.st_size}\0{status.st_mtime_ns}".encode()
-    return np.frombuffer(hashlib.sha256(text).digest()[:KEY_BYTES], np.uint8)
-
-
-class Known:
-    """Features by the keys of their images: those of a file of features, and those in a file of records next to it,
+class FeatureCache:
+    """Features by the content of their images: those of a file of features, and those in a file of records next to it,
     which grows while features are computed, so that little is lost by an interruption.
 
-    A record is the key and the features, float16 (F,); the facts are in a JSON file next to it.
+    A record is the SHA-256 of the image and the features, float16 (F,); the facts are in a JSON file next to it.
     """
 
     def __init__(self, path, facts, stored, width):
         self._path = path.with_name(f".{path.name}.partial")
         self._facts, self._width = facts, width
-        self._record = np.dtype([("key", np.uint8, KEY_BYTES), ("features", np.float16, (width,))])
-        self._found = by_keys(stored)
+        self._record = np.dtype([("digest", np.uint8, DIGEST_BYTES), ("features", np.float16, (width,))])
+        self._found = by_content(stored)
         self._keep(self._records())
 
     def _keep(self, records):
-        self._found |= {record["key"].tobytes(): record["features"] for record in records}
+        self._found |= {record["digest"].tobytes(): record["features"] for record in records}
 
     def _records(self):
         """The whole records of an interrupted run with the same facts; anything else in the file is cut off."""
@@ -118,30 +135,30 @@ class Known:
         self.forget()
         return ()
 
-    def compute(self, keys, rows, paths, encoder):
-        """Compute the features of the images `rows` that are not known yet. Raises UserError."""
-        missing = [row for row in rows if keys[row].tobytes() not in self._found]
+    def compute(self, digests, rows, paths, encoder):
+        """Compute the features of the images `rows` that are not known yet, each content once. Raises UserError."""
+        missing = list({digest: row for row in rows if (digest := digests[row].tobytes()) not in self._found}.values())
         if not missing:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        check_space(self._path.parent, 2 * len(keys) * self._record.itemsize)
+        check_space(self._path.parent, 2 * len(digests) * self._record.itemsize)
         write_json(self._path.with_suffix(".json"), self._facts)
         done = 0
         with naming(self._path), open(self._path, "ab") as file:
             for block in encoder.photo_features([paths[row] for row in missing], "computing features"):
                 records = np.zeros(len(block), self._record)
-                records["key"] = keys[missing[done:done + len(block)]]
+                records["digest"] = digests[missing[done:done + len(block)]]
                 records["features"] = block
                 file.write(records.tobytes())
                 self._keep(records)
                 done += len(block)
 
-    def rows(self, keys):
-        """The features of images by their keys, (N, F); NaN where a key is 0."""
-        features = np.full((len(keys), self._width), np.nan, np.float16)
-        for row, key in enumerate(keys):
-            if key.any():
-                features[row] = self._found[key.tobytes()]
+    def rows(self, digests):
+        """The features of images by their digests, uint8 (N, 32): float16 (N, F); NaN where a digest is 0."""
+        features = np.full((len(digests), self._width), np.nan, np.float16)
+        for row, digest in enumerate(digests):
+            if digest.any():
+                features[row] = self._found[digest.tobytes()]
         return features
 
     def forget(self):
@@ -152,26 +169,44 @@ class Known:
 
 # ---------------------------------------------------------------- the file
 
-def stored_features(path, facts, log):
-    """`{name: (keys, uint8 (N, 16), features (N, F))}` of a file written here; nothing, and a line to `log`, if its
-    facts differ."""
+def stored_features(path, facts, width, log):
+    """`{name of a split in the file: KeptFeatures}` of a file written here; nothing, and a line to `log`, if it has
+    other facts or another content. `width`: F."""
     if not path.is_file():
         return {}
-    with reading(path) as file:
+    with open_hdf5(path) as file:
         found = dict(file.attrs)
         if found != facts:
-            differing = next(name for name in facts if found.get(name) != facts[name])
+            differing = next((name for name in facts if found.get(name) != facts[name]), "format")
             log(f"{path} was made with another {differing}: its features are computed anew.")
             return {}
-        return {name: (file[f"{name}_keys"][()], file[name][()]) for name in NAMES.values() if name in file}
+        names = [name for name in NAMES.values() if name in file]
+        if not all(_fits(file, name, width) for name in names):
+            log(f"{path} was made with another format: its features are computed anew.")
+            return {}
+        return {name: KeptFeatures(file[f"{name}_names"][()], file[f"{name}_fingerprints"][()], file[name][()])
+                for name in names}
+
+
+def _fits(file, name, width):
+    """Whether an open file has the names, fingerprints and features of a split, and as many of each."""
+    parts = [file.get(part) for part in (f"{name}_names", f"{name}_fingerprints", name)]
+    if not all(isinstance(part, h5py.Dataset) and part.shape for part in parts):
+        return False
+    names, fingerprints, values = parts
+    return (h5py.check_string_dtype(names.dtype) is not None and names.dtype.kind == "O"
+            and (fingerprints.dtype, values.dtype) == (np.int64, np.float16)
+            and (names.shape, fingerprints.shape, values.shape) == (
+                (len(values),), (len(values), NUMBERS), (len(values), width)))
 
 
 def write_features(path, stored, facts):
     """Replace a file of features. `stored`, `facts`: as above."""
     with naming(path), with_checksums(path.with_suffix(".json"), {}, path) as (temporary,), h5py.File(
             temporary, "w") as file:
-        for name, (keys, features) in stored.items():
-            file[name], file[f"{name}_keys"] = features, keys
+        for name, kept in stored.items():
+            file[name], file[f"{name}_fingerprints"] = kept.values, kept.fingerprints
+            file.create_dataset(f"{name}_names", data=kept.names, dtype=h5py.string_dtype())
         file.attrs.update(facts)
 
 
@@ -183,7 +218,7 @@ def read_features(path, split, image_list, width=None):
         width (int): F as the last layer has it, or None for any.
     """
     name, count = NAMES[split], len(read_image_list(image_list))
-    with reading(path) as file:
+    with open_hdf5(path) as file:
         if not isinstance(file.get(name), h5py.Dataset):
             raise UserError(f"{path}: expected a dataset {name!r}, found {', '.join(file) or 'none'}")
         features = file[name]
@@ -201,16 +236,3 @@ def read_features(path, split, image_list, width=None):
         raise UserError(f"{path}: row {bad[0] + 1} of {name} holds NaN or infinite numbers"
                         + (f", and so do {len(bad) - 1:,} others" if len(bad) > 1 else ""))
     return features
-
-
-@contextlib.contextmanager
-def reading(path):
-    """An HDF5 file of features; its checksum is compared where there is one. Raises UserError if it cannot be read."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    check_checksums(path.with_suffix(".json"))
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError, KeyError) as error:
-        raise UserError(f"{path}: expected an HDF5 file, found one that cannot be read ({error})") from error

@@ -68,7 +68,7 @@ def multiple_instance_loss(embeddings, tags, tag_embeddings, temperature=0.1):
     """−log of the softmax that an image's tags have together, a scalar: MIL-NCE (Miech et al. 2020). One of an image's
     tags being near is enough. Images without tags contribute nothing.
 
-        loss = mean_b −log Σ_{i∈P_b} softmax_T(r̂_b·ŵ_i / temperature)
+        loss = mean_b −log Σ_{i∈𝒫_b} softmax_T(r̂_b·ŵ_i / temperature)
 
     Args:
         embeddings, tags, tag_embeddings: as above.
@@ -83,7 +83,7 @@ def softmax_loss(embeddings, tags, tag_embeddings, temperature=0.1):
     """The cross entropy of softmax over all tags with an image's own ones, all of equal weight, a scalar: each of them
     should be near. Arguments as above.
 
-        loss = mean_b mean_{i∈P_b} −log softmax_T(r̂_b·ŵ_i / temperature)
+        loss = mean_b mean_{i∈𝒫_b} −log softmax_T(r̂_b·ŵ_i / temperature)
     """
     likelihoods = tf.nn.log_softmax(_tag_scores(embeddings, tag_embeddings, temperature))  # (B, T)
     return _mean_of_tagged(-tf.math.divide_no_nan(tf.reduce_sum(likelihoods * tags, 1), tf.reduce_sum(tags, 1)), tags)

@@ -1,14 +1,13 @@
 """Image encoders that are made here: AlexNet's checkpoint in ONNX, and any encoder in eight bits.
 
-It needs the package `onnx`, the others of this folder do not.
+This module needs the package `onnx`; the others of this folder do not.
 """
-
 import msgspec
 import numpy as np
 
 from models.checkpoint import CROP_SIDE, CROPS, LRN, MEAN
 from models.encoder import NEEDED, ImageEncoder, encoder_next_to, read_encoder_record
-from storage.files import with_checksums
+from storage.files import exclusive_lock, with_checksums
 from storage.images import IMAGE_SIDE, map_photos
 from util import UserError, cores, one_line, stream
 
@@ -144,21 +143,20 @@ def training_encoder(path, eight_bit, photos, as_float, seed, gpu):
     encoder = ImageEncoder(path, gpu)  # refuses any other file in a sentence
     if as_float or not is_convolutional(path):
         return encoder
-    write_eight_bit(path, eight_bit, photos, seed)
+    with exclusive_lock(eight_bit.with_name(f".{eight_bit.name}.lock"), f"{eight_bit}: another run calibrates it"):
+        write_eight_bit(encoder, eight_bit, photos, seed)
     return ImageEncoder(eight_bit, gpu)
 
 
-def write_eight_bit(path, target, photos, seed):
-    """Write an encoder in eight bits, unless it is there: weights by output channel, activations by what they are on
-    some of the photos.
+def write_eight_bit(encoder, target, photos, seed):
+    """Write an ImageEncoder in eight bits, unless it is there: weights by output channel, activations in the range that
+    they have on some of the photos.
 
     Args:
-        path: ONNX file of the encoder.
         target: ONNX file to write.
         photos: N paths.
     Raises UserError for photos that cannot be decoded.
     """
-    encoder = ImageEncoder(path)
     if was_made_from(encoder.sha256, target):
         return
     rows = stream(seed, "calibration").permutation(len(photos))[:CALIBRATED_ON]
@@ -166,14 +164,14 @@ def write_eight_bit(path, target, photos, seed):
     with with_checksums(target.with_suffix(".json"), record, target) as (temporary,):
         prepared = temporary.with_suffix(".prepared")
         try:
-            quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+            quant_pre_process(str(encoder.path), str(prepared), skip_symbolic_shape=True)
             quantize_static(str(prepared), str(temporary), Calibration(encoder, [photos[row] for row in rows]),
                             quant_format=QuantFormat.QDQ, per_channel=True, weight_type=QuantType.QInt8,
                             activation_type=QuantType.QUInt8)
         except UserError:
             raise
         except Exception as error:  # ONNX Runtime's errors have no class in common
-            raise UserError(f"{path}: ONNX Runtime does not make eight bits of this model ({one_line(error)}); "
+            raise UserError(f"{encoder.path}: ONNX Runtime does not make eight bits of this model ({one_line(error)}); "
                             "--float runs it as it is") from error
         finally:
             prepared.unlink(missing_ok=True)

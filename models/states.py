@@ -1,9 +1,9 @@
-"""States that a training can be resumed from, of either system: folders `step_` and a number, such as `step_000120`.
+"""States from which a training of WSDHQ or of GPQ can be resumed: folders such as `step_000120`.
 
 The number counts the steps that the state follows, so the training goes on with the 0-based step of that number.
 """
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from models.session import save_variables
 from storage.files import CHECKSUMS, check_checksums, check_settings, recover_folders, replacing_folder, write_json
 from util import UserError
 
-TABLES = "quantizer.npz"  # arrays that are no variables of the graph
+TABLES = "quantizer.npz"  # arrays that are not variables of the graph
 SETTINGS = "settings.json"
 
 
@@ -35,13 +35,11 @@ class States:
         settings: of `saved_settings`, plain containers.
         variables: what the names of TensorFlow's files in a state begin with.
         digits: of the number in a folder's name.
-        defaults: settings that older states lack, as they were then.
     """
     folder: Path
     settings: dict
     variables: str
     digits: int
-    defaults: dict = field(default_factory=dict)
 
     def path(self, step):
         """The folder of the state after so many steps."""
@@ -84,7 +82,7 @@ class States:
         """
         path = self.path(step)
         check_checksums(path / CHECKSUMS)
-        check_settings(path / SETTINGS, self.settings, self.defaults)
+        check_settings(path / SETTINGS, self.settings)
         graph.saver.restore(session, str(path / self.variables))
         if not (path / TABLES).is_file():
             return {}

@@ -20,7 +20,7 @@ from util import DIMENSIONS, progress, sample, stream
 RIDGE = 0.001  # keeps HᵀH invertible in the closed-form update
 LEAST_SQUARED_NORM = 1e-8  # an updated codeword below it keeps its old value
 RELEASED_KMEANS = partial(MiniBatchKMeans, batch_size=100, n_init=3)
-FIT_ROUNDS = 12  # of codes and codebooks in turns
+FIT_ROUNDS = 12  # updates of the codes, then of the codebooks
 FIT_IMAGES = 50_000  # that codebooks are fitted to at most, about 200 a codeword
 
 
@@ -75,7 +75,7 @@ def final_fit(embeddings, codebooks, seed):
     """Codebooks fitted to embeddings of length 1, float32 (N, D), that no longer change.
 
     Returns the codebooks, float32 (M, K, D) for M = `codebooks`; S of the distances in which codes are found, float32
-    (D, D); and the neighbourhoods whose averages codes stand for, [anchors (A, D), β (1,)].
+    (D, D); and the neighbourhoods whose averages codes represent, [anchors (A, D), β (1,)].
     """
     neighbours = neighbourhoods(embeddings, stream(seed, "anchors"))
     vectors = averages(sample(embeddings, FIT_IMAGES, stream(seed, "fit sample")), neighbours)
@@ -84,9 +84,10 @@ def final_fit(embeddings, codebooks, seed):
 
 
 def fit_codebooks(vectors, codebooks, rng, factor=None):
-    """Codebooks that come near vectors which no longer change: float32 (M, K, D).
+    """Codebooks that approximate vectors which no longer change: float32 (M, K, D).
 
-    Codebooks from k-means on slices, then codes by ICM from the last ones and codebooks in closed form, in turns.
+    They begin with k-means on slices. Then codes, by ICM from those before, and codebooks, in closed form, are updated
+    alternately.
 
     Args:
         vectors: float32 (N, D).

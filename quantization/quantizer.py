@@ -29,12 +29,12 @@ def semantic_factor(tag_embeddings):
     return np.linalg.qr(tag_embeddings.astype(np.float64), mode="r").T.astype(np.float32)
 
 
-def query_factor(vectors, power=QUERY_POWER):
+def query_factor(vectors):
     """S in whose distances ‖x S‖ the codes of fitted codebooks are found: Σ^⅛ of the second moment Σ = E[x xᵀ].
 
-    Queries are like the vectors, so a reconstruction's error e is one of eᵀΣe = ‖e Σ^½‖² in their scores, on average.
-    Σ^⅛ lies between the plain error and that of the scores, which ranks frequent tags better and rare ones worse: of
-    the powers 0 to ½ it is best by held-out tags of both kinds (experiments/distances.py).
+    Queries are distributed as the vectors, so an error e of a reconstruction changes their scores by eᵀΣe = ‖e Σ^½‖² in
+    the mean square. Σ^⅛ lies between the plain error and that of the scores, which ranks frequent tags better and rare
+    ones worse: of the powers 0 to ½ it was the best for held-out tags of both kinds.
 
     Args:
         vectors: float32 (N, D).
@@ -43,7 +43,7 @@ def query_factor(vectors, power=QUERY_POWER):
     """
     moment = vectors.T.astype(np.float64) @ vectors / len(vectors)  # (D, D)
     values, directions = np.linalg.eigh(moment)
-    return (directions * np.maximum(values, 0) ** power @ directions.T).astype(np.float32)
+    return (directions * np.maximum(values, 0) ** QUERY_POWER @ directions.T).astype(np.float32)
 
 
 def icm_encode(embeddings, codebooks, factor, orders):
@@ -80,9 +80,10 @@ def encode(embeddings, codebooks, factor, rng, chunk):
     """
     def orders():
         return [rng.permutation(len(codebooks)) for _ in range(SWEEPS)]
-    starts = progress(range(0, len(embeddings), chunk), desc="encoding", leave=False)
-    return np.concatenate([icm_encode(embeddings[start:start + chunk], codebooks, factor, orders())
-                           for start in starts])
+    codes = np.empty((len(embeddings), len(codebooks)), np.uint8)
+    for start in progress(range(0, len(embeddings), chunk), desc="encoding", leave=False):
+        codes[start:start + chunk] = icm_encode(embeddings[start:start + chunk], codebooks, factor, orders())
+    return codes
 
 
 def local_search(vectors, codebooks, rng, codes=None, rounds=SEARCH_ROUNDS, factor=None):
@@ -100,17 +101,21 @@ def local_search(vectors, codebooks, rng, codes=None, rounds=SEARCH_ROUNDS, fact
     if factor is not None:
         vectors, codebooks = vectors @ factor, codebooks @ factor
     gram = codebooks[:, None] @ codebooks[None].transpose(0, 1, 3, 2)  # (M, M, K, K)
-    starts = progress(range(0, len(vectors), SEARCHED_AT_ONCE), desc="encoding", leave=False)
-    found = [np.empty((0, len(codebooks)), np.uint8)]
-    for start in starts:
+    found = np.empty((len(vectors), len(codebooks)), np.uint8)
+    for start in progress(range(0, len(vectors), SEARCHED_AT_ONCE), desc="encoding", leave=False):
         part = slice(start, start + SEARCHED_AT_ONCE)
         products = np.stack([vectors[part] @ codebook.T for codebook in codebooks])  # (M, n, K)
-        found.append(_search(products, gram, rng, None if codes is None else codes[part], rounds))
-    return np.concatenate(found)
+        found[part] = _search(products, gram, rng, None if codes is None else codes[part], rounds)
+    return found
 
 
 def _search(products, gram, rng, codes, rounds):
-    """The same of n vectors, whose inner products with the codewords are `products`, float32 (M, n, K)."""
+    """Codes, uint8 (n, M), as `local_search` finds them.
+
+    Args:
+        products: inner products of n vectors with all codewords, float32 (M, n, K).
+        gram: inner products of the codewords with one another, (M, M, K, K).
+    """
     codebooks, count, _ = products.shape
     if codes is None:
         codes, cost = _settle(products, gram, rng)
@@ -125,7 +130,7 @@ def _search(products, gram, rng, codes, rounds):
 
 
 def _nearer(codes, cost, others, other_cost):
-    """Of two codes of each vector the one with the lower cost, and the costs."""
+    """Of two codes of each vector the one with the lower cost, uint8 (n, M), and these costs, float32 (n,)."""
     better = other_cost < cost
     return np.where(better[:, None], others, codes), np.where(better, other_cost, cost)
 
@@ -133,7 +138,7 @@ def _nearer(codes, cost, others, other_cost):
 def _settle(products, gram, rng, codes=None, sweeps=SWEEPS):
     """ICM from `codes`, uint8 (n, M), or from zero: codes and ‖x − q‖² − ‖x‖², float32 (n,).
 
-    With products and gram at hand a visit is M look-ups of K numbers, not K products of D.
+    Since the inner products are known, a visit takes M look-ups of K numbers, not K products of length D.
     """
     codebooks, count, _ = products.shape
     visited = np.full(codebooks, codes is not None)
@@ -150,7 +155,8 @@ def _settle(products, gram, rng, codes=None, sweeps=SWEEPS):
 
 
 def _costs(products, gram, codes, chosen, m):
-    """What each codeword of codebook m adds to ‖x − q‖² beside those of the codebooks `chosen`, float32 (n, K)."""
+    """What each codeword of codebook m adds to ‖x − q‖², given the codes of the codebooks `chosen`, bool (M,): float32
+    (n, K)."""
     costs = np.diag(gram[m, m]) - 2 * products[m]
     for other in np.flatnonzero(chosen):
         if other != m:
@@ -182,7 +188,7 @@ def quantized_scores(queries, codes, codebooks):
 
 
 def product_scores(queries, codes, codebooks):
-    """The same of product quantization, where codebook m stands for segment m of a vector: float32 (Q, N).
+    """Scores of product quantization, in which codebook m represents segment m of a vector: float32 (Q, N).
 
     Args:
         queries: float32 (Q, M·D), M segments of length D.

@@ -13,13 +13,13 @@ import numpy as np
 import dataset
 from models.checkpoint import LAST, check_trained_with, embedder_of, read_checkpoint, read_checkpoint_record
 from models.encoder import embed, encoder_next_to, read_encoder_record
-from models.features import features_file, kept_features, photo_key
+from models.features import features_file, kept_features
 from models.make_encoder import export_alexnet
 from retrieval import index, photos
 from retrieval.retrieval_file import read_retrieval, sources
 from retrieval.searcher import check_checkpoint
 from storage.files import fingerprint
-from storage.fingerprints import NUMBERS, take_fingerprints
+from storage.fingerprints import NUMBERS, content_digests, take_fingerprints
 from storage.images import image_faults, list_faults
 from storage.log import provenance
 from tags import word_vectors
@@ -122,7 +122,7 @@ def training_dataset(checkpoint, source, root, name):
     record = read_checkpoint_record(checkpoint)
     if record.no_words:
         return None
-    name = name or record.options.get("dataset") or (source.dataset and source.dataset.name)
+    name = name or record.options.dataset or (source.dataset and source.dataset.name)
     if name is None:
         raise UserError(f"{checkpoint.with_suffix('.json')}: no such file: say with --trained-on which data set "
                         f"{checkpoint.name} learned")
@@ -234,10 +234,9 @@ def changed_content(before, source, changes, rows, checkpoint, trained, gpu):
         fingerprints = np.zeros((len(rows), NUMBERS), np.int64)
     else:  # before photos are embedded: what changes meanwhile is found the next time
         fingerprints = take_fingerprints([source.folder / name for name in names])
-    codes, embeddings = (
-        stored_codes(checkpoint, source, rows, before)
-        or encode_photos(names, trained, before, embedding_function(source.folder, checkpoint, trained, before.facts,
-                                                                    gpu)))
+    codes, embeddings = stored_codes(checkpoint, source, rows, before) or encode_photos(
+        len(names), trained, before, embedding_function([source.folder / name for name in names], fingerprints,
+                                                        checkpoint, trained, before.facts, gpu))
     fingerprints = np.concatenate([changes.fingerprints, fingerprints])
     return replace(before, codes=np.concatenate([before.codes[kept], codes]),
                    images=[*(before.images[row] for row in kept), *names],
@@ -274,8 +273,8 @@ def stored_codes(checkpoint, source, rows, before):
     return retrieval.db_codes, unit_length(retrieval.db_features).astype(np.float16)
 
 
-def encode_photos(names, trained, content, embed):
-    """Codes of n photos, uint8 (n, M), made in blocks, and the embeddings to keep, float16 (n, D).
+def encode_photos(count, trained, content, embed):
+    """Codes of `count` photos, uint8 (n, M), made in blocks, and the embeddings to keep, float16 (n, D).
 
     Args:
         content: of the index, on whose settings and tags they depend.
@@ -283,9 +282,9 @@ def encode_photos(names, trained, content, embed):
     """
     factor = trained.factor(content.tag_embeddings)
     codes, kept = [content.codes[:0]], [np.empty((0, DIMENSIONS), np.float16)]
-    for start in range(0, len(names), BLOCK):
-        block = names[start:start + BLOCK]
-        embeddings = embed(block, f"embedding photos {start + 1} to {start + len(block)} of {len(names)}")
+    for start in range(0, count, BLOCK):
+        end = min(start + BLOCK, count)
+        embeddings = embed(slice(start, end), f"embedding photos {start + 1} to {end} of {count}")
         rng = stream(content.facts["seed"], "index", len(content.codes) + start)
         codes.append(trained.encode(embeddings, factor, rng))
         if content.embeddings is not None:
@@ -293,12 +292,14 @@ def encode_photos(names, trained, content, embed):
     return np.concatenate(codes), np.concatenate(kept)
 
 
-def embedding_function(folder, checkpoint, trained, facts, gpu):
-    """A function from the names of n photos in `folder`, and a text for the progress bar, to float32 (n, D).
+def embedding_function(paths, fingerprints, checkpoint, trained, facts, gpu):
+    """A function from a slice of N photos, and a text for the progress bar, to embeddings, float32 (n, D).
 
     A photo whose features were computed for training is embedded from these; the network sees the others.
 
-    `facts`: of the index.
+    Args:
+        fingerprints: of the photos, int64 (N, 7), by which these features are found.
+        facts: of the index.
     """
     known = features_of_training(checkpoint, trained, facts)
 
@@ -306,26 +307,27 @@ def embedding_function(folder, checkpoint, trained, facts, gpu):
     def embedder():
         return embedder_of(checkpoint, trained, facts["crops"], gpu)
 
-    def embed_photos(names, what):
-        found = [known.get(photo_key(folder, name).tobytes()) if known else None for name in names]
+    def embed_photos(part, what):
+        photos = paths[part]
+        found = [known.get(digest.tobytes()) for digest in content_digests(fingerprints[part])]
         seen = np.array([features is not None for features in found])  # (n,)
-        embeddings = np.empty((len(names), DIMENSIONS), np.float32)
+        embeddings = np.empty((len(photos), DIMENSIONS), np.float32)
         if seen.any():
-            print(f"{seen.sum():,} of {len(names):,} photos are embedded from the features that training computed")
+            print(f"{seen.sum():,} of {len(photos):,} photos are embedded from the features that training computed")
             features = np.stack([features for features in found if features is not None])[:, None]  # (n', 1, F)
             embeddings[seen] = embed(features, trained.weights[LAST], trained.fitted)
         if not seen.all():
             embeddings[~seen] = embedder().embed(
-                [folder / name for name, is_seen in zip(names, seen, strict=True) if not is_seen], what)
+                [photo for photo, is_seen in zip(photos, seen, strict=True) if not is_seen], what)
         return embeddings
 
     return embed_photos
 
 
 def features_of_training(checkpoint, trained, facts):
-    """The features of photos that training computed, {bytes of `photo_key`: (F,)}; none if the index has more crops."""
+    """The features that training computed, {SHA-256 of a photo, bytes: (F,)}; none if the index has more crops."""
     record = read_checkpoint_record(checkpoint)
-    if trained.is_alexnet or record.encoder is None or facts["crops"] != 1 or "dataset" not in record.options:
+    if trained.is_alexnet or record.encoder is None or facts["crops"] != 1 or record.options.dataset is None:
         return {}
-    return kept_features(features_file(Path(facts["root"]), record.options["dataset"], record.encoder), record.encoder,
-                         note)
+    return kept_features(features_file(Path(facts["root"]), record.options.dataset, record.encoder), record.encoder,
+                         len(trained.weights[LAST][0]), note)

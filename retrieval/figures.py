@@ -16,7 +16,7 @@ from quantization import quantizer
 from retrieval import metrics
 from storage.files import replacing
 from storage.images import thumbnail
-from util import UserError, stream
+from util import UserError, stream, unit_length
 
 try:
     from matplotlib.figure import Figure  # draws with Agg, and needs no screen
@@ -50,7 +50,7 @@ def write_all(folder, retrieval, results, names, paths, training_log, seed, log)
 
     Args:
         retrieval: retrieval_file.Retrieval.
-        results: `{ranking: (metrics.Quality, seconds)}`, see `net_val.measure`.
+        results: `{ranking: (metrics.Quality, seconds)}`, see `validation.measure`.
         names: L names of labels.
         paths: `{"database": N image files, "test": Q image files}`, in the order of the retrieval's rows.
         training_log: the log file that train.py wrote.
@@ -251,7 +251,7 @@ def tsne_map(features, seed):
     """A seeded t-SNE of the directions of at most MAPPED embeddings, float32 (N, D): rows, int64 (n,), and (n, 2)."""
     rng = stream(seed, "t-SNE")
     rows = np.sort(rng.permutation(len(features))[:MAPPED])
-    directions = features[rows] / np.maximum(np.linalg.norm(features[rows], axis=1, keepdims=True), 1e-12)
+    directions = unit_length(features[rows])
     spread = directions.std(0).max() > 1e-6  # otherwise all embeddings are equal, without principal axes
     tsne = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init="pca" if spread else "random",
                 random_state=int(rng.integers(2**31)))

@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 
 from quantization import quantizer
-from storage.files import check_checksums, fingerprint, with_checksums
+from storage.files import fingerprint, with_checksums
+from storage.hdf5 import open_hdf5
 from util import DIMENSIONS, MOST_CODEBOOKS, UserError
 
 SPLITS = {"database": "db", "test": "qry"}  # split: the first part of its arrays' names
@@ -48,7 +49,7 @@ def sources(dataset, checkpoint, crops, seed, splits=None, features=None):
     """What a retrieval file depends on, as attributes of the file: first all but the labels, then the labels.
 
     Args:
-        splits: see `net_val.load_splits`, if bad images may have been left out, otherwise None.
+        splits: see `validation.load_splits`, if bad images may have been left out, otherwise None.
         features: the file of features from which the embeddings were made, or None.
     Raises UserError for a file that is missing.
     """
@@ -101,35 +102,21 @@ def read_retrieval(path, expected, labels):
 
 def read_attributes(path):
     """`{name: value}` of what a retrieval file depends on, see `sources`. Raises UserError."""
-    check_checksums(path.with_suffix(".json"))
-    try:
-        with h5py.File(path, "r") as file:
-            return dict(file.attrs)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise unreadable(path, error) from error
+    with open_hdf5(path) as file:
+        return dict(file.attrs)
 
 
 def read_content(path):
     """The Retrieval in a file. Raises UserError for what is missing, damaged or does not fit together."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    check_checksums(path.with_suffix(".json"))
-    try:
-        with h5py.File(path, "r") as file:
-            missing = [name for name in NAMES if not isinstance(file.get(name), h5py.Dataset)]
-            if missing:
-                raise UserError(f"{path}: expected the datasets {', '.join(NAMES)}, found no {', '.join(missing)}")
-            arrays = {name: file[name][()] for name in (*NAMES, AVERAGES) if name in file}
-    except (OSError, RuntimeError, KeyError) as error:
-        raise unreadable(path, error) from error
+    with open_hdf5(path) as file:
+        missing = [name for name in NAMES if not isinstance(file.get(name), h5py.Dataset)]
+        if missing:
+            raise UserError(f"{path}: expected the datasets {', '.join(NAMES)}, found no {', '.join(missing)}")
+        arrays = {name: file[name][()] for name in (*NAMES, AVERAGES) if name in file}
     check_shapes(path, arrays)
     check_values(path, arrays)
     return Retrieval(**arrays | {name: np.ascontiguousarray(arrays[name], np.float32)
                                   for name in FLOATS if name in arrays})
-
-
-def unreadable(path, error):
-    return UserError(f"{path}: expected an HDF5 file, found one that cannot be read ({error})")
 
 
 def check_shapes(path, arrays):

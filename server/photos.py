@@ -11,7 +11,7 @@ from collections import OrderedDict
 import cv2
 import numpy as np
 
-from storage.images import MOST_PIXELS, header_size, image_fault
+from storage.images import MOST_PIXELS, header_size, image_fault, shrink
 from util import UserError
 
 MOST_ORDINARY_PIXELS = 25_000_000  # of a photo that is decoded as it is, in a fraction of a second
@@ -64,13 +64,6 @@ def decode_reduced(content, side):
         return cv2.imdecode(np.frombuffer(content, np.uint8), flag)
     except cv2.error:  # an empty file, or too many pixels
         return None
-
-
-def shrink(photo, side):
-    """A photo, uint8 (h, w, 3), whose longer side is reduced to at most `side` pixels."""
-    scale = min(1, side / max(photo.shape[:2]))
-    size = [max(1, round(length * scale)) for length in photo.shape[1::-1]]
-    return cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
 
 
 # ---------------------------------------------------------------- pictures for the page

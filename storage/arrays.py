@@ -16,7 +16,6 @@ from util import UserError, one_line
 CODEBOOKS = "C"  # the codebooks, stacked, in every checkpoint
 FIT = "fit"  # of fitted codebooks: S of the distances by which codes are found; the release's have none
 NEIGHBOURS = "neighbours"  # what codes of fitted codebooks represent: anchors and β
-ENTRIES = (CODEBOOKS, FIT, NEIGHBOURS)
 SINGLE = (CODEBOOKS, FIT)  # entries that are one array
 
 

@@ -63,7 +63,7 @@ class Checksums(msgspec.Struct, frozen=True):
 
 
 def check_checksums(record_file, known=None):
-    """Whether the JSON `record_file` holds the SHA-256 of files next to it.
+    """{name: SHA-256} of the files next to the JSON `record_file` that it names; empty if it names none or is missing.
 
     `known`: {name: SHA-256} of files that need not be read again.
     Raises UserError if one of the files is missing or altered.
@@ -76,7 +76,7 @@ def check_checksums(record_file, known=None):
         if ((known or {}).get(name) or fingerprint(path)) != digest:
             raise UserError(f"{path} was altered since it was written: its SHA-256 is not the one in "
                             f"{record_file.name}")
-    return bool(digests)
+    return digests
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ def replacing_folder(path):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}{OLD}")
     _recover(old)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same process number
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with the same process number
     temporary.mkdir()
     try:
         yield temporary
@@ -158,7 +158,7 @@ def reserved_space(path, size):
     reserved = path.with_name(f".{path.name}.reserved")
     try:
         with open(reserved, "wb") as file:
-            if hasattr(os, "posix_fallocate"):  # on other systems the check above has to do
+            if hasattr(os, "posix_fallocate"):  # other systems have the check above alone
                 _allocate(file, path, size)
         yield
     finally:
@@ -262,14 +262,10 @@ def as_record(source, content, kind):
         raise UserError(f"{source}: {one_line(error)}") from None
 
 
-def check_settings(path, settings, defaults=None):
-    """Raise UserError unless the JSON file `path`, which a run saved, holds the `settings` of the run that resumes it.
-
-    `defaults`: values of settings that the file may lack.
-    """
-    stored = read_json(path)
-    saved = {key: stored.get(key, (defaults or {}).get(key)) for key in stored.keys() | settings.keys()}
-    differing = sorted(key for key in saved if saved[key] != settings.get(key))
+def check_settings(path, settings):
+    """Raise UserError unless the JSON file `path`, which a run saved, holds the `settings` of the run that resumes."""
+    saved = read_json(path)
+    differing = sorted(key for key in saved.keys() | settings.keys() if saved.get(key) != settings.get(key))
     if differing:
         raise UserError(f"{path.parent} was saved with other settings: " + "; ".join(
-            f"{key} was {saved[key]}, now {settings.get(key)}" for key in differing))
+            f"{key} was {saved.get(key)}, now {settings.get(key)}" for key in differing))

@@ -130,18 +130,16 @@ def header_size(data):
 
 # ---------------------------------------------------------------- decoding
 
-def decode(path):
-    """An image as OpenCV reads it, upright, BGR, uint8 (h, w, 3), and None; or None and what is wrong.
-
-    `path` may also be an image that is already decoded.
-    """
-    if isinstance(path, np.ndarray):
-        return np.ascontiguousarray(path), None
-    fault, _ = _structural_fault(path)
+def decode(photo):
+    """A photo, a path or an image that is decoded already, upright, BGR, uint8 (h, w, 3), and None; or None and what is
+    wrong."""
+    if isinstance(photo, np.ndarray):
+        return np.ascontiguousarray(photo), None
+    fault, _ = _structural_fault(photo)
     if fault:
         return None, fault
     try:
-        image = cv2.imread(os.fsencode(path))  # as a str, a name that is not UTF-8 would crash it
+        image = cv2.imread(os.fsencode(photo))  # as a str, a name that is not UTF-8 would crash it
     except cv2.error as error:
         if "CV_IO_MAX_IMAGE_PIXELS" in str(error):
             return None, f"has more than {MOST_PIXELS:,} pixels"
@@ -171,23 +169,24 @@ def central_square(image):
     return image[top:top + side, left:left + side]
 
 
-def read_image(path, resize=resize_bilinearly):
-    """An image, resized by a backbone's `resize`, BGR, uint8 (256, 256, 3). Raises UserError."""
-    image, fault = try_image(path, resize)
+def read_image(path):
+    """An image, resized as by the release, BGR, uint8 (256, 256, 3). Raises UserError."""
+    image, fault = try_image(path)
     if fault:
         raise UserError(f"{path} {fault}")
     return image
 
 
-def try_image(path, resize=resize_bilinearly):
-    """As `read_image`, and None; or None and what is wrong."""
-    image, fault = decode(path)
+def try_image(photo, resize=resize_bilinearly):
+    """A photo after `resize`, a function of a decoded image, BGR, uint8 (side, side, 3), and None; or None and what is
+    wrong."""
+    image, fault = decode(photo)
     return (None, fault) if fault else (resize(image), None)
 
 
-def decodable_images(paths, resize=resize_bilinearly):
-    """The images that can be decoded, uint8 (n, side, side, 3), and {row: what is wrong} of the others."""
-    images, faults = zip(*(try_image(path, resize) for path in paths), strict=True)
+def decodable_images(photos, resize):
+    """The photos that can be decoded, uint8 (n, side, side, 3), and {row: what is wrong} of the others."""
+    images, faults = zip(*(try_image(photo, resize) for photo in photos), strict=True)
     sound = [image for image in images if image is not None]
     return np.array(sound), {row: fault for row, fault in enumerate(faults) if fault}
 
@@ -243,11 +242,14 @@ def _check_finite(outputs, photos):
 def thumbnail(path):
     """An image file as uint8 RGB (h, w, 3) of at most 160 pixels, or None if it is missing or no sound image."""
     image, fault = decode(path)
-    if fault:
-        return None
-    scale = min(1, THUMBNAIL_SIDE / max(image.shape[:2]))
-    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    return cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
+    return None if fault else cv2.cvtColor(shrink(image, THUMBNAIL_SIDE), cv2.COLOR_BGR2RGB)
+
+
+def shrink(image, side):
+    """An image, uint8 (h, w, 3), whose longer side is reduced to at most `side` pixels."""
+    scale = min(1, side / max(image.shape[:2]))
+    size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 # ---------------------------------------------------------------- store and crops
@@ -258,12 +260,10 @@ class ImageStore:
     Args:
         paths: N image files.
         cache_bytes (int): memory for decoded images of 192 KiB each; the first ones that fit are kept.
-        resize: a backbone's function from a decoded image to uint8 (256, 256, 3).
     """
 
-    def __init__(self, paths, cache_bytes=0, resize=resize_bilinearly):
+    def __init__(self, paths, cache_bytes=0):
         self.paths = paths
-        self._resize = resize
         room = min(len(paths), int(cache_bytes) // IMAGE_BYTES)
         self._cache = np.empty((room, IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
         self._cached = np.zeros(room, bool)
@@ -275,15 +275,11 @@ class ImageStore:
     def image(self, row):
         """Image `row`, uint8 (256, 256, 3), which must not be written to."""
         if row >= len(self._cache):
-            return read_image(self.paths[row], self._resize)
+            return read_image(self.paths[row])
         if not self._cached[row]:
-            self._cache[row] = read_image(self.paths[row], self._resize)
+            self._cache[row] = read_image(self.paths[row])
             self._cached[row] = True
         return self._cache[row]
-
-    def images(self, rows):
-        """The images of `rows`, uint8 (len(rows), 256, 256, 3)."""
-        return np.stack(list(self._pool.map(self.image, rows)))
 
     def crops(self, rows, side, offsets, flips):
         """A square crop of each image of `rows`, uint8 (B, side, side, 3).

@@ -13,17 +13,25 @@ from storage.files import exclusive_lock, fingerprint
 from util import ROOT
 
 
-def experiment_name(dataset, loss, codebooks, fixed_margin, margin, gamma, lambda_, notes, softmax=None):
-    """The name that log, checkpoint and h5 of one experiment share, as the release spells it.
-
-    `softmax`: temperature and weight of pairs, for a loss that has these in place of a margin.
-    """
-    def short(value):
-        return str(int(value)) if value == int(value) else str(value)
-    form = f"fixMargin_margin={short(margin)}" if fixed_margin else f"adaMargin_gamma={short(gamma)}"
-    if softmax is not None:
-        form = "temperature={}_pairs={}".format(*map(short, softmax))
+def experiment_name(dataset, loss, codebooks, form, lambda_, notes):
+    """The name that log, checkpoint and h5 of one experiment share, as the release spells it. `form`: of the loss, from
+    one of the functions below."""
     return f"{dataset}_{loss}_nbits={8 * codebooks}_{form}_lambda={float(lambda_)}_{notes}"
+
+
+def margin_form(gamma, fixed_margin=None):
+    """How names spell the adaptive margin with the exponent `gamma`, or a fixed margin."""
+    return (f"adaMargin_gamma={_shortest(gamma)}" if fixed_margin is None
+            else f"fixMargin_margin={_shortest(fixed_margin)}")
+
+
+def softmax_form(temperature, pairs):
+    """How names spell the settings of SOFTMAX and MILNCE."""
+    return f"temperature={_shortest(temperature)}_pairs={_shortest(pairs)}"
+
+
+def _shortest(number):
+    return str(int(number)) if number == int(number) else str(number)
 
 
 def open_log(path):

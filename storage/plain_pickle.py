@@ -4,9 +4,9 @@ The standard library's unpickler in Python parses them, restricted to the instru
 and a pickle can call only the methods in `makers`. NumPy's `__setstate__` does not check its arguments, so these
 methods do: an array gets exactly as many bytes as its shape and type take. Memory is bounded by the file's size.
 
-pickle.Unpickler, in C, cannot be bounded this way, whatever its find_class admits. It allocates
-its memo up to the index that an instruction gives (9 bytes take 2 GB), and it hashes any key of a dict: a tuple nested
-a million deep crashes it, and 40 tuples that each hold the previous one twice keep it busy for hours.
+pickle.Unpickler, in C, cannot be bounded this way, whatever its find_class admits. It allocates its memo up to the
+index that an instruction gives (9 bytes take 2 GB), and it hashes any key of a dict: a tuple nested a million deep
+crashes it, and 40 tuples that each hold the previous one twice keep it busy for hours.
 
 Protocols 0 to 5, Python 2 and 3, NumPy 1 and 2. A `defaultdict` or `OrderedDict` becomes a dict, a `bytearray` bytes.
 A format that holds several pickles, or admits other names, derives its own Unpickler, as prepare/torch_file.py does.
@@ -34,7 +34,7 @@ INSTRUCTION_BYTES = 128  # of memory that an instruction is assumed to take in a
 SPARE_BYTES = 64 << 20  # of memory that any file may take: half a million instructions
 LARGEST_EMPTY = 1 << 20  # bytes that an empty array may have if its axes of length 0 are counted as 1
 
-# all that reading damaged or hostile bytes can raise
+# Whatever reading damaged or hostile bytes can raise.
 ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError,
           OverflowError)
 

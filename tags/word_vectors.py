@@ -5,6 +5,7 @@ the word's row begins. The vectors stay in the file; `facts` hold its path and i
 
 Letters: R tags, n words of a file, T merged tags, D = 300.
 """
+import array
 import gzip
 import hashlib
 import itertools
@@ -22,7 +23,7 @@ VECTOR_BYTES = 4 * DIMENSIONS
 CHUNK_BYTES = 1 << 20  # of a binary file, read at a time
 LONGEST_LINE = 1 << 20  # bytes; so that a file without line ends, which is of another kind, is not read whole
 MOST_DIGITS = 18  # of a number in the first line
-MOST_SHOWN = 100  # characters of what is wrong with a number
+MOST_SHOWN = 100  # characters of an error message about a number
 FORMATS = ".bin, .bin.gz (word2vec binary), .txt, .txt.gz, .vec or .vec.gz (text)"
 COMPARED = 200  # tags whose vectors are looked up to check whether they were made from a file
 LEAST_COSINE = 0.5  # of their median; merging and enhancing keep it near 1, and in another file it is near 0
@@ -78,8 +79,6 @@ def read_vectors(path, wanted, limit=None):
             for row, _, word, numbers in rows:
                 if word in wanted and wanted[word] not in kept:
                     kept[wanted[word]] = _checked(parse, numbers, path, row, wanted[word])
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: expected a whole gzip file, found a damaged or truncated one ({error})") from error
     return {word: vector for word, vector in kept.items() if vector.any()}
@@ -105,10 +104,12 @@ def make_table(path):
         raise UserError(f"{path}: expected an unpacked file, in which single words can be found: gunzip it")
     with open(path, "rb") as file:
         rows = progress(read_rows(file, path, None), desc="reading words", unit=" words", leave=False)
-        words = [(_hash(word), place) for _, place, word, _ in rows]
+        words = array.array("Q")  # of each row a hash and a place, 16 bytes: a tuple of both would take ten times that
+        for _, place, word, _ in rows:
+            words.extend((_hash(word), place))
     if not words:
         raise UserError(f"{path}: expected word vectors, found none")
-    hashes, places = np.array(words, np.uint64).T
+    hashes, places = np.frombuffer(words, np.uint64).reshape(-1, 2).T
     hashes, first = np.unique(hashes, return_index=True)  # of a word that is in two rows, the first counts
     return np.stack([hashes, places[first]]), {"path": str(Path(path).resolve()), "bytes": Path(path).stat().st_size}
 
@@ -120,11 +121,13 @@ def look_up(table, facts, word):
     """
     path = Path(facts["path"])
     if not path.is_file() or path.stat().st_size != facts["bytes"]:
-        raise UserError(f"{path}, which had more words, is gone or was altered: `build --vectors FILE` names it again")
+        raise UserError(f"{path}, in which other words are looked up, is gone or was altered: `search.py build "
+                        "--vectors FILE` names it again")
     hashes, places = table
     for spelling in spellings(word):
-        at = int(np.searchsorted(hashes, _hash(spelling.encode())))
-        if at < len(hashes) and hashes[at] == _hash(spelling.encode()) and places[at] < facts["bytes"]:
+        sought = np.uint64(_hash(spelling.encode()))
+        at = int(np.searchsorted(hashes, sought))
+        if at < len(hashes) and hashes[at] == sought and places[at] < facts["bytes"]:
             found, vector = _row_at(path, int(places[at]))
             if found == spelling.encode() and vector.any():
                 return vector
@@ -132,7 +135,7 @@ def look_up(table, facts, word):
 
 
 def _hash(word):
-    return np.uint64(int.from_bytes(hashlib.blake2b(word, digest_size=8).digest()))
+    return int.from_bytes(hashlib.blake2b(word, digest_size=8).digest())
 
 
 def _row_at(path, place):
@@ -209,13 +212,14 @@ def recorded_vocabulary(tagged, root, tag_names, tag_embeddings):
 # ---------------------------------------------------------------- rows of a file
 
 def _kind(path):
-    """How the rows of a file are read and their numbers parsed, by its name. Raises UserError."""
+    """How the rows of a file are read and their numbers parsed, by its name. Raises UserError, also if it is gone."""
     name = str(path).lower()
-    if name.endswith((".bin", ".bin.gz")):
-        return _binary_rows, _parse_binary
-    if name.endswith((".txt", ".vec", ".txt.gz", ".vec.gz")):
-        return _text_rows, _parse_text
-    raise UserError(f"{path}: unknown kind of word vectors, expected a file name ending in {FORMATS}")
+    binary = name.endswith((".bin", ".bin.gz"))
+    if not binary and not name.endswith((".txt", ".vec", ".txt.gz", ".vec.gz")):
+        raise UserError(f"{path}: unknown kind of word vectors, expected a file name ending in {FORMATS}")
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    return (_binary_rows, _parse_binary) if binary else (_text_rows, _parse_text)
 
 
 def _binary_rows(file, path, limit):

@@ -46,7 +46,7 @@ def test_many_files_are_embedded_in_their_order_by_several_runs_at_once(crops, p
         network.initialize(session, weights)
         expected = session.run(network.embeddings, {network.images: images})
     assert expected.std(0).max() > 0.01
-    np.testing.assert_allclose(net_val.embedder(weights, crops, "/cpu:0")(paths), expected, atol=1e-5)
+    np.testing.assert_allclose(network.embed_photos(weights, paths), expected, atol=1e-5)
     of_fitted = net_val.embed_split(weights, crops, None, True, logging)("test", SimpleNamespace(paths=paths))
     np.testing.assert_allclose(of_fitted, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
 
@@ -55,4 +55,4 @@ def test_a_photo_of_which_the_network_makes_nan_is_named(photos, small):
     weights = random_weights()
     weights["fc8"][1][:] = np.nan
     with pytest.raises(UserError, match=r"NaN or infinite embeddings of 1 images: .*/3\.png"):
-        net_val.embedder(weights, 1, "/cpu:0")(photos[0][3:4])
+        net_val.ValidationNetwork(1, "/cpu:0").embed_photos(weights, photos[0][3:4])

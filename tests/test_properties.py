@@ -16,7 +16,7 @@ from quantization import quantizer
 from quantization.codebooks import update_codebooks
 from retrieval import index, metrics
 from retrieval.index import Lines, write_lines
-from storage.log import experiment_name
+from storage.log import experiment_name, margin_form
 from util import UserError
 
 settings.register_profile("wsdhq", derandomize=True, deadline=None, max_examples=60, database=None,
@@ -249,7 +249,7 @@ POSITIVE = st.floats(0, 1000) | st.integers(0, 100)
 @given(data_set=NAMES, notes=NAMES, codebooks=st.integers(1, 8), fixed=st.booleans(), margin=POSITIVE, gamma=POSITIVE,
        lambda_=POSITIVE)
 def test_an_experiment_s_name_tells_its_settings_back(data_set, notes, codebooks, fixed, margin, gamma, lambda_):
-    name = experiment_name(data_set, "WSDQH", codebooks, fixed, margin, gamma, lambda_, notes)
+    name = experiment_name(data_set, "WSDQH", codebooks, margin_form(gamma, margin if fixed else None), lambda_, notes)
     start, loss, size, form, value, *tail = name.split("_")
     if fixed:
         assert (form, value.removeprefix("margin=")) != (form, value)

@@ -93,6 +93,7 @@ def test_entries_of_other_shapes_are_refused(tmp_path, entries, sentence):
     (np.zeros((100, 300)), r"expected C with shape .* found \(100, 300\)"),
     (np.zeros((9 * 256, 300)), "for M from 1 to 8"),
     (np.zeros((256, 200)), r"found \(256, 200\)"),
+    (np.array(0.5), r"expected C with shape .* found \(\)"),
     (np.zeros((256, 300)), "expected conv1 with shapes"),
 ])
 def test_a_checkpoint_without_fitting_codebooks_or_layers_is_refused(tmp_path, stacked, sentence):
@@ -124,14 +125,15 @@ def test_a_checkpoint_without_a_checksum_is_read_with_a_note(tmp_path, capsys):
 def test_the_record_is_what_is_used_of_the_json_file(tmp_path):
     assert read_checkpoint_record(tmp_path / "x.npy").encoder is None
     write_weights(tmp_path / "x.npy", last_layer(7), {
-        "options": {"lr": 1}, "fingerprints": {"a": "b"}, "encoder": "abc", "no_words": "None.", "versions": {}})
+        "options": {"lr": 1, "dataset": "own"}, "fingerprints": {"a": "b"}, "encoder": "abc", "no_words": "None.",
+        "versions": {}})
     record = read_checkpoint_record(tmp_path / "x.npy")
-    assert (record.options, record.fingerprints, record.encoder, record.no_words) == (
-        {"lr": 1}, {"a": "b"}, "abc", "None.")
+    assert (record.options.dataset, record.fingerprints, record.encoder, record.no_words) == (
+        "own", {"a": "b"}, "abc", "None.")
 
 
 @pytest.mark.parametrize("entry", [{"encoder": 3}, {"fingerprints": ["a"]}, {"fingerprints": {"a": 3}},
-                                   {"options": "all"}, {"no_words": {}}])
+                                   {"options": "all"}, {"options": {"dataset": 5}}, {"no_words": {}}])
 def test_a_record_of_other_kinds_is_refused_by_name(tmp_path, entry):
     write_weights(tmp_path / "x.npy", last_layer(7), entry)
     with pytest.raises(UserError, match=r"x\.json: "):

@@ -1,10 +1,12 @@
 """Image encoders in ONNX: what they see of a photo, embeddings by them, and what is refused."""
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import pytest
+from threadpoolctl import ThreadpoolController
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -190,6 +192,19 @@ def test_embeddings_of_photos_are_those_of_their_features(wide, tmp_path):
     np.testing.assert_allclose(shared.embed(decoded), expected, atol=1e-5)
     np.testing.assert_allclose(shared.embed([shared.resize(image) for image in decoded]), expected, atol=1e-5)
     assert shared.embed([]).shape == (0, 300)
+
+
+def test_embeddings_that_overlap_leave_numpy_its_threads():
+    def threads():
+        return {pool["num_threads"] for pool in ThreadpoolController().select(user_api="blas").info()}
+    with ThreadpoolController().limit(limits=3):
+        first, second = contextlib.ExitStack(), contextlib.ExitStack()
+        first.enter_context(encoder.ONE_THREAD.hold())
+        second.enter_context(encoder.ONE_THREAD.hold())
+        first.close()
+        assert threads() == {1}
+        second.close()
+        assert threads() == {3}
 
 
 def test_photos_that_cannot_be_decoded_are_told_by_row_and_the_others_embedded(wide, tmp_path):

@@ -1,5 +1,7 @@
 """Features of photos: what is computed again, and which files of features are refused."""
+import hashlib
 import os
+import shutil
 
 import cv2
 import h5py
@@ -13,8 +15,9 @@ from dataset import find_dataset
 from faults import files_of_at_most, flip
 from models import features
 from models.encoder import ImageEncoder
-from models.features import features_file, kept_features, photo_features, photo_key, read_features
+from models.features import features_file, kept_features, photo_features, read_features
 from onnx_writer import WIDTH, tiny_encoder
+from storage import fingerprints
 from tiny import QUERIES, TRAINING, make_tiny
 from util import UserError, stream
 
@@ -85,7 +88,9 @@ def test_photos_that_are_left_out_have_no_features(root, encoder):
     assert np.isfinite(compute(root, encoder, rows=rows)).all()
     with h5py.File(features_file(root, "tiny", encoder.sha256)) as file:
         assert np.isnan(file["train"][3]).all()
-    assert len(kept_features(features_file(root, "tiny", encoder.sha256), encoder.sha256, print)) == TRAINING - 1
+        assert not file["train_fingerprints"][3].any()
+    kept = kept_features(features_file(root, "tiny", encoder.sha256), encoder.sha256, WIDTH, print)
+    assert len(kept) == TRAINING - 1
 
 
 def test_an_interrupted_computation_goes_on_where_it_was(root, encoder, computed, monkeypatch):
@@ -128,17 +133,69 @@ def test_features_of_another_encoder_are_computed_anew(root, encoder, computed, 
     compute(root, other, log=log.append)
     assert len(computed) == TRAINING
     assert log == [f"{second} was made with another encoder: its features are computed anew."]
-    assert kept_features(second, encoder.sha256, print) == {}
+    assert kept_features(second, encoder.sha256, WIDTH, print) == {}
 
 
-def test_kept_features_are_found_by_name_size_and_date_of_a_photo(root, encoder):
-    found, path = compute(root, encoder), features_file(root, "tiny", encoder.sha256)
-    kept = kept_features(path, encoder.sha256, print)
-    key = photo_key(root / "datasets" / "tiny", "3.jpg")
-    np.testing.assert_array_equal(kept[key.tobytes()], found[3])
+def test_a_photo_that_was_only_touched_copied_or_moved_keeps_its_features(root, encoder, computed):
+    found, log, names = compute(root, encoder), [], root / "data" / "tiny" / "train_img.txt"
+    computed.clear()
     os.utime(photo(root, 3))
-    assert photo_key(root / "datasets" / "tiny", "3.jpg").tobytes() not in kept
-    assert kept_features(root / "none.h5", encoder.sha256, print) == {}
+    np.testing.assert_array_equal(compute(root, encoder, log=log.append), found)
+    assert not log  # the file was written again, with the new date
+    photo(root, 4).rename(root / "datasets" / "tiny" / "moved.jpg")
+    shutil.copyfile(photo(root, 5), photo(root, 4))
+    names.write_text(names.read_text().replace("6.jpg", "moved.jpg"))
+    np.testing.assert_array_equal(compute(root, encoder), found[[0, 1, 2, 3, 5, 5, 4, 7, 8, 9]])
+    assert not computed
+    compute(root, encoder, log=log.append)
+    assert log == [f"features of the train images are those of {features_file(root, 'tiny', encoder.sha256)}."]
+
+
+def test_a_photo_whose_content_changed_is_computed_again_though_its_name_and_size_did_not(root, encoder, computed):
+    photo(root, 3).write_bytes(photo(root, 3).read_bytes() + b"1")
+    compute(root, encoder)
+    computed.clear()
+    status = os.stat(photo(root, 3))
+    photo(root, 3).write_bytes(photo(root, 3).read_bytes()[:-1] + b"2")
+    os.utime(photo(root, 3), ns=(status.st_atime_ns, status.st_mtime_ns))
+    compute(root, encoder)
+    assert computed == ["3.jpg"]
+
+
+def test_unchanged_photos_are_not_read(root, encoder, monkeypatch):
+    found = compute(root, encoder)
+    monkeypatch.setattr(fingerprints, "fingerprint", lambda path: pytest.fail(f"{path} was read"))
+    np.testing.assert_array_equal(compute(root, encoder), found)
+
+
+def test_photos_of_equal_content_are_computed_once(root, encoder, computed):
+    shutil.copyfile(photo(root, 1), photo(root, 0))
+    found = compute(root, encoder)
+    assert len(computed) == TRAINING - 1
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_kept_features_are_found_by_the_content_of_a_photo(root, encoder):
+    found, path = compute(root, encoder), features_file(root, "tiny", encoder.sha256)
+    kept = kept_features(path, encoder.sha256, WIDTH, print)
+    np.testing.assert_array_equal(kept[hashlib.sha256(photo(root, 3).read_bytes()).digest()], found[3])
+    assert kept_features(root / "none.h5", encoder.sha256, WIDTH, print) == {}
+
+
+@pytest.mark.parametrize(("name", "array"), [
+    ("train_names", None), ("train_fingerprints", None), ("train_names", np.arange(TRAINING)),
+    ("train_fingerprints", np.zeros((TRAINING, 6), np.int64)), ("train_fingerprints", np.zeros((TRAINING, 7))),
+    ("train", np.zeros((TRAINING - 1, WIDTH), np.float16)), ("train", np.zeros((TRAINING, WIDTH + 1), np.float16)),
+    ("train", np.float16(0))])
+def test_a_file_of_another_format_is_computed_anew(root, encoder, name, array):
+    found, path, log = compute(root, encoder), features_file(root, "tiny", encoder.sha256), []
+    path.with_suffix(".json").unlink()
+    with h5py.File(path, "a") as file:
+        del file[name]
+        if array is not None:
+            file[name] = array
+    np.testing.assert_array_equal(compute(root, encoder, log=log.append), found)
+    assert log == [f"{path} was made with another format: its features are computed anew."]
 
 
 def test_an_altered_file_of_features_is_refused(root, encoder):
@@ -165,7 +222,7 @@ def test_a_disk_without_room_is_reported_before_anything_is_computed(root, encod
     def full(folder, size):
         raise UserError(f"{folder}: no room for {size} bytes")
     monkeypatch.setattr(features, "check_space", full)
-    with pytest.raises(UserError, match="no room for 800 bytes"):  # twice 10 records of 16 and 2·12 bytes
+    with pytest.raises(UserError, match="no room for 1120 bytes"):  # twice 10 records of 32 and 2·12 bytes
         compute(root, encoder)
 
 

@@ -136,15 +136,15 @@ def test_missing_empty_and_other_files_are_found(tmp_path):
 def test_images_are_resized_to_256_and_decoded_no_more_than_once_while_there_is_room(tmp_path):
     paths = [saved(tmp_path / str(i), seed=i) for i in range(4)]
     store = images.ImageStore(paths, cache_bytes=2.5 * images.IMAGE_BYTES)
-    first = store.images(range(4))
-    assert first.shape == (4, 256, 256, 3)
+    first = [store.image(row).copy() for row in range(4)]
+    assert {image.shape for image in first} == {(256, 256, 3)}
     np.testing.assert_array_equal(first[3], cv2.resize(cv2.imread(str(paths[3])), (256, 256)))
     for path in paths[:2]:
         path.unlink()
-    np.testing.assert_array_equal(store.images([0, 1]), first[:2])  # the two that fit
+    np.testing.assert_array_equal([store.image(0), store.image(1)], first[:2])  # the two that fit
     paths[2].unlink()
     with pytest.raises(UserError, match=r"2\.jpg is missing"):
-        store.images([2])
+        store.image(2)
 
 
 def test_crops_are_taken_after_the_flip(tmp_path):
@@ -385,10 +385,10 @@ def test_a_photo_that_is_cut_while_others_are_read_is_not_taken_for_a_whole_one(
     path = tmp_path / "x.jpg"
     path.write_bytes(encoded(".jpg"))
     store = images.ImageStore([path])
-    assert store.images([0]).shape == (1, 256, 256, 3)
+    assert store.image(0).shape == (256, 256, 3)
     path.write_bytes(encoded(".jpg")[:-200])
     with pytest.raises(UserError, match=r"x\.jpg is truncated"):
-        store.images([0])
+        store.image(0)
 
 
 def test_other_formats_are_refused_by_opencv_s_limit_before_they_are_decoded(tmp_path):

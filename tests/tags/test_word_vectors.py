@@ -241,7 +241,7 @@ def test_a_query_mixes_tags_and_other_words(text_file, tmp_path):
         made.words("paris sandd")
     text_file.unlink()
     np.testing.assert_allclose(made.words("sand"), tag, rtol=1e-5)
-    with pytest.raises(UserError, match=r"'sandd' is none .*v\.txt, which had more words, is gone .*\); .*: sand$"):
+    with pytest.raises(UserError, match=r"'sandd' is none .*v\.txt, in which other words .* is gone .*\); .*: sand$"):
         made.words("sandd")
 
 
