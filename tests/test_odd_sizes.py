@@ -1,13 +1,11 @@
 """The smallest and the awkward data sets: 1, 2, 255, 256 and 257 images, one tag, one query, nothing relevant."""
 import json
-import math
 import re
 import sys
 
 import cv2
 import numpy as np
 import pytest
-import scipy.sparse
 
 import dataset
 import net
@@ -19,7 +17,7 @@ from quantization.codebooks import random_codebooks
 from retrieval import faiss_index, index, metrics
 from retrieval.retrieval_file import Retrieval
 from storage import images as image_files
-from tags import graph, trained_vectors
+from tags import graph
 from tiny import EXPERIMENT, make_tiny, train, validate, write_pickle
 from train import Schedule
 from util import UserError, stream, unit_length
@@ -93,20 +91,6 @@ def test_rankings_of_any_number_of_images_by_one_query(images):
 
 
 @pytest.mark.parametrize("images", SIZES)
-def test_without_a_relevant_image_a_query_is_left_out_and_no_query_leaves_nothing_to_tell(images):
-    labels = np.zeros((images, 2), np.uint8)
-    scores = np.tile(embeddings_of(1)[:, :1], (2, images))
-    found = metrics.evaluate(lambda rows: scores[rows], np.eye(2, dtype=np.uint8), labels, topk=images)
-    assert found.left_out == 2
-    assert math.isnan(found.map)
-    assert math.isnan(found.map_min_rk)
-    assert np.isnan(found.precision).all()
-    labels[0, 0] = 1
-    found = metrics.evaluate(lambda rows: scores[rows], np.eye(2, dtype=np.uint8), labels, topk=images)
-    assert (found.left_out, found.map, found.map_min_rk) == (1, 1, 1)
-
-
-@pytest.mark.parametrize("images", SIZES)
 @pytest.mark.parametrize("fast", [True, False])
 def test_an_index_of_any_size_gives_all_its_images_where_more_are_asked_for(tmp_path, monkeypatch, images, fast):
     if fast:
@@ -167,12 +151,6 @@ def with_tags(root, names, matrix):
     np.savetxt(root / "data/tiny/train_tag.txt", matrix, fmt="%d")
 
 
-def test_a_tag_that_is_listed_twice_is_refused_by_name(tiny, monkeypatch):
-    with_tags(tiny, ["sky", "sea", "sky"], np.ones((10, 3)))
-    with pytest.raises(UserError, match=r"common_tags\.txt: expected each tag once, found more than once: sky"):
-        process(tiny, monkeypatch, "train")
-
-
 def test_one_tag_with_a_vector_is_processed_and_trained_on(tiny, monkeypatch, tmp_path, capsys):
     with_tags(tiny, ["sky"], np.ones((10, 1)))
     (tmp_path / "v.txt").write_text("1 300\nsky " + " ".join(["0.5"] * 300) + "\n")
@@ -185,25 +163,6 @@ def test_one_tag_alone_teaches_no_word_vectors_and_that_is_said(tiny, monkeypatc
     with_tags(tiny, ["sky"], np.ones((10, 1)))
     with pytest.raises(UserError, match=r"train: none of the 1 tags in .*common_tags\.txt has a vector"):
         process(tiny, monkeypatch, "train")
-
-
-def test_no_tags_at_all_is_one_sentence(tiny, monkeypatch):
-    with pytest.raises(UserError, match="no training image has a tag"):
-        trained_vectors.train_vectors(["sky"], scipy.sparse.csr_array((10, 1), dtype=np.uint8), 0)
-    (tiny / "data/tiny/common_tags.txt").write_text("")
-    with pytest.raises(UserError, match=r"has 6 columns, but .*common_tags\.txt lists 0 tags"):
-        process(tiny, monkeypatch, "train")
-
-
-def test_a_data_set_whose_tags_were_all_dropped_is_refused(tiny):
-    splits = tiny / "data" / "tiny"
-    (splits / "train_tag.txt").write_text("0 0 0 0 0 1\n" * 10)  # column 5 has no merged tag
-    with pytest.raises(UserError, match=r"train_tag\.txt: no image has a usable tag, so there is nothing to learn"):
-        dataset.load_training(dataset.find_dataset("tiny", tiny))
-    (splits / "tags/FinalTagEmbs.txt").write_text("")
-    write_pickle(splits / "tags/TagIdMergeMap.pkl", {-1: list(range(6))})
-    with pytest.raises(UserError, match=r"FinalTagEmbs\.txt: expected rows of 300 numbers, found none"):
-        dataset.load_training(dataset.find_dataset("tiny", tiny))
 
 
 # ---------------------------------------------------------------- the programs

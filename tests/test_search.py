@@ -55,28 +55,6 @@ def test_an_index_holds_the_database_and_what_it_was_made_of(root, checkpoint, p
     assert made.content.facts["trained_on"] == "tiny"
 
 
-def test_photos_that_are_added_leave_the_others_as_they_are(root, checkpoint, tmp_path, capsys):
-    folder, out = tmp_path / "my photos", tmp_path / "index"
-    (folder / "sub").mkdir(parents=True)
-    for number in range(4):
-        shutil.copy(photo(root, number), folder / "sub" / f"{number} é.jpg")
-    (folder / "notes.txt").write_text("no photo")
-    arguments = {"out": out, "root": root, "crops": 1}
-    first = build.build(checkpoint, folder, **arguments).content.codes
-    shutil.copy(photo(root, 5), folder / "added.JPG")
-    (folder / "sub" / "0 é.jpg").unlink()
-    made = build.build(checkpoint, folder, **arguments)
-    printed = capsys.readouterr()
-    assert "5 photos, 1 of them new" in printed.out
-    assert "1 photos of" in printed.err
-    assert "0 é.jpg" in printed.err
-    np.testing.assert_array_equal(made.content.codes[:4], first)
-    assert made.content.images[-1] == "added.JPG"
-    assert list(index.load(out).content.images) == made.content.images
-    build.build(checkpoint, folder, **arguments)
-    assert "5 photos, 0 of them new" in capsys.readouterr().out
-
-
 def test_embeddings_that_are_kept_are_those_of_the_photos(root, checkpoint, photos, tmp_path):
     arguments = {"out": tmp_path / "index", "root": root, "crops": 1}
     folder = tmp_path / "photos"
@@ -258,13 +236,6 @@ def test_a_photo_may_be_a_text_a_path_an_array_or_a_list_of_these(root, photos):
 def test_what_is_no_photo_and_no_number_is_refused_in_a_sentence(root, photos, ask, sentence):
     with pytest.raises(UserError, match=sentence):
         ask(photos, photo(root, 1))
-
-
-@pytest.mark.parametrize("modules", ["search", "retrieval.searcher, retrieval.shards",
-                                     "retrieval.build, retrieval.encode"])
-def test_no_tensorflow_is_loaded(modules):
-    code, output = run("-c", f"import sys, {modules}; sys.exit('tensorflow' in sys.modules)")
-    assert code == 0, output
 
 
 def test_tags_of_a_photo_come_best_first(root, photos):

@@ -186,17 +186,6 @@ def test_bad_input_ends_in_one_sentence_and_exit_code_2(pets, run_in_process, fa
     assert not (pets / "data" / "pets" / "tags").exists()
 
 
-def test_help_tells_the_defaults_and_loads_no_heavy_library(tmp_path):
-    done = subprocess.run([sys.executable, "-X", "importtime", REPOSITORY / "tag_processing.py", "--help"],
-                          capture_output=True, text=True)
-    assert done.returncode == 0
-    for default in ("default 5", "default 0.75", "default 0.05", "default: all", "default 0)"):
-        assert default in done.stdout
-    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
-    assert "numpy" in loaded  # importtime did list modules
-    assert not loaded & {"sklearn", "gensim", "tensorflow"}
-
-
 def test_the_script_serves_both_released_data_sets_from_any_folder(tmp_path):
     project = tmp_path / "project"
     (project / "scripts").mkdir(parents=True)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from util import UserError, cores, gpu_number, gpu_numbers, number, prefetch, stream
+from util import UserError, cores, gpu_number, number, prefetch, stream
 
 
 def test_streams_depend_on_seed_purpose_and_step_alone():
@@ -20,26 +20,15 @@ def test_streams_depend_on_seed_purpose_and_step_alone():
 @pytest.mark.parametrize(("text", "expected"), [("0", 0), ("3", 3), ("-1", None), ("cpu", None)])
 def test_gpu_numbers(text, expected):
     assert gpu_number(text) is expected
-    assert gpu_numbers(text) is expected
-
-
-def test_several_gpus_are_a_list():
-    assert gpu_numbers("0,2") == [0, 2]
 
 
 @pytest.mark.parametrize(("parse", "text"), [
-    (gpu_number, "gpu"), (gpu_number, "1.5"), (gpu_number, "0,1"), (gpu_numbers, "0,0"), (gpu_numbers, "0,cpu"),
-    (gpu_numbers, "0,"), (gpu_numbers, "1.5"), (number(int, 1, 8), "0"), (number(int, 1, 8), "9"),
+    (gpu_number, "gpu"), (gpu_number, "1.5"), (gpu_number, "0,1"), (number(int, 1, 8), "0"), (number(int, 1, 8), "9"),
     (number(int, 1, 8), "two"), (number(float, 0), "-1"), (number(float, 0), "nan"), (number(float, 0), "inf")])
 def test_a_value_out_of_range_is_refused_with_what_was_expected(parse, text):
     with pytest.raises(Exception, match=r"expected .* found") as caught:
         parse(text)
     assert type(caught.value).__name__ == "ArgumentTypeError"
-
-
-def test_importing_util_does_not_import_tensorflow():
-    done = subprocess.run([sys.executable, "-c", "import sys, util, dataset; sys.exit('tensorflow' in sys.modules)"])
-    assert done.returncode == 0
 
 
 # ---------------------------------------------------------------- cores
