@@ -112,7 +112,7 @@ def save_tags(folder, version):
 
 
 def load_tags(folder):
-    with contextlib.suppress(UserError):  # embeddings of one and map of the other, told by their lengths
+    with contextlib.suppress(UserError):  # embeddings of one version and map of the other, whose lengths differ
         groups, embeddings = read_tags(find_dataset("x", folder), 5)
         assert len(groups) == embeddings[0, 0]
         return len(groups)
@@ -203,7 +203,7 @@ def test_a_training_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tm
             process.communicate(timeout=float(rng.uniform(2, 15)))
         process.kill()
         output = process.communicate()[0]
-        assert not re.search(r"\berror\b", output), output  # TensorFlow tells of round-off errors
+        assert not re.search(r"\berror\b", output), output  # TensorFlow notes round-off errors
         if process.returncode == 0:
             break
     assert process.returncode == 0
@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, kind):
     assert load(tmp_path) == 1
 
 
-def test_a_disk_that_is_full_while_tensorflow_writes_a_state_is_told_in_one_sentence(tmp_path):
+def test_a_disk_that_is_full_while_tensorflow_writes_a_state_is_one_sentence(tmp_path):
     training = linear_training(8, 8)
     _, save, restore = states_of(training, tmp_path, {})
     with training.network.open_session() as session:
@@ -288,7 +288,7 @@ def test_a_flipped_byte_in_the_tags_is_found_and_the_file_named(tmp_path, name):
         read_tags(find_dataset("x", tmp_path), 5)
 
 
-def test_a_flipped_byte_in_a_retrieval_file_is_told_and_the_file_is_not_used(tmp_path):
+def test_a_flipped_byte_in_a_retrieval_file_is_reported_and_the_file_is_not_used(tmp_path):
     save_retrieval(tmp_path, 1)
     flip(tmp_path / "x_retrieval.h5")
     found, _, why = read_retrieval(tmp_path / "x_retrieval.h5", {"version": 1}, {})

@@ -215,7 +215,7 @@ def run_in_terminal(*arguments):
 def test_a_checkpoint_that_cannot_be_written_leaves_a_state_from_which_resume_writes_it(trained, tiny, run_here):
     expected = (trained[0] / "checkpoints" / f"{EXPERIMENT}.npy").read_bytes()
     path = tiny / "checkpoints" / f"{EXPERIMENT}.npy"
-    path.mkdir(parents=True)  # a folder stands where the file goes
+    path.mkdir(parents=True)  # a folder is where the file goes
     code, output = train(tiny, run=run_here)
     assert code == 2, output
     assert re.search(rf"error: {path} could not be written \(.*\); the state after the last step is saved: --resume",
@@ -227,7 +227,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_a_state_from_which_resume_wr
     assert path.read_bytes() == expected
 
 
-def test_a_disk_without_room_for_the_checkpoint_is_told_before_the_first_step(tiny, monkeypatch, run_here):
+def test_a_disk_without_room_for_the_checkpoint_is_reported_before_the_first_step(tiny, monkeypatch, run_here):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**5))
     code, output = train(tiny, run=run_here)
     assert code == 2, output
@@ -238,7 +238,7 @@ def test_a_disk_without_room_for_the_checkpoint_is_told_before_the_first_step(ti
 
 # ---------------------------------------------------------------- validation
 
-def test_validation_reports_map_beside_the_random_one_and_does_not_embed_twice(trained, run_here):
+def test_validation_reports_map_next_to_the_random_one_and_does_not_embed_twice(trained, run_here):
     root, _ = trained
     path = root / "checkpoints" / f"{EXPERIMENT}_retrieval.h5"
     code, output = validate(root, run=run_here)

@@ -213,7 +213,7 @@ POSITIVE = st.floats(0, 1000) | st.integers(0, 100)
 
 @given(data_set=NAMES, notes=NAMES, codebooks=st.integers(1, 8), fixed=st.booleans(), margin=POSITIVE, gamma=POSITIVE,
        lambda_=POSITIVE)
-def test_an_experiment_s_name_tells_its_settings_back(data_set, notes, codebooks, fixed, margin, gamma, lambda_):
+def test_an_experiment_s_name_holds_its_settings(data_set, notes, codebooks, fixed, margin, gamma, lambda_):
     name = experiment_name(data_set, "WSDQH", codebooks, fixed, margin, gamma, lambda_, notes)
     start, loss, size, form, value, *tail = name.split("_")
     if fixed:

@@ -200,7 +200,7 @@ def test_words_search_by_their_tags_vectors(photos):
     assert {result.hit for result in photos.by_words("a", topk=TRAINING)} <= {True, False}
 
 
-def test_words_in_capitals_tell_hits_as_others_do(photos):
+def test_words_in_capitals_find_what_others_find(photos):
     assert photos.by_words("A", topk=TRAINING) == photos.by_words("a", topk=TRAINING)
 
 

@@ -192,7 +192,7 @@ def test_embeddings_of_photos_are_those_of_their_features(wide, tmp_path):
     assert shared.embed([]).shape == (0, 300)
 
 
-def test_photos_that_cannot_be_decoded_are_told_by_row_and_the_others_embedded(wide, tmp_path):
+def test_photos_that_cannot_be_decoded_are_reported_by_row_and_the_others_embedded(wide, tmp_path):
     shared, done = PhotoEmbedder(tiny_encoder(tmp_path / "m.onnx"), last_layer(WIDTH), True, 1), []
     paths = [wide[0], tmp_path / "gone.jpg", *wide * 3]
     embeddings, faults = shared.embed_sound(paths, done.append)

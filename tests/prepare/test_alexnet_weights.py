@@ -406,13 +406,13 @@ def test_models_without_a_layer_are_refused(tmp_path, small):
             r"expected conv2 with shapes \[\(5, 5, 48, 256\), \(256,\)\], found none")
 
 
-def test_wrong_shapes_are_told_beside_the_right_ones(tmp_path, small):
-    told = r"expected conv2 with .* shapes \[\(256, 48, 5, 5\), \(256,\)\], found \[\(2, 2\), \(2,\)\]"
-    refused(tmp_path / "x", caffe_model(small, POOL_FIRST, old=False).SerializeToString(), told)
+def test_wrong_shapes_are_refused_with_the_right_ones(tmp_path, small):
+    sentence = r"expected conv2 with .* shapes \[\(256, 48, 5, 5\), \(256,\)\], found \[\(2, 2\), \(2,\)\]"
+    refused(tmp_path / "x", caffe_model(small, POOL_FIRST, old=False).SerializeToString(), sentence)
     model = onnx_model({**small, "conv2": [np.ones((2, 2), np.float32), np.ones(2, np.float32)]}, POOL_FIRST)
-    refused(tmp_path / "x", model.SerializeToString(), told)
-    told = r"expected conv1 with shapes .*, found \[\(96, 3, 11, 11\), \(96,\)\]"
-    refused(tmp_path / "x", tensorflow_file(small), told)
+    refused(tmp_path / "x", model.SerializeToString(), sentence)
+    sentence = r"expected conv1 with shapes .*, found \[\(96, 3, 11, 11\), \(96,\)\]"
+    refused(tmp_path / "x", tensorflow_file(small), sentence)
 
 
 def test_values_that_are_no_numbers_are_refused(tmp_path, small):

@@ -373,12 +373,12 @@ def save_photos(folder, **options):
 
 
 def written_again(folder, change):
-    """Change the manifest, and make its checksums agree."""
+    """Change the manifest after its checksums were made to agree with the files, and its own with the change."""
     content = json.loads((folder / "manifest.json").read_bytes())
-    change(content)
     del content["sha256"]
     for file in content["files"].values():
         file["sha256"] = fingerprint(folder / file["name"])
+    change(content)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps({**content, "sha256": digest}))
 
@@ -420,6 +420,32 @@ def test_a_manifest_that_does_not_fit_its_files_is_one_sentence(tmp_path, key, v
     save_photos(tmp_path)
     written_again(tmp_path, lambda content: content.update({key: value}))
     with pytest.raises(UserError, match=sentence):
+        index.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../codes-1.npy", "/etc/passwd", "sub/codes-1.npy", "./codes-1.npy", ".", 7, None,
+                                  "", "..", "a\0b", "nothing.npy"])
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path, name):
+    save_photos(tmp_path / "index")
+    shutil.copy(tmp_path / "index" / "codes-1.npy", tmp_path)
+    written_again(tmp_path / "index", lambda content: content["files"]["codes"].update(name=name))
+    with pytest.raises(UserError) as error:
+        index.load(tmp_path / "index")
+    expected = f"files: codes: expected the name 'codes-1.npy', found {name!r}" if isinstance(name, str) else (
+        "Expected `str`, got")
+    assert f"manifest.json: {expected}" in str(error.value)
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    (lambda content: content.pop("files"), "missing required field `files`"),
+    (lambda content: content.update(files=[1]), "Expected `object`"),
+    (lambda content: content["files"].pop("codes"), "found no codes"),
+    (lambda content: content["files"].update(codes=[]), "Expected `object`"),
+    (lambda content: content["files"]["codes"].pop("sha256"), "missing required field `sha256`")])
+def test_a_manifest_without_sound_files_is_one_sentence(tmp_path, change, sentence):
+    save_photos(tmp_path)
+    written_again(tmp_path, change)
+    with pytest.raises(UserError, match=rf"manifest\.json: .*{sentence}"):
         index.load(tmp_path)
 
 

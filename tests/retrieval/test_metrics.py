@@ -70,7 +70,7 @@ def test_the_quality_does_not_depend_on_the_threads():
 
 
 @pytest.mark.parametrize("labels", [1, 24, 64, 81, 200])
-def test_packed_labels_tell_who_shares_a_label(labels):
+def test_packed_labels_show_who_shares_a_label(labels):
     rng = stream(0, "label test", labels)
     a, b = (rng.random((n, labels)) < 2 / labels for n in (30, 40))
     shared = (metrics.pack_labels(a)[:, None] & metrics.pack_labels(b)).any(-1)
