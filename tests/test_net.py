@@ -51,17 +51,6 @@ def test_training_lowers_the_loss_and_the_quantization_error():
     assert np.square(rest @ factor).sum() < 0.2 * np.square(alternation.embeddings @ factor).sum()
 
 
-def test_every_image_has_a_code_after_the_first_update():
-    training = linear_training(images=37, batch_size=16)
-    with training.network.open_session() as session:
-        training.network.initialize(session, linear_weights())
-        training.take(range(7), session)
-    alternation = training.alternation
-    assert alternation.codes.shape == (37, 2)
-    visited = alternation.embeddings.any(1)
-    assert visited.sum() >= 32
-
-
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, rate):
     training = linear_training(40, 16, dropout=rate)

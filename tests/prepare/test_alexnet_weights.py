@@ -6,13 +6,10 @@ converted file. All formats hold the same seeded weights; fc6 and fc7 have fewer
 import contextlib
 import io
 import os
-import pickle
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,6 +18,7 @@ import parity_inputs as parity
 from models import alexnet, layers
 from models.checkpoint import LAST
 from models.session import open_session, tf
+from pickle_writer import python2
 from prepare import alexnet_conversion, alexnet_sources, alexnet_weights
 from prepare.alexnet_sources import read_source
 from storage.arrays import read_weights
@@ -232,24 +230,11 @@ def add_blob(blob, array, old, doubles):
 
 # ---------------------------------------------------------------- TensorFlow files
 
-class _Python2Pickler(pickle._Pickler):
-    """Writes what Python 2 wrote: protocol 2, and every text and every array's content as a string of bytes."""
-    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
-
-    def save_string(self, text):
-        content = text.encode("latin1") if isinstance(text, str) else text
-        self.write(b"T" + struct.pack("<i", len(content)) + content)
-        self.memoize(text)
-
-    dispatch[str] = dispatch[bytes] = save_string
-
-
 def tensorflow_file(weights):
     """An `.npy` file as NumPy 1 under Python 2 wrote it, like bvlc_alexnet.npy."""
-    file, content = io.BytesIO(), io.BytesIO()
+    file = io.BytesIO()
     np.save(file, np.array(0))
-    _Python2Pickler(content, 2).dump(np.array(weights, object))
-    header, pickled = file.getvalue()[:-8], content.getvalue()
+    header, pickled = file.getvalue()[:-8], python2(np.array(weights, object))
     return header.replace(b"'<i8'", b"'|O' ") + pickled.replace(b"numpy._core.", b"numpy.core.")
 
 

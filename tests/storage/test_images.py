@@ -340,16 +340,6 @@ def test_a_png_that_claims_a_chunk_of_4_gb_takes_no_memory_for_it(tmp_path):
     assert printed == "is truncated is truncated\n" * 3
 
 
-def test_a_photo_that_is_cut_while_others_are_read_is_not_taken_for_a_whole_one(tmp_path):
-    path = tmp_path / "x.jpg"
-    path.write_bytes(encoded(".jpg"))
-    store = images.ImageStore([path])
-    assert store.images([0]).shape == (1, 256, 256, 3)
-    path.write_bytes(encoded(".jpg")[:-200])
-    with pytest.raises(UserError, match=r"x\.jpg is truncated"):
-        store.images([0])
-
-
 def test_other_formats_are_refused_by_opencv_s_limit_before_they_are_decoded(tmp_path):
     size = struct.pack("<HH", 20_000, 20_000)
     for suffix, content in {
