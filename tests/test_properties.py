@@ -256,16 +256,6 @@ def index_of_words(groups):
 WORDS = st.lists(TAGS, min_size=1, max_size=6, unique=True)
 
 
-@given(words=WORDS, chosen=st.data(), gap=st.sampled_from([" ", "  ", "\t", "\n"]))
-def test_words_that_are_known_are_found(words, chosen, gap):
-    made, embeddings = index_of_words([[word] for word in words])
-    rows = chosen.draw(st.lists(st.integers(0, len(words) - 1), min_size=1, max_size=4))
-    found = made.words(gap.join(words[row] for row in rows))
-    units = [embeddings[row] / np.linalg.norm(embeddings[row]) for row in rows]
-    expected = np.mean(units, 0)
-    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), rtol=1e-4, atol=1e-5)
-
-
 @given(words=WORDS, text=st.text(max_size=12))
 def test_words_that_are_not_known_are_refused_by_name(words, text):
     made, _ = index_of_words([words])
