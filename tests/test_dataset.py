@@ -10,7 +10,6 @@ from util import UserError
 
 # ---------------------------------------------------------------- split files
 
-
 @pytest.mark.parametrize(("text", "sentence"), [
     ("0 1\n0 2\n", "row 2: expected 0 or 1, found '2'"), ("0 1\n0 x\n", "row 2: expected 0 or 1, found 'x'"),
     ("0 1\n0 10\n", "row 2: expected 0 or 1, found '10'"), ("0 1\n0 nan\n", "row 2: expected 0 or 1, found 'nan'"),

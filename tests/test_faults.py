@@ -125,8 +125,6 @@ SAVED = {"checkpoint": (save_weights, load_weights), "state": (save_state, load_
          "tags": (save_tags, load_tags)}
 
 
-
-
 @pytest.mark.parametrize("kind", SAVED)
 def test_a_kill_at_any_moment_of_a_save_leaves_the_old_one_or_the_new_one_whole(tmp_path, kind):
     save, load = SAVED[kind]
@@ -228,8 +226,6 @@ def test_a_second_run_of_one_experiment_is_refused_and_the_first_goes_on(tmp_pat
 
 # ---------------------------------------------------------------- a full disk
 
-
-
 @pytest.mark.parametrize("kind", SAVED)
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path, kind):
     save, load = SAVED[kind]
@@ -267,8 +263,6 @@ def test_training_on_a_full_disk_ends_in_one_sentence_and_code_2(tmp_path, small
 
 
 # ---------------------------------------------------------------- flipped bytes
-
-
 
 @pytest.mark.parametrize(("kind", "name"), [("checkpoint", "model.npy"), ("state", "step_00000001/variables"),
                                             ("index", "index/codes-1.npy")])

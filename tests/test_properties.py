@@ -1,5 +1,4 @@
 """What holds for any input of parsers, metrics, quantizer and names; Hypothesis looks for one for which it does not."""
-import math
 import os
 import pickle
 import warnings
@@ -183,7 +182,6 @@ def test_evaluate_is_the_oracle_however_queries_are_grouped(case, together):
 
 # ---------------------------------------------------------------- quantizer
 
-
 @given(seed=SEEDS, images=st.integers(1, 20), books=st.integers(1, 4), words=st.sampled_from([1, 4, 256]),
        width=st.integers(1, 9), queries=st.integers(1, 3))
 def test_scores_are_products_with_the_reconstructions(seed, images, books, words, width, queries):
@@ -217,7 +215,6 @@ def test_an_experiment_s_name_holds_its_settings(data_set, notes, codebooks, fix
     name = experiment_name(data_set, "WSDQH", codebooks, fixed, margin, gamma, lambda_, notes)
     start, loss, size, form, value, *tail = name.split("_")
     if fixed:
-        assert (form, value.removeprefix("margin=")) != (form, value)
         assert form == "fixMargin"
         assert float(value.removeprefix("margin=")) == margin
     else:
@@ -227,7 +224,6 @@ def test_an_experiment_s_name_holds_its_settings(data_set, notes, codebooks, fix
     assert float(tail[0].removeprefix("lambda=")) == lambda_
     assert tail[1:] == [notes]
     assert "/" not in name
-    assert math.isfinite(float(tail[0].removeprefix("lambda=")))
 
 
 LINES = st.lists(st.one_of(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\0")),

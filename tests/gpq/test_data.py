@@ -138,13 +138,6 @@ def test_wrong_batches_are_refused_in_a_sentence(tmp_path, content, message):
         data.read_batch(path, 10)
 
 
-def test_a_pickle_that_names_a_function_is_refused(tmp_path):
-    path = tmp_path / "data_batch_1"
-    path.write_bytes(pickle.dumps({b"data": print}))
-    with pytest.raises(UserError, match=r"names builtins\.print"):
-        data.read_batch(path, 10)
-
-
 def test_a_split_without_database_is_refused(tmp_path):
     write_batches(tmp_path)
     with pytest.raises(UserError, match="leave no database images"):

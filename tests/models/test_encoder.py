@@ -333,7 +333,7 @@ def test_without_onnx_runtime_its_extra_is_named(tmp_path, monkeypatch):
         ImageEncoder(path)
 
 
-def test_without_a_gpu_it_is_said_that_the_processor_is_used(tmp_path, capsys):
+def test_without_a_gpu_a_note_says_that_the_processor_is_used(tmp_path, capsys):
     path = describe(write_tiny(tmp_path / "m.onnx"))
     if "CUDAExecutionProvider" in encoder.onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime uses a GPU")

@@ -22,8 +22,6 @@ def read(photo, *descriptions):
     return tags
 
 
-
-
 # ---------------------------------------------------------------- what exiftool wrote
 
 EXIF_AND_XMP = {"Sunset", "Été", "beach day", "sea", "New York"}

@@ -12,16 +12,12 @@ from quantization import quantizer
 from quantization.codebooks import initial_codebooks, random_codebooks
 from retrieval import figures, metrics
 from retrieval.retrieval_file import SPLITS, Retrieval, sources, write_retrieval
+from small_retrieval import Log
 from storage.arrays import write_weights
 from util import stream
 
 IMAGES, QUERIES, LABELS = 300, 40, 12
 PICTURES = ["codewords.png", "precision_at_n.png", "precision_recall.png", "rankings.png", "training.png", "tsne.png"]
-
-
-class Log(list):
-    def info(self, line):
-        self.append(line)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_queries_of_codes_are_their_averages_where_a_file_has_them(tmp_path):
     np.testing.assert_array_equal(back.qry_features, retrieval.qry_features)
 
 
-def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_it_is_said_why(tmp_path):
+def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_the_reason_is_reported(tmp_path):
     path = tmp_path / "x_retrieval.h5"
 
     def refusal(**expected):
@@ -62,7 +62,7 @@ def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_it_is_said_why(t
     assert "cannot be read" in refusal(checkpoint="abc")
 
 
-def test_a_retrieval_file_whose_arrays_do_not_fit_is_not_used_and_it_is_said_why(tmp_path):
+def test_a_retrieval_file_whose_arrays_do_not_fit_is_not_used_and_the_reason_is_reported(tmp_path):
     path = tmp_path / "x_retrieval.h5"
     retrieval = small_retrieval(stream(0, "h5 test"))
     write_retrieval(path, replace(retrieval, db_label=retrieval.db_label[1:]), {})

@@ -138,7 +138,6 @@ def test_a_package_that_is_missing_is_one_sentence(folders, package):
 
 # ---------------------------------------------------------------- options
 
-
 def test_a_token_from_the_environment_lets_programs_in(folders):
     with served(folders["flat"], "--host", "0.0.0.0", WSDHQ_TOKEN="a~secret") as printed:
         assert printed.startswith("0.0.0.0:")

@@ -91,7 +91,6 @@ def saved(path, side=300, seed=0, suffix=".jpg"):
 
 # ---------------------------------------------------------------- the store, crops
 
-
 def test_images_are_resized_to_256_and_decoded_no_more_than_once_while_there_is_room(tmp_path):
     paths = [saved(tmp_path / str(i), seed=i) for i in range(4)]
     store = images.ImageStore(paths, cache_bytes=2.5 * images.IMAGE_BYTES)
