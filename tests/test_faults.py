@@ -264,8 +264,7 @@ def test_training_on_a_full_disk_ends_in_one_sentence_and_code_2(tmp_path, small
 
 # ---------------------------------------------------------------- flipped bytes
 
-@pytest.mark.parametrize(("kind", "name"), [("checkpoint", "model.npy"), ("state", "step_00000001/variables"),
-                                            ("index", "index/codes-1.npy")])
+@pytest.mark.parametrize(("kind", "name"), [("checkpoint", "model.npy"), ("state", "step_00000001/variables")])
 def test_a_flipped_byte_is_found_and_the_file_named(tmp_path, kind, name):
     save, load = SAVED[kind]
     save(tmp_path, 1)

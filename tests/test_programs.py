@@ -333,7 +333,6 @@ def test_bad_training_input_is_one_sentence_and_exit_code_2(tiny, case, run_here
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["nope", 0.1, 1, 0, 1, "WSDQH", "t", "cpu"], "unknown data set 'nope'.*known here: tiny"),
-    (["tiny", 0.1, 1, 0, 0, "WSDQH", "t", "cpu"], "SUBSPACE_NUM: expected a whole number from 1 to 8, found '0'"),
     (["tiny", 0.1, 1, 0, 9, "WSDQH", "t", "cpu"], "SUBSPACE_NUM: expected a whole number from 1 to 8, found '9'"),
     (["tiny", "fast", 1, 0, 1, "WSDQH", "t", "cpu"], "LR: expected a number of at least 0, found 'fast'"),
     (["tiny", 0.1, 1, 0, 1, "HASH", "t", "cpu"], "LOSS: invalid choice"),

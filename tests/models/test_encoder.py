@@ -11,6 +11,7 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, numpy_helper
 
+from drawn_photos import write_photos
 from models import encoder
 from models.encoder import ImageEncoder, PhotoEmbedder, crops_of, embed
 from onnx_writer import SEEN, WIDTH, Writer, describe, tiny_encoder, tiny_graph, write_tiny
@@ -22,21 +23,14 @@ from util import UserError, stream
 def photos(tmp_path_factory):
     """Paths of seven photos of 256×256 pixels, and what is in them, uint8 (7, 256, 256, 3)."""
     images = stream(0, "crop test").integers(0, 256, (7, 256, 256, 3), dtype=np.uint8)
-    folder = tmp_path_factory.mktemp("photos")
-    paths = [folder / f"{row}.png" for row in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
-        assert cv2.imwrite(str(path), image)
-    return paths, images
+    return write_photos(tmp_path_factory.mktemp("photos"), images), images
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """Paths of five photos of 80×60 pixels, as they are decoded."""
-    folder, rng = tmp_path_factory.mktemp("wide"), stream(0, "wide photos")
-    paths = [folder / f"{row}.png" for row in range(5)]
-    for path in paths:
-        assert cv2.imwrite(str(path), rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-    return paths
+    images = stream(0, "wide photos").integers(0, 256, (5, 60, 80, 3), dtype=np.uint8)
+    return write_photos(tmp_path_factory.mktemp("wide"), images)
 
 
 # ---------------------------------------------------------------- crops

@@ -204,11 +204,6 @@ def test_names_that_are_not_free_or_not_safe(desk, name):
     desk.refused(PHOTOS, name=name)
 
 
-@pytest.mark.parametrize("count", ["0", "-1", "few"])
-def test_a_tag_count_that_is_none(desk, count):
-    assert "expected a whole number of at least 1" in desk.refused(PHOTOS, "--min-tag-count", count)
-
-
 BAD_IMAGES = {
     "missing.jpg": (None, "is missing"),
     "empty.jpg": (b"", "is empty"),

@@ -146,11 +146,6 @@ def test_a_damaged_file_is_refused_with_its_name_and_the_place(tmp_path, name):
         assert words in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"absent\.bin: no such file"):
-        read_vectors(tmp_path / "absent.bin", {"dog"})
-
-
 # ---------------------------------------------------------------- spellings
 
 def test_spellings_are_tried_in_order():
