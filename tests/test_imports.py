@@ -72,7 +72,7 @@ def test_no_package_imports_one_of_a_higher_rank():
     assert not wrong, "\n" + "\n".join(wrong)
 
 
-def test_nothing_but_each_other_imports_what_stands_on_top():
+def test_gpq_prepare_and_experiments_are_imported_by_each_other_only():
     assert set(ORDER[-1]) == {"gpq", "prepare", "experiments"}
     wrong = [place(name, statement) for name, imports in IMPORTS.items() for statement, _, names in imports
              if {package_of(module) for module in names & MODULES.keys()} & set(ORDER[-1])

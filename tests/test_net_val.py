@@ -2,12 +2,12 @@
 import logging
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 
 import net_val
 import parity_inputs as parity
+from drawn_photos import write_photos
 from models.checkpoint import ALEXNET
 from models.session import open_session
 from util import UserError, stream
@@ -25,11 +25,7 @@ def test_ten_crop_embeddings_are_the_released_ones():
 def photos(tmp_path_factory):
     """Paths of nine photos of 256×256 pixels, and what is in them, uint8 (9, 256, 256, 3)."""
     images = stream(0, "validation network test").integers(0, 256, (9, 256, 256, 3), dtype=np.uint8)
-    folder = tmp_path_factory.mktemp("photos")
-    paths = [folder / f"{row}.png" for row in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
-        assert cv2.imwrite(str(path), image)
-    return paths, images
+    return write_photos(tmp_path_factory.mktemp("photos"), images), images
 
 
 def random_weights():

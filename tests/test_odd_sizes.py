@@ -1,27 +1,20 @@
 """The smallest and the awkward data sets: 1, 2, 255, 256 and 257 images, one tag, one query, nothing relevant."""
 import json
-import math
 import re
 import sys
 
-import cv2
 import numpy as np
 import pytest
-import scipy.sparse
 
 import dataset
 import net
 import tag_processing
-import validation
 from indexes import make_content
 from quantization import quantizer
 from quantization.codebooks import random_codebooks
-from retrieval import faiss_index, index, metrics
-from retrieval.retrieval_file import Retrieval
-from storage import images as image_files
-from tags import graph, trained_vectors
+from retrieval import faiss_index, index
+from tags import graph
 from tiny import EXPERIMENT, make_tiny, train, validate, write_pickle
-from train import Schedule
 from util import UserError, stream, unit_length
 
 SIZES = (1, 2, 255, 256, 257)  # K is 256
@@ -32,27 +25,6 @@ def embeddings_of(images):
 
 
 # ---------------------------------------------------------------- training
-
-@pytest.mark.parametrize("images", SIZES)
-def test_a_data_set_of_any_size_is_loaded_and_cropped(tmp_path, images):
-    splits, folder = tmp_path / "splits", tmp_path / "images"
-    (splits / "tags").mkdir(parents=True)
-    folder.mkdir()
-    names = [f"{i}.png" for i in range(images)]
-    for i, name in enumerate(names):
-        assert cv2.imwrite(str(folder / name), np.full((2, 3, 3), i % 256, np.uint8))
-    (splits / "train_img.txt").write_text("\n".join(names))
-    (splits / "train_tag.txt").write_text("1\n" * images)
-    np.savetxt(splits / "tags/FinalTagEmbs.txt", np.ones((1, 300)))
-    write_pickle(splits / "tags/TagIdMergeMap.pkl", {0: [0]})
-    loaded = dataset.load_training(dataset.Dataset("x", splits, folder))
-    assert (len(loaded.paths), loaded.tags.shape, loaded.untagged) == (images, (images, 1), 0)
-    store = image_files.ImageStore(loaded.paths, 100 * image_files.IMAGE_BYTES)
-    rows = Schedule(images, 256, seed=0).rows(0)
-    assert sorted(rows) == list(range(min(images, 256))) or images == 257
-    batch = image_files.random_crops(store, rows, 227, stream(0, "crops"))
-    np.testing.assert_array_equal(batch[:, 0, 0, 0], rows % 256)
-
 
 @pytest.mark.parametrize("images", SIZES)
 @pytest.mark.parametrize("codebooks", [1, 2])
@@ -81,32 +53,6 @@ def test_images_that_are_all_alike_give_codebooks_too():
 # ---------------------------------------------------------------- retrieval
 
 @pytest.mark.parametrize("images", SIZES)
-def test_rankings_of_any_number_of_images_by_one_query(images):
-    query = embeddings_of(1)
-    scores = query @ embeddings_of(images).T
-    labels = np.zeros((images, 70), np.uint8)
-    labels[scores.argmax()] = 1
-    found = metrics.evaluate(lambda rows: scores[rows], np.ones((1, 70), np.uint8), labels, topk=images)
-    assert (found.map, found.map_min_rk, found.left_out) == (1, 1, 0)
-    np.testing.assert_allclose(found.precision, 1 / np.arange(1, images + 1))
-    np.testing.assert_array_equal(found.recall, np.ones(images))
-
-
-@pytest.mark.parametrize("images", SIZES)
-def test_without_a_relevant_image_a_query_is_left_out_and_no_query_leaves_nothing_to_tell(images):
-    labels = np.zeros((images, 2), np.uint8)
-    scores = np.tile(embeddings_of(1)[:, :1], (2, images))
-    found = metrics.evaluate(lambda rows: scores[rows], np.eye(2, dtype=np.uint8), labels, topk=images)
-    assert found.left_out == 2
-    assert math.isnan(found.map)
-    assert math.isnan(found.map_min_rk)
-    assert np.isnan(found.precision).all()
-    labels[0, 0] = 1
-    found = metrics.evaluate(lambda rows: scores[rows], np.eye(2, dtype=np.uint8), labels, topk=images)
-    assert (found.left_out, found.map, found.map_min_rk) == (1, 1, 1)
-
-
-@pytest.mark.parametrize("images", SIZES)
 @pytest.mark.parametrize("fast", [True, False])
 def test_an_index_of_any_size_gives_all_its_images_where_more_are_asked_for(tmp_path, monkeypatch, images, fast):
     if fast:
@@ -118,21 +64,6 @@ def test_an_index_of_any_size_gives_all_its_images_where_more_are_asked_for(tmp_
     scores, rows = index.load(tmp_path).search(embeddings_of(2), 10 * images)
     assert np.sort(rows).tolist() == [list(range(images))] * 2
     assert (np.diff(scores) <= 0).all()
-
-
-def test_results_of_fewer_images_than_asked_for_are_measured_on_those():
-    retrieval = Retrieval(
-        db_features=embeddings_of(3), db_codes=np.zeros((3, 1), np.uint8), db_label=np.ones((3, 1), np.uint8),
-        qry_features=embeddings_of(1), qry_codes=np.zeros((1, 1), np.uint8), qry_label=np.ones((1, 1), np.uint8),
-        codebooks=random_codebooks(1, stream(0, "codebooks")))
-
-    class Log:
-        def info(self, *_):
-            pass
-    results = validation.measure(retrieval, 3, 0, Log())
-    assert {name: quality.map for name, (quality, _) in results.items()} == dict.fromkeys(
-        ("AQD", "SQD", "feats", "random"), 1)
-    assert validation.as_numbers(results, 3)["AQD"]["precision"] == {"1": 1}
 
 
 # ---------------------------------------------------------------- tags
@@ -167,12 +98,6 @@ def with_tags(root, names, matrix):
     np.savetxt(root / "data/tiny/train_tag.txt", matrix, fmt="%d")
 
 
-def test_a_tag_that_is_listed_twice_is_refused_by_name(tiny, monkeypatch):
-    with_tags(tiny, ["sky", "sea", "sky"], np.ones((10, 3)))
-    with pytest.raises(UserError, match=r"common_tags\.txt: expected each tag once, found more than once: sky"):
-        process(tiny, monkeypatch, "train")
-
-
 def test_one_tag_with_a_vector_is_processed_and_trained_on(tiny, monkeypatch, tmp_path, capsys):
     with_tags(tiny, ["sky"], np.ones((10, 1)))
     (tmp_path / "v.txt").write_text("1 300\nsky " + " ".join(["0.5"] * 300) + "\n")
@@ -181,29 +106,10 @@ def test_one_tag_with_a_vector_is_processed_and_trained_on(tiny, monkeypatch, tm
     assert (loaded.tags.shape, loaded.embeddings.shape) == ((10, 1), (1, 300))
 
 
-def test_one_tag_alone_teaches_no_word_vectors_and_that_is_said(tiny, monkeypatch):
+def test_one_tag_alone_teaches_no_word_vectors_and_is_refused(tiny, monkeypatch):
     with_tags(tiny, ["sky"], np.ones((10, 1)))
     with pytest.raises(UserError, match=r"train: none of the 1 tags in .*common_tags\.txt has a vector"):
         process(tiny, monkeypatch, "train")
-
-
-def test_no_tags_at_all_is_one_sentence(tiny, monkeypatch):
-    with pytest.raises(UserError, match="no training image has a tag"):
-        trained_vectors.train_vectors(["sky"], scipy.sparse.csr_array((10, 1), dtype=np.uint8), 0)
-    (tiny / "data/tiny/common_tags.txt").write_text("")
-    with pytest.raises(UserError, match=r"has 6 columns, but .*common_tags\.txt lists 0 tags"):
-        process(tiny, monkeypatch, "train")
-
-
-def test_a_data_set_whose_tags_were_all_dropped_is_refused(tiny):
-    splits = tiny / "data" / "tiny"
-    (splits / "train_tag.txt").write_text("0 0 0 0 0 1\n" * 10)  # column 5 has no merged tag
-    with pytest.raises(UserError, match=r"train_tag\.txt: no image has a usable tag, so there is nothing to learn"):
-        dataset.load_training(dataset.find_dataset("tiny", tiny))
-    (splits / "tags/FinalTagEmbs.txt").write_text("")
-    write_pickle(splits / "tags/TagIdMergeMap.pkl", {-1: list(range(6))})
-    with pytest.raises(UserError, match=r"FinalTagEmbs\.txt: expected rows of 300 numbers, found none"):
-        dataset.load_training(dataset.find_dataset("tiny", tiny))
 
 
 # ---------------------------------------------------------------- the programs

@@ -1,5 +1,4 @@
 """What holds for any input of parsers, metrics, quantizer and names; Hypothesis looks for one for which it does not."""
-import math
 import os
 import pickle
 import warnings
@@ -13,7 +12,6 @@ from hypothesis.extra import numpy as arrays
 import dataset
 import oracles
 from quantization import quantizer
-from quantization.codebooks import update_codebooks
 from retrieval import index, metrics
 from retrieval.index import Lines, write_lines
 from storage.log import experiment_name, margin_form
@@ -182,32 +180,7 @@ def test_evaluate_is_the_oracle_however_queries_are_grouped(case, together):
     assert quality.left_out == (~np.take_along_axis(relevant, top, 1).any(1)).sum()
 
 
-@given(relevant=arrays.arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 9))))
-def test_average_precision_is_its_definition(relevant):
-    sums, hits = metrics.average_precision(relevant)
-    for row, total, counted in zip(relevant, sums, hits, strict=True):
-        assert total == pytest.approx(sum(row[:i + 1].mean() for i in range(len(row)) if row[i]))
-        assert counted.tolist() == [row[:i + 1].sum() for i in range(len(row))]
-
-
 # ---------------------------------------------------------------- quantizer
-
-@given(seed=SEEDS, images=st.integers(1, 4), books=st.integers(1, 3), words=st.sampled_from([2, 16, 256]),
-       width=st.integers(1, 7), tags=st.integers(1, 9), sweeps=st.integers(1, 2))
-@settings(max_examples=30)
-def test_icm_is_the_search_over_all_tags(seed, images, books, words, width, tags, sweeps):
-    rng = np.random.default_rng(seed)
-    w, r = rng.normal(size=(tags, width)), rng.normal(size=(images, width)).astype(np.float32)
-    c = rng.normal(size=(books, words, width)).astype(np.float32)
-    orders = [rng.permutation(books) for _ in range(sweeps)]
-    codes = quantizer.icm_encode(r, c, quantizer.semantic_factor(w), orders)
-    expected = oracles.icm_encode(r, c, w, orders)
-    assert codes.dtype == np.uint8
-    for row in np.flatnonzero((codes != expected).any(1)):  # only where two codewords are as near
-        errors = [np.sum(((r[row] - sum(c[m, code[m]] for m in range(books))) @ w.T) ** 2)
-                  for code in (codes[row], expected[row])]
-        assert errors[0] == pytest.approx(errors[1], rel=1e-4)
-
 
 @given(seed=SEEDS, images=st.integers(1, 20), books=st.integers(1, 4), words=st.sampled_from([1, 4, 256]),
        width=st.integers(1, 9), queries=st.integers(1, 3))
@@ -230,16 +203,6 @@ def test_scores_are_products_with_the_reconstructions(seed, images, books, words
         np.testing.assert_array_equal(score(q, codes[::-1], c), scores[:, ::-1])
 
 
-@given(seed=SEEDS, images=st.integers(1, 12), books=st.integers(1, 2), used=st.sampled_from([1, 5, 256]))
-@settings(max_examples=12)
-def test_updated_codebooks_are_the_closed_form(seed, images, books, used):
-    rng = np.random.default_rng(seed)
-    u, codes = rng.normal(size=(images, 6)).astype(np.float32), rng.integers(0, used, (images, books), dtype=np.uint8)
-    old = rng.uniform(-1, 1, (books, 256, 6)).astype(np.float32)
-    np.testing.assert_allclose(update_codebooks(u, codes, old), oracles.update_codebooks(u, codes, old),
-                               atol=1e-4)
-
-
 # ---------------------------------------------------------------- names and lines
 
 NAMES = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
@@ -248,11 +211,10 @@ POSITIVE = st.floats(0, 1000) | st.integers(0, 100)
 
 @given(data_set=NAMES, notes=NAMES, codebooks=st.integers(1, 8), fixed=st.booleans(), margin=POSITIVE, gamma=POSITIVE,
        lambda_=POSITIVE)
-def test_an_experiment_s_name_tells_its_settings_back(data_set, notes, codebooks, fixed, margin, gamma, lambda_):
+def test_an_experiment_s_name_holds_its_settings(data_set, notes, codebooks, fixed, margin, gamma, lambda_):
     name = experiment_name(data_set, "WSDQH", codebooks, margin_form(gamma, margin if fixed else None), lambda_, notes)
     start, loss, size, form, value, *tail = name.split("_")
     if fixed:
-        assert (form, value.removeprefix("margin=")) != (form, value)
         assert form == "fixMargin"
         assert float(value.removeprefix("margin=")) == margin
     else:
@@ -262,7 +224,6 @@ def test_an_experiment_s_name_tells_its_settings_back(data_set, notes, codebooks
     assert float(tail[0].removeprefix("lambda=")) == lambda_
     assert tail[1:] == [notes]
     assert "/" not in name
-    assert math.isfinite(float(tail[0].removeprefix("lambda=")))
 
 
 LINES = st.lists(st.one_of(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\0")),
@@ -289,16 +250,6 @@ def index_of_words(groups):
 
 
 WORDS = st.lists(TAGS, min_size=1, max_size=6, unique=True)
-
-
-@given(words=WORDS, chosen=st.data(), gap=st.sampled_from([" ", "  ", "\t", "\n"]))
-def test_words_that_are_known_are_found(words, chosen, gap):
-    made, embeddings = index_of_words([[word] for word in words])
-    rows = chosen.draw(st.lists(st.integers(0, len(words) - 1), min_size=1, max_size=4))
-    found = made.words(gap.join(words[row] for row in rows))
-    units = [embeddings[row] / np.linalg.norm(embeddings[row]) for row in rows]
-    expected = np.mean(units, 0)
-    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), rtol=1e-4, atol=1e-5)
 
 
 @given(words=WORDS, text=st.text(max_size=12))

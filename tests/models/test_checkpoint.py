@@ -63,15 +63,6 @@ def test_what_is_written_of_a_fit_is_what_is_read(tmp_path):
     np.testing.assert_array_equal(found.fit_factor, fit()[FIT])
 
 
-def test_fitted_codebooks_give_codes_of_averages_in_their_own_distance(tmp_path):
-    write_weights(tmp_path / "x.npy", last_layer(7) | fit())
-    checkpoint = read_checkpoint(tmp_path / "x.npy")
-    embeddings = stream(0, "to encode").normal(size=(20, 300)).astype(np.float32)
-    codes = checkpoint.encode(embeddings, checkpoint.factor(None), stream(0, "encode"))
-    assert (codes.shape, codes.dtype) == ((20, 2), np.uint8)
-    np.testing.assert_array_equal(codes, checkpoint.encode(embeddings, checkpoint.fit_factor, stream(0, "encode")))
-
-
 @pytest.mark.parametrize(("entries", "sentence"), [
     ({FIT: fit()[FIT][:9], NEIGHBOURS: fit()[NEIGHBOURS]},
      r"expected fit with shape \(300, 300\) and neighbours .*, found \(9, 300\), \(9, 300\) and \(1,\)"),

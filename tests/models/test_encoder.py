@@ -13,6 +13,7 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, numpy_helper
 
+from drawn_photos import write_photos
 from models import encoder
 from models.encoder import ImageEncoder, PhotoEmbedder, crops_of, embed
 from onnx_writer import SEEN, WIDTH, Writer, describe, tiny_encoder, tiny_graph, write_tiny
@@ -24,21 +25,14 @@ from util import UserError, stream
 def photos(tmp_path_factory):
     """Paths of seven photos of 256×256 pixels, and what is in them, uint8 (7, 256, 256, 3)."""
     images = stream(0, "crop test").integers(0, 256, (7, 256, 256, 3), dtype=np.uint8)
-    folder = tmp_path_factory.mktemp("photos")
-    paths = [folder / f"{row}.png" for row in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
-        assert cv2.imwrite(str(path), image)
-    return paths, images
+    return write_photos(tmp_path_factory.mktemp("photos"), images), images
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """Paths of five photos of 80×60 pixels, as they are decoded."""
-    folder, rng = tmp_path_factory.mktemp("wide"), stream(0, "wide photos")
-    paths = [folder / f"{row}.png" for row in range(5)]
-    for path in paths:
-        assert cv2.imwrite(str(path), rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-    return paths
+    images = stream(0, "wide photos").integers(0, 256, (5, 60, 80, 3), dtype=np.uint8)
+    return write_photos(tmp_path_factory.mktemp("wide"), images)
 
 
 # ---------------------------------------------------------------- crops
@@ -207,7 +201,7 @@ def test_embeddings_that_overlap_leave_numpy_its_threads():
         assert threads() == {3}
 
 
-def test_photos_that_cannot_be_decoded_are_told_by_row_and_the_others_embedded(wide, tmp_path):
+def test_photos_that_cannot_be_decoded_are_reported_by_row_and_the_others_embedded(wide, tmp_path):
     shared, done = PhotoEmbedder(tiny_encoder(tmp_path / "m.onnx"), last_layer(WIDTH), True, 1), []
     paths = [wide[0], tmp_path / "gone.jpg", *wide * 3]
     embeddings, faults = shared.embed_sound(paths, done.append)
@@ -348,7 +342,7 @@ def test_without_onnx_runtime_its_extra_is_named(tmp_path, monkeypatch):
         ImageEncoder(path)
 
 
-def test_without_a_gpu_it_is_said_that_the_processor_is_used(tmp_path, capsys):
+def test_without_a_gpu_a_note_says_that_the_processor_is_used(tmp_path, capsys):
     path = describe(write_tiny(tmp_path / "m.onnx"))
     if "CUDAExecutionProvider" in encoder.onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime uses a GPU")

@@ -205,12 +205,6 @@ def test_an_altered_file_of_features_is_refused(root, encoder):
         compute(root, encoder)
 
 
-def test_a_photo_that_cannot_be_decoded_is_named(root, encoder):
-    photo(root, 3).write_text("no photo")
-    with pytest.raises(UserError, match=r"3\.jpg is not an image"):
-        compute(root, encoder)
-
-
 def test_a_disk_that_fills_is_reported_with_the_file_and_what_is_computed_stays(root, encoder, computed):
     with files_of_at_most(250), pytest.raises(UserError, match=r"\.h5\.partial: it could not be written"):
         compute(root, encoder)
@@ -256,11 +250,6 @@ def test_features_that_do_not_fit_are_refused_in_a_sentence(root, own, name, arr
     image_list = find_dataset("tiny", root).split_files("train")[0]
     with pytest.raises(UserError, match=sentence):
         read_features(own, "train", image_list, 17)
-
-
-def test_features_from_elsewhere_are_read_by_split(root, own):
-    found = read_features(own, "test", find_dataset("tiny", root).split_files("test")[0])
-    np.testing.assert_array_equal(found, stream(0, "own features", QUERIES).normal(size=(QUERIES, 17)).astype("f4"))
 
 
 def test_a_file_that_holds_no_features_is_refused(root, tmp_path):

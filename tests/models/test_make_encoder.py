@@ -1,5 +1,4 @@
 """Encoders that are made: AlexNet in ONNX agrees with TensorFlow, and eight bits agree with floats."""
-import cv2
 import numpy as np
 import pytest
 
@@ -7,6 +6,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 import parity_inputs as parity
+from drawn_photos import write_photos
 from models import make_encoder
 from models.checkpoint import ALEXNET, embedder_of, read_checkpoint
 from models.encoder import ImageEncoder, encoder_next_to
@@ -19,12 +19,9 @@ from util import UserError, stream
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Paths of twelve photos of one colour under noise, of different sizes."""
-    folder, rng = tmp_path_factory.mktemp("photos"), stream(0, "encoder photos")
-    paths = [folder / f"{row}.png" for row in range(12)]
-    for row, path in enumerate(paths):
-        image = rng.integers(0, 256, 3) + rng.integers(-40, 40, (60 + row, 80, 3))
-        assert cv2.imwrite(str(path), np.clip(image, 0, 255).astype(np.uint8))
-    return paths
+    rng = stream(0, "encoder photos")
+    images = [rng.integers(0, 256, 3) + rng.integers(-40, 40, (60 + row, 80, 3)) for row in range(12)]
+    return write_photos(tmp_path_factory.mktemp("photos"), [np.clip(image, 0, 255).astype("u1") for image in images])
 
 
 # ---------------------------------------------------------------- AlexNet

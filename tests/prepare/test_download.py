@@ -35,7 +35,7 @@ def test_a_part_longer_than_the_file_starts_again(server, tmp_path):
     fetched(server, tmp_path / "a.zip")
 
 
-def test_a_busy_server_is_asked_again_and_one_that_stays_so_is_told(server, tmp_path):
+def test_a_busy_server_is_asked_again_and_one_that_stays_so_is_reported(server, tmp_path):
     server.busy = 2
     fetched(server, tmp_path / "a.zip")
     (tmp_path / "a.zip").unlink()

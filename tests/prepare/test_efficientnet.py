@@ -28,7 +28,6 @@ from prepare import efficientnet_graph as network  # noqa: E402
 REPO = Path(__file__).resolve().parents[2]
 COREL = REPO.parent / "shared" / "data" / "corel5k"
 needs_corel = pytest.mark.skipif(not COREL.is_dir(), reason="no shared/data/corel5k next to the repository")
-PLANES = [404, 895, 908]  # ImageNet's airliner, warplane, wing
 SIDE = network.SIDE
 
 
@@ -242,20 +241,6 @@ def features_of(published):
                    for start in range(0, len(paths), 16)]
         return np.concatenate([session.run(None, {network.INPUT: batch})[0] for batch in batches])
     return features_of
-
-
-@needs_corel
-@pytest.mark.slow
-def test_photos_of_planes_are_classified_as_planes(published, features_of, corel):
-    tensors = published[1]
-    dataset = find_dataset("themes", corel)
-    names, tags = read_split(dataset, "train")
-    column = [line.split()[0] for line in dataset.tag_list.read_text().splitlines()].index("plane")
-    rows = np.flatnonzero(tags[:, [column]].toarray())
-    features = features_of([dataset.images / names[row] for row in rows])
-    classes = (features @ tensors["_fc.weight"].T + tensors["_fc.bias"]).argmax(1)
-    assert len(rows) > 50
-    assert np.isin(classes, PLANES).mean() > 0.5
 
 
 @needs_corel

@@ -150,7 +150,7 @@ def test_tags_of_photos_themselves(album):
 
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="no exiftool (libimage-exiftool-perl)")
 def test_tags_that_exiftool_writes_now(album):
-    """IPTC, XMP, EXIF and a file beside the photo, each in 20 photos."""
+    """IPTC, XMP, EXIF and a file next to the photo, each in 20 photos."""
     ways = [["-IPTC:Keywords=New York", "-codedcharacterset=utf8"], ["-XMP-dc:Subject=New York"],
             ["-EXIF:XPKeywords=x;New York"]]
     for kind, way in enumerate(ways):
@@ -260,7 +260,7 @@ def test_too_few_tags_are_reported_and_no_error(album):
     assert not (album.splits / "common_tags.txt").exists()
 
 
-def test_one_tag_tells_nothing(album):
+def test_one_tag_is_too_few(album):
     for number in range(70):
         album.add(f"{number}.jpg", "sea" if number < 50 else f"x{number}")
     assert "50 photos have one of the 1 tags" in album.accepted()

@@ -22,8 +22,6 @@ def read(photo, *descriptions):
     return tags
 
 
-
-
 # ---------------------------------------------------------------- what exiftool wrote
 
 EXIF_AND_XMP = {"Sunset", "Été", "beach day", "sea", "New York"}
@@ -44,13 +42,13 @@ def test_keywords_in_a_photo(name, tags):
     assert len(found) == len(tags)
 
 
-def test_keywords_beside_a_photo():
+def test_keywords_in_files_next_to_a_photo():
     assert read(TAGGED / "beside.jpg", TAGGED / "beside.jpg.xmp") == ["sea", "beach day"]
     assert read(TAGGED / "stem.jpg", TAGGED / "stem.xmp") == ["Tom"]  # of Animals|Cats|Tom
     assert set(read(TAGGED / "iptc.jpg", TAGGED / "stem.xmp")) == {"Café", "New York", "Tom"}
 
 
-def test_xmp_that_stands_after_the_pixels_of_a_png(tmp_path):
+def test_xmp_after_the_pixels_of_a_png(tmp_path):
     """Where exiftool of other versions puts it."""
     data = (TAGGED / "xmp.png").read_bytes()
     start = data.index(b"iTXt") - 4

@@ -3,8 +3,6 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-import dataset
-from dataset import read_binary_matrix
 from prepare.split_files import ones_of, write_matrix
 
 
@@ -14,20 +12,6 @@ def test_matrices_are_written_as_numpy_writes_them(tmp_path, shape):
     write_matrix(tmp_path / "fast.txt", scipy.sparse.csr_array(dense))
     np.savetxt(tmp_path / "slow.txt", dense, fmt="%d")
     assert (tmp_path / "fast.txt").read_bytes() == (tmp_path / "slow.txt").read_bytes()
-
-
-@pytest.mark.parametrize("block", [2**25, 7, 64])
-def test_digits_are_read_as_numpy_reads_them(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(dataset, "BLOCK", block)
-    dense = (np.random.default_rng(0).random((50, 7)) < 0.4).astype(np.uint8)
-    path = tmp_path / "matrix.txt"
-    for line_end in ("\n", "\t\n", " \t\r\n"):
-        path.write_text("".join(" ".join(map(str, row)) + line_end for row in dense), newline="")
-        read = read_binary_matrix(path)
-        assert (read.toarray() == dense).all()
-        assert read.dtype == np.uint8
-    path.write_bytes(path.read_bytes().rstrip())  # the last line without an end
-    assert (read_binary_matrix(path).toarray() == dense).all()
 
 
 def test_sets_become_the_rows_of_a_matrix_and_other_members_are_ignored():

@@ -50,7 +50,7 @@ def test_of_many_images_a_sample_are_anchors(monkeypatch):
     assert rows == sorted(rows)
 
 
-def test_codes_of_a_checkpoint_with_neighbours_stand_for_averages(tmp_path):
+def test_codes_of_a_checkpoint_with_neighbours_are_those_of_averages(tmp_path):
     images = embeddings(256, "checkpoint")
     anchors, sharpness = neighbourhoods.neighbourhoods(images, stream(0, "anchors"))
     codebook = neighbourhoods.averages(images, [anchors, sharpness])

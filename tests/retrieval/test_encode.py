@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-import models.encoder
 import search
 from dataset import read_tag_embeddings
 from encoding import files, make_root
@@ -118,13 +117,6 @@ def test_a_list_that_cannot_be_used_is_refused(root, checkpoint, tmp_path, image
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_that_gives_nan_stops_with_a_sentence(root, checkpoint, monkeypatch):
-    monkeypatch.setattr(models.encoder, "embed", lambda features, *_: np.full((len(features), 300), np.nan))
-    encoder = encode.ShardEncoder(checkpoint, None, OPTIONS, root, None, None)
-    with pytest.raises(UserError, match=r"the network gives NaN or infinite embeddings of 1 images: .*/3\.jpg"):
-        encoder.encode(0, ["gone.jpg", "datasets/tiny/3.jpg"])
-
-
 def test_a_checkpoint_that_learned_no_tags_encodes_too(root, checkpoint, tmp_path):
     trained = read_checkpoint(checkpoint)
     fit = fit_entries(trained.codebooks, np.eye(300, dtype=np.float32), [np.zeros((1, 300), np.float32),
@@ -172,7 +164,6 @@ def test_other_settings_are_refused_by_name(root, checkpoint, out, changed, sent
 
 
 # ---------------------------------------------------------------- a folder that changes
-
 
 def bring_back(root, folder):
     """A photo is new, one that was missing is back, and one that was truncated is whole."""

@@ -12,16 +12,12 @@ from quantization import quantizer
 from quantization.codebooks import initial_codebooks, random_codebooks
 from retrieval import figures, metrics
 from retrieval.retrieval_file import SPLITS, Retrieval, sources, write_retrieval
+from small_retrieval import Log
 from storage.arrays import write_weights
 from util import stream
 
 IMAGES, QUERIES, LABELS = 300, 40, 12
 PICTURES = ["codewords.png", "precision_at_n.png", "precision_recall.png", "rankings.png", "training.png", "tsne.png"]
-
-
-class Log(list):
-    def info(self, line):
-        self.append(line)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +113,7 @@ def test_validation_draws_every_figure_and_writes_recall_and_precision(validated
         assert share(picture, figures.KINDS[name][0]) > 0.0005
 
 
-def test_what_cannot_be_drawn_is_told_and_an_old_picture_of_it_is_removed(retrieval, paths, tmp_path):
+def test_what_cannot_be_drawn_is_reported_and_an_old_picture_of_it_is_removed(retrieval, paths, tmp_path):
     few = Retrieval(**{**vars(retrieval), "qry_label": np.zeros_like(retrieval.qry_label),
                                **{f"db_{what}": getattr(retrieval, f"db_{what}")[:3]
                                   for what in ("features", "codes", "label")}})
@@ -169,7 +165,7 @@ def test_a_missing_or_undecodable_image_is_no_thumbnail_and_any_other_keeps_its_
     assert figures.thumbnail(tmp_path / "small.png").shape == (1, 3, 3)
 
 
-def test_frames_tell_hits_from_misses_and_missing_images_are_grey_tiles(tmp_path):
+def test_frames_distinguish_hits_from_misses_and_missing_images_are_grey_tiles(tmp_path):
     image = np.full((40, 60, 3), 230, np.uint8)
 
     def draw(*results, query=image):
@@ -255,7 +251,7 @@ def test_unused_codewords_and_entropy_are_those_of_the_counts(tmp_path):
 
 # ---------------------------------------------------------------- training
 
-def test_a_log_of_several_runs_tells_of_the_last_one(tmp_path):
+def test_of_a_log_of_several_runs_the_last_one_is_drawn(tmp_path):
     log = tmp_path / "x.log"
     log.write_text("4500 training images\n" + "".join(step(i, 9) for i in range(1, 13))
                    + "saved x.npy.\n" + "".join(step(i, 5, 0.0001) for i in range(1, 9)) + "AQD mAP@10 = [0.1].\n")

@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-import oracles
 import parity_inputs as parity
 from quantization import quantizer
 from retrieval import metrics
@@ -44,13 +43,6 @@ def test_ties_go_to_the_lower_row_and_minus_zero_is_zero():
     np.testing.assert_array_equal(metrics.rank(scores, 3), [[2, 0, 1]])
 
 
-def test_rank_is_a_stable_sort_even_where_the_cut_falls_inside_a_tie():
-    scores = stream(0, "rank test").integers(-4, 5, (20, 500)).astype(np.float32)
-    expected = np.argsort(-scores, axis=1, kind="stable")
-    for topk in (1, 7, 250, 500):
-        np.testing.assert_array_equal(metrics.rank(scores, topk), expected[:, :topk])
-
-
 @pytest.mark.parametrize("order", ["random", "ascending", "descending", "every 16th is high", "every 16th is low",
                                    "one tie", "a tie at the cut", "infinite"])
 @pytest.mark.parametrize("topk", [1, 100, 5000, 20_000])
@@ -78,26 +70,13 @@ def test_the_quality_does_not_depend_on_the_threads():
 
 
 @pytest.mark.parametrize("labels", [1, 24, 64, 81, 200])
-def test_packed_labels_tell_who_shares_a_label(labels):
+def test_packed_labels_show_who_shares_a_label(labels):
     rng = stream(0, "label test", labels)
     a, b = (rng.random((n, labels)) < 2 / labels for n in (30, 40))
     shared = (metrics.pack_labels(a)[:, None] & metrics.pack_labels(b)).any(-1)
     np.testing.assert_array_equal(shared, a.astype(int) @ b.T.astype(int) > 0)
     np.testing.assert_array_equal(metrics.count_relevant(metrics.pack_labels(a), metrics.pack_labels(b)),
                                   shared.sum(1))
-
-
-@pytest.mark.parametrize("topk", [1, 10, 60])
-def test_evaluate_agrees_with_the_oracle(topk):
-    rng = stream(0, "evaluate test")
-    scores = rng.integers(0, 9, (40, 60)).astype(np.float32)
-    query_labels, database_labels = rng.random((40, 5)) < 0.15, rng.random((60, 5)) < 0.15
-    quality = _evaluate(scores, query_labels, database_labels, topk)
-    released, usual, precision, recall = oracles.retrieval(scores, query_labels, database_labels, topk)
-    assert quality.map == pytest.approx(released)
-    assert quality.map_min_rk == pytest.approx(usual)
-    np.testing.assert_allclose(quality.precision, precision)
-    np.testing.assert_allclose(quality.recall, recall)
 
 
 @pytest.mark.parametrize("topk", [50, 400])
@@ -119,9 +98,3 @@ def test_evaluate_gives_the_released_map_and_curves(topk, kind):
     np.testing.assert_allclose(quality.recall, parity.CASES[f"map/top{topk}/{kind}_recall"], atol=1e-6)
     for array, copy in zip(labels, copies, strict=True):
         np.testing.assert_array_equal(array, copy)  # the release writes into the labels it is given
-
-
-def test_no_query_with_an_answer_gives_nan_and_not_a_crash():
-    quality = _evaluate([[1.0, 2.0]], [[0]], [[1], [1]], 2)
-    assert np.isnan(quality.map)
-    assert quality.left_out == 1

@@ -1,5 +1,4 @@
 """Encoding photos by Ray's workers, with the full network: two workers, signals and kills, clusters."""
-import logging
 import os
 import secrets
 import signal
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import search
 from encoding import files, make_root
 from retrieval import ray_cluster
-from tiny import EXPERIMENT, PROJECT, call, wait_for
+from tiny import EXPERIMENT, PROJECT, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -27,14 +25,6 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(root):
     return root / "checkpoints" / f"{EXPERIMENT}.npy"
-
-
-def test_ray_leaves_logging_and_signals_as_they_were(root, checkpoint, tmp_path, monkeypatch, capsys):
-    before = logging.root.manager.disable
-    call(monkeypatch, capsys, search, "encode", checkpoint, root / "photos", tmp_path / "out", "--crops", 1,
-         "--shard", 10, "--root", root, "--ray", "local", "--workers", 1)
-    assert (tmp_path / "out" / "manifest.json").is_file()
-    assert logging.root.manager.disable == before
 
 
 def start(root, checkpoint, out, *options):

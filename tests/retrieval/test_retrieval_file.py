@@ -43,7 +43,7 @@ def test_queries_of_codes_are_their_averages_where_a_file_has_them(tmp_path):
     np.testing.assert_array_equal(back.qry_features, retrieval.qry_features)
 
 
-def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_it_is_said_why(tmp_path):
+def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_the_reason_is_reported(tmp_path):
     path = tmp_path / "x_retrieval.h5"
 
     def refusal(**expected):
@@ -62,13 +62,39 @@ def test_a_retrieval_file_of_another_checkpoint_is_not_used_and_it_is_said_why(t
     assert "cannot be read" in refusal(checkpoint="abc")
 
 
-def test_a_retrieval_file_whose_arrays_do_not_fit_is_not_used_and_it_is_said_why(tmp_path):
+def test_a_retrieval_file_whose_arrays_do_not_fit_is_not_used_and_the_reason_is_reported(tmp_path):
     path = tmp_path / "x_retrieval.h5"
     retrieval = small_retrieval(stream(0, "h5 test"))
     write_retrieval(path, replace(retrieval, db_label=retrieval.db_label[1:]), {})
     content, same_labels, why = read_retrieval(path, {}, {})
     assert (content, same_labels) == (None, False)
     assert re.search(r"expected db_label with shape \(120, .*found \(119, 4\)", why)
+
+
+@pytest.mark.parametrize(("name", "change", "sentence"), [
+    ("db_codes", None, "expected the datasets .*, found no db_codes"),
+    ("db_features", lambda array: np.where(array == array[5, 7], np.nan, array), "db_features holds NaN or infinite"),
+    ("db_features", lambda array: array.astype(int), "expected db_features of floats, found int64"),
+    ("db_label", lambda array: array[:-1], r"expected db_label with shape \(120, L\), found \(119, 4\)"),
+    ("db_label", lambda array: array * 2, "expected db_label of 0 and 1"),
+    ("db_codes", lambda array: array.astype(np.int64), "expected db_codes of uint8, found int64"),
+    ("qry_codes", lambda array: array[:9], r"expected qry_codes with shape \(30, 2\), found \(9, 2\)"),
+    ("qry_label", lambda array: array[:, :3], r"expected qry_label with shape \(30, 4\), found \(30, 3\)"),
+    ("qry_features", lambda array: array[:, :9], r"expected qry_features with shape \(Q, 300\), found \(30, 9\)"),
+    ("qry_averages", lambda array: array * np.inf, "qry_averages holds NaN or infinite values"),
+    ("qry_averages", lambda array: array[:9], r"expected qry_averages with shape \(30, 300\), found \(9, 300\)"),
+    ("codebooks", lambda array: array[0], r"expected codebooks with shape \(M, 256, 300\), found \(256, 300\)"),
+    ("codebooks", lambda array: array[:, :9], r"expected codebooks with shape .*, found \(2, 9, 300\)")])
+def test_content_that_does_not_fit_is_refused(tmp_path, name, change, sentence):
+    path, retrieval = tmp_path / "x.h5", small_retrieval(stream(0, "h5 misfits"))
+    write_retrieval(path, replace(retrieval, qry_averages=retrieval.qry_features), {})
+    path.with_suffix(".json").unlink()
+    with h5py.File(path, "a") as file:
+        array = file.pop(name)[()] if change else file.pop(name)
+        if change:
+            file[name] = change(array)
+    with pytest.raises(UserError, match=rf"x\.h5: {sentence}"):
+        read_content(path)
 
 
 def test_it_depends_on_checkpoint_tags_lists_crops_seed_and_choice_of_images_and_apart_on_labels(tmp_path):

@@ -13,7 +13,6 @@ from util import UserError
 
 # ---------------------------------------------------------------- names
 
-
 @pytest.fixture
 def root(tmp_path):
     for name in ("demo_a", "demo2_b", "mine", "mine_c", "two_a", "two_b", ".hidden"):
@@ -114,11 +113,3 @@ def test_an_embedder_that_cannot_be_loaded_is_reported_and_tried_again(facts, mo
         with pytest.raises(UserError, match="no such file"):
             embedder.embed([image(1)])
     assert embedder.embed([image(1)]).tolist() == [[1]]
-
-
-def test_another_checkpoint_is_refused(facts, tmp_path):
-    (tmp_path / "other.npy").write_text("another checkpoint")
-    with pytest.raises(UserError, match=r"index is an index of another checkpoint \(c\), not of .*other\.npy"):
-        QueryEmbedder("index", facts, tmp_path / "other.npy").embed([image(1)])
-    with pytest.raises(UserError, match=r"gone\.npy: no such file, but index was made with it"):
-        QueryEmbedder("index", facts, tmp_path / "gone.npy").resize(image(1))

@@ -62,14 +62,6 @@ def test_other_kinds_of_photos_are_answered_alike(server, folder, suffix):
     assert server.ask("POST", "/photo", cv2.imencode(suffix, photo, options)[1].tobytes())[2] == expected[2]
 
 
-@pytest.mark.parametrize(("photo", "sentence"), [(b"", "beach is empty"), (b"noise", "beach is not an image"),
-                                                 (b"\xff\xd8\xff\xe0 cut", "beach is truncated")])
-def test_what_is_not_a_photo_is_reported_by_the_name_that_the_client_gave(server, photo, sentence):
-    status, _, answer = server.ask("POST", "/embedding?name=beach", photo)
-    assert status == 400
-    assert sentence in answer["error"]
-
-
 # ---------------------------------------------------------------- pictures for the page
 
 def test_thumbnails_are_upright_small_and_known_by_their_etag(tmp_path):

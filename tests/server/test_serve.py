@@ -10,9 +10,7 @@ import shutil
 import signal
 import threading
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -129,13 +127,6 @@ def test_what_cannot_be_served_is_one_sentence_and_exit_code_2(folders, options,
     assert "Traceback" not in output
 
 
-def test_a_port_that_is_taken_is_one_sentence(folders, address):
-    code, output = run("search.py", "serve", folders["flat"], "--port", address.split(":")[1])
-    assert code == 2
-    assert f"{address}: cannot listen there: Address already in use" in output
-    assert len(output.splitlines()) == 1
-
-
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "faiss"])
 def test_a_package_that_is_missing_is_one_sentence(folders, package):
     without = f"import sys, util, search; sys.modules[{package!r}] = None; util.run_program(search.main)"
@@ -146,14 +137,6 @@ def test_a_package_that_is_missing_is_one_sentence(folders, package):
 
 
 # ---------------------------------------------------------------- options
-
-def test_the_server_answers_by_page_and_words_before_tensorflow_is_loaded(address, folders):
-    with urllib.request.urlopen(f"http://{address}/") as page:
-        assert b"<title>Photos</title>" in page.read()
-    assert post(address, "words", {"words": "tag7"})[0] == 200
-    process = health(address)["processes"][0]
-    assert "tensorflow" not in Path(f"/proc/{process}/maps").read_text()
-
 
 def test_a_token_from_the_environment_lets_programs_in(folders):
     with served(folders["flat"], "--host", "0.0.0.0", WSDHQ_TOKEN="a~secret") as printed:

@@ -456,7 +456,7 @@ def run_child(name, seed, first, count, until):
         child.stdout.close()
 
 
-def fuzz(name, seed, first, count, tally, until, keep):
+def fuzz(name, seed, first, count, tally, until):
     """Do `count` cases of a kind from `first` on, through as many children as it takes; returns the next case."""
     end = first + count
     while first < end and time.monotonic() < until:
@@ -470,17 +470,9 @@ def fuzz(name, seed, first, count, tally, until, keep):
                 tally.findings[number] = outcome
                 print(f"{name}, case {number}: {outcome}\n    again: --kind {name!r} --seed {seed} --case {number}",
                       flush=True)
-                if keep and number is not None:
-                    keep_case(keep / f"{name}-{seed}-{number}".replace(" ", "-"), name, seed, number)
         if first == begun:
             return end
     return first
-
-
-def keep_case(folder, name, seed, number):
-    folder.mkdir(parents=True, exist_ok=True)
-    kind = KINDS[name]()
-    put_files(folder, make_case(kind, name, seed, number))
 
 
 def print_table(tallies):
@@ -497,7 +489,6 @@ def main():
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind; may be given more than once")
     parser.add_argument("--cases", type=int, help="how many of each kind, in place of --minutes")
     parser.add_argument("--case", type=int, help="only this case of --kind")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the files of findings in this folder")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -511,7 +502,7 @@ def main():
     count = 1 if options.case is not None else options.cases or TURN
     while time.monotonic() < until:
         for name in names:
-            following[name] = fuzz(name, options.seed, following[name], count, tallies[name], until, options.keep)
+            following[name] = fuzz(name, options.seed, following[name], count, tallies[name], until)
         if limited:
             break
     print_table(tallies)

@@ -16,11 +16,7 @@ from quantization.codebooks import random_codebooks
 from util import stream
 
 W, Y = parity.tags(parity.SEED + 1, 8, 20)
-
-
 SIDE = 4
-
-
 PIXELS = tf.uint8, (SIDE, SIDE, 3)
 
 

@@ -141,17 +141,6 @@ def nearest_reconstruction(x, codebooks):
     return np.array([min(np.sum((vector - total) ** 2) for total in sums) for vector in np.float64(x)])
 
 
-def tag_metric(u, tags, ridge):
-    """(mean, G), G scaled so that (u − mean) G has a mean length of 1."""
-    u, tags = np.float64(u), np.float64(tags)
-    mean = u.mean(0)
-    centred, t = u - mean, tags - tags.mean(0)
-    a = centred.T @ centred
-    b = np.linalg.inv(a + ridge * np.trace(a) / len(a) * np.eye(len(a))) @ centred.T @ t
-    g = b @ b.T
-    return mean, g / np.mean([np.linalg.norm(row @ g) for row in centred])
-
-
 def neighbour_averages(u, anchors, sharpness):
     u, anchors = np.float64(u), np.float64(anchors)
     found = []

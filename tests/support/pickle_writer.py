@@ -1,5 +1,8 @@
-"""Instructions of pickles made by hand, for files that no library would write."""
+"""Pickles that no library would write: made by hand of instructions, or as Python 2 wrote them."""
+import io
 import pickle
+import struct
+from typing import ClassVar
 
 
 def plain(value):
@@ -17,3 +20,22 @@ def group(*values):
 
 def called(module, name, *arguments):
     return named(module, name) + group(*arguments) + pickle.REDUCE
+
+
+class _Python2Pickler(pickle._Pickler):
+    """Writes every text and every array's content as a string of bytes."""
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, text):
+        content = text.encode("latin1") if isinstance(text, str) else text
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+        self.memoize(text)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def python2(content):
+    """The pickle that Python 2 wrote of `content`, in protocol 2."""
+    file = io.BytesIO()
+    _Python2Pickler(file, protocol=2).dump(content)
+    return file.getvalue()

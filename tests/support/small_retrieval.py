@@ -1,4 +1,4 @@
-"""A small retrieval file's content."""
+"""A small retrieval file's content, and a log that is a list of its lines."""
 import numpy as np
 
 from quantization.codebooks import random_codebooks
@@ -13,3 +13,10 @@ def small_retrieval(rng, m=2, queries=30, images=120):
         arrays[f"{prefix}_codes"] = rng.integers(0, 256, (n, m)).astype(np.uint8)
         arrays[f"{prefix}_label"] = (rng.random((n, 4)) < 0.4).astype(np.uint8)
     return Retrieval(**arrays)
+
+
+class Log(list):
+    def info(self, line):
+        self.append(line)
+
+    warning = info

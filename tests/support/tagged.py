@@ -1,7 +1,7 @@
 """Photos that carry tags."""
 from pathlib import Path
 
-TAGGED = Path(__file__).resolve().parent / "tagged_photos"  # its make.sh tells how they were made
+TAGGED = Path(__file__).resolve().parent / "tagged_photos"  # which make.sh there made
 
 
 XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">

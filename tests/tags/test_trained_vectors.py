@@ -1,11 +1,8 @@
 """Word vectors trained on the tag lists of images."""
 import numpy as np
-import pytest
-import scipy.sparse
 
 from tag_inputs import topical_tags
 from tags.trained_vectors import train_vectors
-from util import UserError
 
 
 def test_trained_vectors_bring_tags_together_that_occur_together():
@@ -18,8 +15,3 @@ def test_trained_vectors_bring_tags_together_that_occur_together():
     cosines = unit @ unit.T
     same = np.kron(np.eye(3), np.ones((4, 4))) == 1
     assert cosines[same].min() > cosines[~same].max() + 0.3
-
-
-def test_training_without_any_tag_is_refused():
-    with pytest.raises(UserError, match="no training image has a tag"):
-        train_vectors(["a", "b"], scipy.sparse.csr_array((4, 2), dtype=np.uint8), seed=0)
