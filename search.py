@@ -221,13 +221,18 @@ def check_query(options, refuse):
 
 def main():
     options = parse_arguments()
+    if options.command in ("build", "encode"):
+        from models.checkpoint import lacks_encoder, read_checkpoint
+        if lacks_encoder(options.checkpoint):
+            from models.make_encoder import export_alexnet  # loads the package onnx
+            export_alexnet(options.checkpoint, read_checkpoint(options.checkpoint))
     if options.command == "build":
         from retrieval import build, searcher
-        name = options.checkpoint.stem if options.name is None else options.name
-        build.build(options.checkpoint, options.dataset, options.out or searcher.named_folder(name, options.root),
-                    root=options.root, trained_on=options.trained_on, crops=options.crops,
-                    inverted_lists=options.lists, skip_bad=options.skip_bad, seed=options.seed, gpu=options.gpu,
-                    prune=options.prune, keep_embeddings=options.keep_embeddings, vectors=options.vectors)
+        out = options.out if options.name is None else searcher.named_folder(options.name, options.root)
+        build.build(options.checkpoint, options.dataset, out, root=options.root, trained_on=options.trained_on,
+                    crops=options.crops, inverted_lists=options.lists, skip_bad=options.skip_bad, seed=options.seed,
+                    gpu=options.gpu, prune=options.prune, keep_embeddings=options.keep_embeddings,
+                    vectors=options.vectors)
     elif options.command == "query":
         if options.server is not None:
             from server.client import Remote

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from models.encoder import ImageEncoder, PhotoEmbedder, encoder_next_to
+from models.encoder import ImageEncoder, PhotoEmbedder, encoder_next_to, was_made_from
 from quantization import quantizer
 from quantization.neighbourhoods import averages
 from storage.arrays import CODEBOOKS, FIT, NEIGHBOURS, read_weights
@@ -147,10 +147,11 @@ def fit_entries(codebooks, factor, neighbours):
 
 class Record(msgspec.Struct, frozen=True):
     """What is used of the JSON file next to a checkpoint. options: those of train.py; fingerprints: {name: SHA-256} of
-    the files that it was trained on; encoder: SHA-256 of the image encoder, of a last layer on its features; no_words:
-    why no words were learned, if none were."""
+    the files that it was trained on; sha256: {name: SHA-256} of the checkpoint's own file; encoder: SHA-256 of the
+    image encoder, of a last layer on its features; no_words: why no words were learned, if none were."""
     options: dict = {}
     fingerprints: dict[str, str] = {}
+    sha256: dict[str, str] = {}
     encoder: str | None = None
     no_words: str | None = None
 
@@ -183,6 +184,17 @@ def embedder_of(path, checkpoint, crops=None, gpu=None):
     """
     encoder = checkpoint_encoder(path, checkpoint, gpu)
     return PhotoEmbedder(encoder, checkpoint.weights[LAST], checkpoint.fitted, crops or encoder.record.crops)
+
+
+def lacks_encoder(path):
+    """Whether a checkpoint may have AlexNet, whose encoder is not there or was exported from another checkpoint.
+
+    Neither the encoder nor a checkpoint whose SHA-256 is in its record is read. Raises UserError for another record.
+    """
+    record = read_checkpoint_record(path)
+    if record.encoder is not None or not path.is_file():
+        return False
+    return not was_made_from(record.sha256.get(path.name) or fingerprint(path), encoder_next_to(path))
 
 
 def checkpoint_encoder(path, checkpoint, gpu):

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from models.checkpoint import CROP_SIDE, CROPS, LRN, MEAN
-from models.encoder import NEEDED, ImageEncoder, encoder_next_to, read_encoder_record
+from models.encoder import NEEDED, ImageEncoder, encoder_next_to, was_made_from
 from storage.files import with_checksums
 from storage.images import IMAGE_SIDE, map_photos
 from util import UserError, cores, one_line, stream
@@ -65,23 +65,17 @@ def write_encoder(path, model, record):
         onnx.save(model, temporary)
 
 
-def was_made_from(source, target):
-    """Whether the encoder in the file `target` is there and was made from the file of this SHA-256. A kill while it was
-    written may have left it without its record; then it is to be written anew. Raises UserError if it was altered."""
-    return target.is_file() and target.with_suffix(".json").is_file() and read_encoder_record(target).source == source
-
-
 # ---------------------------------------------------------------- AlexNet
 
 def export_alexnet(path, checkpoint):
-    """Write the encoder of a checkpoint with AlexNet next to it, unless it is there.
+    """Write the encoder of a checkpoint next to it, if it has AlexNet, unless the encoder is there already.
 
     Args:
         path: of the checkpoint's file.
         checkpoint: its Checkpoint.
     """
     target = encoder_next_to(path)
-    if was_made_from(checkpoint.sha256, target):
+    if not checkpoint.is_alexnet or was_made_from(checkpoint.sha256, target):
         return
     write_encoder(target, alexnet_model(checkpoint.weights), {
         "size": CROP_SIDE, "resize": IMAGE_SIDE, "stretch": True, "bilinear": True, "bgr": True, "layer": "features",

@@ -14,7 +14,7 @@ import numpy as np
 from dataset import read_tag_embeddings
 from models.checkpoint import embedder_of, read_checkpoint
 from retrieval import encoded
-from retrieval.build import default_crops, ready_checkpoint, training_dataset
+from retrieval.build import default_crops, training_dataset
 from retrieval.photos import listed_source, name_fault
 from storage.files import exclusive_lock, fingerprint, read_record
 from storage.images import try_image
@@ -32,14 +32,14 @@ def encode(checkpoint, images, out, shard, *, crops=None, trained_on=None, seed=
         others: those of the command line.
     """
     encoded.need_arrow()
-    trained = ready_checkpoint(checkpoint)
+    trained = read_checkpoint(checkpoint)
     crops = crops or default_crops(checkpoint)
     source = listed_source(images)
     tagged = training_dataset(checkpoint, source, root, trained_on)
     if tagged:  # otherwise the checkpoint learned no tags
         tagged.check_tags()
     settings = {
-        "checkpoint_sha256": fingerprint(checkpoint), "tags_sha256": tagged and fingerprint(tagged.tag_embeddings),
+        "checkpoint_sha256": trained.sha256, "tags_sha256": tagged and fingerprint(tagged.tag_embeddings),
         "images": str(source.folder), "crops": crops, "seed": seed, "shard": shard,
         "codebooks": len(trained.codebooks), "versions": versions()}
     with exclusive_lock(out / ".lock", f"{out}: another run is at work there"):
