@@ -100,7 +100,7 @@ def add_encode(commands):
     parser = commands.add_parser(
         "encode", help="encode millions of photos, on one machine or many",
         description="Encode photos into shards of codes, from which `search.py build CHECKPOINT OUT` makes an index. "
-                    "After an interruption the same command goes on.")
+                    "After an interruption the same command continues.")
     add_checkpoint(parser)
     parser.add_argument("images", metavar="IMAGES", type=Path,
                         help="a folder of photos, or a text file of photos, one path a line, relative to its folder")
@@ -288,15 +288,16 @@ def open_index(name, checkpoint=None, gpu=None, images=None, root=ROOT):
         gpu: number of the GPU that embeds queries, None for the CPU.
         images: where the indexed photos are now, if they were moved.
     """
-    from retrieval import searcher  # here, so that `--help` answers at once
-    return searcher.open_index(searcher.find_index(name, root), checkpoint, gpu, images)
+    from retrieval.searcher import Photos, QueryEmbedder, find_index, load_index  # here, so that `--help` is quick
+    loaded = load_index(find_index(name, root), images)
+    return Photos(loaded, QueryEmbedder(loaded.folder, loaded.content.facts, checkpoint, gpu))
 
 
 def ask(options, searcher):
     """The results of the query, a list of Result."""
     if options.words is None:
-        return searcher.by_photo(options.photo, options.topk, **probes(options))
-    return searcher.by_words(options.words, options.topk, **probes(options))
+        return searcher.by_photo(options.photo, options.topk, options.nprobe)
+    return searcher.by_words(options.words, options.topk, options.nprobe)
 
 
 def answer_list(options, searcher):
@@ -306,7 +307,7 @@ def answer_list(options, searcher):
     """
     paths = read_list(options.list)
     refused = 0
-    for path, found in searcher.by_photos(paths, options.topk, **probes(options)):
+    for path, found in searcher.by_photos(paths, options.topk, options.nprobe):
         if isinstance(found, UserError):
             refused += 1
             print(json.dumps({"query": path, "error": str(found)}, ensure_ascii=False) if options.json
@@ -325,11 +326,6 @@ def read_list(path):
     if not paths or "\0" in text:
         raise UserError(f"{path}: expected the path of a photo in each line, found {'a NUL byte' if paths else 'none'}")
     return paths
-
-
-def probes(options):
-    """The argument of `Index.search` for --nprobe."""
-    return {} if options.nprobe is None else {"probes": options.nprobe}
 
 
 # ---------------------------------------------------------------- output

@@ -6,7 +6,6 @@ have no keys.
 
 Letters: N images, F features.
 """
-import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -16,15 +15,8 @@ import numpy as np
 
 from dataset import read_image_list
 from models.encoder import onnxruntime
-from storage.files import (
-    check_checksums,
-    check_space,
-    exclusive_lock,
-    naming,
-    read_json,
-    with_checksums,
-    write_json,
-)
+from storage.files import check_space, exclusive_lock, naming, read_json, with_checksums, write_json
+from storage.hdf5 import reading
 from util import UserError
 
 NAMES = {"train": "train", "database": "database", "test": "query"}  # split: its name in the file
@@ -201,16 +193,3 @@ def read_features(path, split, image_list, width=None):
         raise UserError(f"{path}: row {bad[0] + 1} of {name} holds NaN or infinite numbers"
                         + (f", and so do {len(bad) - 1:,} others" if len(bad) > 1 else ""))
     return features
-
-
-@contextlib.contextmanager
-def reading(path):
-    """An HDF5 file of features; its checksum is compared where there is one. Raises UserError if it cannot be read."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    check_checksums(path.with_suffix(".json"))
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError, KeyError) as error:
-        raise UserError(f"{path}: expected an HDF5 file, found one that cannot be read ({error})") from error

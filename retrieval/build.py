@@ -175,7 +175,7 @@ def _faults(source, names):
     """{place in names: what is wrong} of the photos that cannot be used."""
     if source.dataset:
         return dataset.faults_in(source.folder, names)
-    faults = {row: fault for row, name in enumerate(names) if (fault := photos.name_fault(name))}
+    faults = {row: fault for row, name in enumerate(names) if (fault := dataset.photo_name_fault(name))}
     return image_faults([source.folder / name for name in names]) | faults  # a person's own folder may hold any links
 
 

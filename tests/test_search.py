@@ -366,6 +366,16 @@ def test_a_photo_gives_the_same_json_with_a_server_and_without(root, photos, tmp
         assert (tmp_path / "f.png").is_file()
 
 
+def test_a_data_set_whose_labels_are_others_by_now_gives_no_hits(root, photos, tmp_path):
+    shutil.copytree(root / "data", tmp_path / "data")
+    (tmp_path / "datasets").symlink_to(root / "datasets")
+    for split, count in (("test", 3), ("database", TRAINING)):
+        (tmp_path / f"data/tiny/{split}_label.txt").write_text("1 0 1\n" * count)
+    moved = search.open_index(root / "indexes" / EXPERIMENT)
+    moved.index.content.facts["root"] = str(tmp_path)
+    assert {result.hit for result in moved.by_photo(photo(root, TRAINING + 1))} == {None}
+
+
 def test_a_result_that_was_deleted_is_noted(root, checkpoint, tmp_path, run_here):
     folder = tmp_path / "photos"
     shutil.copytree(root / "datasets/tiny", folder)

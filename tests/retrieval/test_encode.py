@@ -320,7 +320,8 @@ def test_a_manifest_of_codes_that_does_not_fit_is_one_sentence(out, change, sent
 
 
 @pytest.mark.parametrize("table", [{"path": ["a.jpg"]}, {"path": ["a.jpg"], "code": ["text"]},
-                                   {"path": [7], "code": [[1, 300]]}, None])
+                                   {"path": [7], "code": [[1, 300]]}, {"path": [None], "code": [[1, 2]]},
+                                   {"path": ["a.jpg"], "code": [None]}, {"path": ["a.jpg"], "code": [[1, None]]}, None])
 def test_a_shard_that_is_none_is_one_sentence(out, table):
     path = out / "shard-00001.parquet"
     if table:

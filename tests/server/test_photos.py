@@ -62,8 +62,16 @@ def test_other_kinds_of_photos_are_answered_alike(server, folder, suffix):
     assert server.ask("POST", "/photo", cv2.imencode(suffix, photo, options)[1].tobytes())[2] == expected[2]
 
 
+def hollow_jpeg():
+    """A JPEG of 30 megapixels by its header, with nothing in it that could be decoded."""
+    size = struct.pack(">HH", 5000, 6000)
+    return (b"\xff\xd8\xff\xc0\0\x11\x08" + size + b"\3\1\x11\0\2\x11\0\3\x11\0"
+            b"\xff\xda\0\x0c\3\1\0\2\0\3\0\0\x3f\0data\xff\xd9")
+
+
 @pytest.mark.parametrize(("photo", "sentence"), [(b"", "beach is empty"), (b"noise", "beach is not an image"),
-                                                 (b"\xff\xd8\xff\xe0 cut", "beach is truncated")])
+                                                 (b"\xff\xd8\xff\xe0 cut", "beach is truncated"),
+                                                 (hollow_jpeg(), "beach is not an image that OpenCV reads")])
 def test_what_is_not_a_photo_is_reported_by_the_name_that_the_client_gave(server, photo, sentence):
     status, _, answer = server.ask("POST", "/embedding?name=beach", photo)
     assert status == 400
