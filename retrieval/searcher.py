@@ -1,6 +1,4 @@
 """Searching an index by words and by photos, and the tags of a photo."""
-import contextlib
-import filecmp
 import os
 import threading
 from dataclasses import dataclass
@@ -9,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-import dataset
 from models.checkpoint import embedder_of, read_checkpoint
 from quantization.neighbourhoods import averages
 from retrieval import faiss_index, index
@@ -187,11 +184,12 @@ class Photos(Searcher):
 
     Args:
         embedder: QueryEmbedder.
+        known_labels: labels.KnownLabels of an index with labels, otherwise None.
     """
 
-    def __init__(self, index, embedder):
+    def __init__(self, index, embedder, known_labels=None):
         super().__init__(index)
-        self._embedder = embedder
+        self._embedder, self._known_labels = embedder, known_labels
         self._decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
 
     def embed(self, photo, name=None):
@@ -251,34 +249,11 @@ class Photos(Searcher):
         rows, cosines = self.index.tags(embedding)
         return [(float(cosine), self.index.content.tag_names[row]) for row, cosine in zip(rows, cosines, strict=True)]
 
-    @cached_property
-    def _labelled(self):
-        """Of the data set's queries and database, if they are still there: paths of photos, and labels, CSR (N, L)."""
-        facts, splits = self.index.content.facts, []
-        if facts["dataset"] is None:
-            return splits
-        with contextlib.suppress(UserError):  # the data set is not there any more
-            found = dataset.find_dataset(facts["dataset"], Path(facts["root"]))
-            for split in ("test", "database"):
-                names, matrix = dataset.read_split(found, split)
-                if matrix.shape[1] == len(self.index.content.label_names):  # otherwise it has other labels by now
-                    splits.append(([str(found.images / name) for name in names], matrix))
-        return splits
-
     def _labels_of(self, photo, name=None):
-        """The labels of a photo among the data set's queries or database, uint8 (L,), or None.
-
-        It is one of these if its file name and its content are equal. `name`: what the file is called, if not by its
-        path.
-        """
-        if self.index.content.labels is None or isinstance(photo, np.ndarray):
+        """The labels of a photo, uint8 (L,), or None if they are not known."""
+        if self._known_labels is None or isinstance(photo, np.ndarray):
             return None
-        name = Path(name or photo).name
-        for paths, matrix in self._labelled:
-            for row, path in enumerate(paths):
-                if path.endswith(f"/{name}") and os.path.isfile(path) and filecmp.cmp(path, photo, shallow=False):
-                    return matrix[[row]].toarray()[0]
-        return None
+        return self._known_labels.of(photo, name)
 
 
 def check_photo(photo):

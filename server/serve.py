@@ -3,6 +3,7 @@ import sys
 from functools import cached_property
 
 from retrieval import faiss_index, manifest, shards
+from retrieval.labels import KnownLabels
 from retrieval.searcher import Photos, QueryEmbedder, load_index
 from server.service import Service
 from storage.files import fingerprint
@@ -70,9 +71,10 @@ class Opener:
         source = None
         while source != (now := fingerprint(self._folder / manifest.MANIFEST)):  # again if rewritten meanwhile
             source, loaded = now, load_index(self._folder, private=True)
-        photos = Photos(loaded, self._embedder_of(loaded.content.facts))
-        photos.index = shards.Sharded(loaded, self._open_shards(shards.cut(loaded, self._shard_count, source)))
-        return Service(photos, self._probes, source)
+        facts, label_names = loaded.content.facts, loaded.content.label_names
+        sharded = shards.Sharded(loaded, self._open_shards(shards.cut(loaded, self._shard_count, source)))
+        known_labels = KnownLabels(facts, len(label_names)) if label_names else None
+        return Service(Photos(sharded, self._embedder_of(facts), known_labels), self._probes, source)
 
     @cached_property
     def _open_shards(self):
