@@ -222,10 +222,10 @@ def check_query(options, refuse):
 def main():
     options = parse_arguments()
     if options.command in ("build", "encode"):
-        from models.checkpoint import lacks_encoder, read_checkpoint
-        if lacks_encoder(options.checkpoint):
+        from models.checkpoint import unexported_alexnet
+        if alexnet := unexported_alexnet(options.checkpoint):
             from models.make_encoder import export_alexnet  # loads the package onnx
-            export_alexnet(options.checkpoint, read_checkpoint(options.checkpoint))
+            export_alexnet(options.checkpoint, alexnet)
     if options.command == "build":
         from retrieval import build, searcher
         out = options.out if options.name is None else searcher.named_folder(options.name, options.root)

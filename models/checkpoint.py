@@ -145,11 +145,16 @@ def fit_entries(codebooks, factor, neighbours):
 
 # ---------------------------------------------------------------- the record
 
+class TrainingOptions(msgspec.Struct, frozen=True):
+    """What is used of the options of train.py."""
+    dataset: str | None = None
+
+
 class Record(msgspec.Struct, frozen=True):
     """What is used of the JSON file next to a checkpoint. options: those of train.py; fingerprints: {name: SHA-256} of
     the files that it was trained on; sha256: {name: SHA-256} of the checkpoint's own file; encoder: SHA-256 of the
     image encoder, of a last layer on its features; no_words: why no words were learned, if none were."""
-    options: dict = {}
+    options: TrainingOptions = TrainingOptions()
     fingerprints: dict[str, str] = {}
     sha256: dict[str, str] = {}
     encoder: str | None = None
@@ -186,15 +191,17 @@ def embedder_of(path, checkpoint, crops=None, gpu=None):
     return PhotoEmbedder(encoder, checkpoint.weights[LAST], checkpoint.fitted, crops or encoder.record.crops)
 
 
-def lacks_encoder(path):
-    """Whether a checkpoint may have AlexNet, whose encoder is not there or was exported from another checkpoint.
+def unexported_alexnet(path):
+    """The Checkpoint in a file, if it has AlexNet but no encoder exported from it next to it; otherwise None.
 
-    Neither the encoder nor a checkpoint whose SHA-256 is in its record is read. Raises UserError for another record.
+    Neither the encoder nor a checkpoint whose SHA-256 is in its record is read in vain. Raises UserError.
     """
     record = read_checkpoint_record(path)
     if record.encoder is not None or not path.is_file():
-        return False
-    return not was_made_from(record.sha256.get(path.name) or fingerprint(path), encoder_next_to(path))
+        return None
+    sha256 = record.sha256.get(path.name) or fingerprint(path)
+    checkpoint = None if was_made_from(sha256, encoder_next_to(path)) else read_checkpoint(path)
+    return checkpoint if checkpoint and checkpoint.is_alexnet else None
 
 
 def checkpoint_encoder(path, checkpoint, gpu):

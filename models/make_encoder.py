@@ -68,14 +68,14 @@ def write_encoder(path, model, record):
 # ---------------------------------------------------------------- AlexNet
 
 def export_alexnet(path, checkpoint):
-    """Write the encoder of a checkpoint next to it, if it has AlexNet, unless the encoder is there already.
+    """Write the encoder of a checkpoint with AlexNet next to it, unless it is there.
 
     Args:
         path: of the checkpoint's file.
         checkpoint: its Checkpoint.
     """
     target = encoder_next_to(path)
-    if not checkpoint.is_alexnet or was_made_from(checkpoint.sha256, target):
+    if was_made_from(checkpoint.sha256, target):
         return
     write_encoder(target, alexnet_model(checkpoint.weights), {
         "size": CROP_SIDE, "resize": IMAGE_SIDE, "stretch": True, "bilinear": True, "bgr": True, "layer": "features",

@@ -112,10 +112,10 @@ def training_dataset(checkpoint, source, root, name):
     record = read_checkpoint_record(checkpoint)
     if record.no_words:
         return None
-    name = name or record.options.get("dataset") or (source.dataset and source.dataset.name)
+    name = name or record.options.dataset or (source.dataset and source.dataset.name)
     if name is None:
-        raise UserError(f"{checkpoint.with_suffix('.json')}: no such file: say with --trained-on which data set "
-                        f"{checkpoint.name} learned")
+        raise UserError(f"{checkpoint}: no JSON file next to it says which data set it learned, so name that by "
+                        "--trained-on")
     found = dataset.find_dataset(name, root)
     check_trained_with(checkpoint, found.tag_embeddings)
     return found
@@ -318,7 +318,7 @@ def embedding_function(folder, checkpoint, trained, facts, gpu):
 def features_of_training(checkpoint, trained, facts):
     """The features of photos that training computed, {bytes of `photo_key`: (F,)}; none if the index has more crops."""
     record = read_checkpoint_record(checkpoint)
-    if trained.is_alexnet or record.encoder is None or facts["crops"] != 1 or "dataset" not in record.options:
+    name, encoder = record.options.dataset, record.encoder
+    if trained.is_alexnet or encoder is None or facts["crops"] != 1 or name is None:
         return {}
-    return kept_features(features_file(Path(facts["root"]), record.options["dataset"], record.encoder), record.encoder,
-                         note)
+    return kept_features(features_file(Path(facts["root"]), name, encoder), encoder, note)

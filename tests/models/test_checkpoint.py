@@ -124,14 +124,15 @@ def test_a_checkpoint_without_a_checksum_is_read_with_a_note(tmp_path, capsys):
 def test_the_record_is_what_is_used_of_the_json_file(tmp_path):
     assert read_checkpoint_record(tmp_path / "x.npy").encoder is None
     write_weights(tmp_path / "x.npy", last_layer(7), {
-        "options": {"lr": 1}, "fingerprints": {"a": "b"}, "encoder": "abc", "no_words": "None.", "versions": {}})
+        "options": {"lr": 1, "dataset": "mine"}, "fingerprints": {"a": "b"}, "encoder": "abc", "no_words": "None.",
+        "versions": {}})
     record = read_checkpoint_record(tmp_path / "x.npy")
-    assert (record.options, record.fingerprints, record.encoder, record.no_words) == (
-        {"lr": 1}, {"a": "b"}, "abc", "None.")
+    assert (record.options.dataset, record.fingerprints, record.encoder, record.no_words) == (
+        "mine", {"a": "b"}, "abc", "None.")
 
 
 @pytest.mark.parametrize("entry", [{"encoder": 3}, {"fingerprints": ["a"]}, {"fingerprints": {"a": 3}},
-                                   {"options": "all"}, {"no_words": {}}])
+                                   {"options": "all"}, {"options": {"dataset": 7}}, {"no_words": {}}])
 def test_a_record_of_other_kinds_is_refused_by_name(tmp_path, entry):
     write_weights(tmp_path / "x.npy", last_layer(7), entry)
     with pytest.raises(UserError, match=r"x\.json: "):
