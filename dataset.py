@@ -174,16 +174,29 @@ def read_image_list(path, errors="strict"):
 
 
 def name_fault(name):
-    """Why a list of one name a line cannot hold a name, as a noun phrase: "a name with …". None if it can."""
+    """Why a split file, a list of one name a line, cannot hold a name, as a noun phrase: "a name with …"; or None."""
     if found := CONTROL.search(name):
         return f"the control character {found[0]!r}"
     if name != name.strip():
         return "a space at its start or end"
+    return None if is_utf_8(name) else "bytes that are not UTF-8"
+
+
+def photo_name_fault(name, utf_8=False):
+    """Why an index cannot hold the name of a photo, or None. It can hold more names than a split file, since its lines
+    end in a line feed alone and keep their spaces. `utf_8`: whether the name has to be UTF-8, as in shards of codes."""
+    if utf_8 and not is_utf_8(name):
+        return "has a name that is not UTF-8"
+    return "has a line break in its name" if "\n" in name else None
+
+
+def is_utf_8(name):
+    """Whether a file's name, as Python gives it, is UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
-        return "bytes that are not UTF-8"
-    return None
+        return False
+    return True
 
 
 def read_tag_names(path):

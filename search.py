@@ -58,8 +58,8 @@ def add_build(commands):
                              "million photos, then about 4·√photos)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out photos that cannot be read")
     parser.add_argument("--keep-embeddings", action="store_true",
-                        help="keep the photos' embeddings too, 600 bytes a photo, which put results of equal scores in "
-                             "order (default: they come in the order of the index)")
+                        help="keep the photos' embeddings too, 600 bytes a photo, to rank results of equal scores by "
+                             "them (default: by their order in the index)")
     parser.add_argument("--vectors", type=Path, metavar="FILE",
                         help="the file of word vectors that the tags were made from, so that any word in it can be "
                              "searched for (default: the one that tag_processing.py read, if it still exists)")
@@ -80,8 +80,8 @@ def add_query(commands):
     parser.add_argument("--nprobe", type=number(int, 1), metavar="N", help="lists to search (default 32)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the indexed photos, if it was moved")
     parser.add_argument("--server", metavar="ADDRESS",
-                        help="HOST:PORT of a `search.py serve`, which has the index and the network, instead of INDEX")
-    add_token(parser, "with --server: what the server asks for")
+                        help="HOST:PORT of a `search.py serve`, whose index is searched; give no INDEX then")
+    add_token(parser, "with --server: the token that the server expects")
     add_gpu(parser)
     add_root(parser)
 
@@ -100,7 +100,7 @@ def add_encode(commands):
     parser = commands.add_parser(
         "encode", help="encode millions of photos, on one machine or many",
         description="Encode photos into shards of codes, from which `search.py build CHECKPOINT OUT` makes an index. "
-                    "After an interruption the same command goes on.")
+                    "After an interruption the same command continues.")
     add_checkpoint(parser)
     parser.add_argument("images", metavar="IMAGES", type=Path,
                         help="a folder of photos, or a text file of photos, one path a line, relative to its folder")
@@ -112,9 +112,9 @@ def add_encode(commands):
                         help="workers of Ray, one CPU each (default: as many as there is room for)")
     add_encoding(parser)
     parser.add_argument("--shard", type=number(int, 1), default=SHARD, metavar="N",
-                        help=f"photos a shard (default {SHARD})")
+                        help=f"photos in a shard (default {SHARD})")
     parser.add_argument("--patience", type=number(float, 0.1), default=600, metavar="SECONDS",
-                        help="seconds without a shard from Ray after which a note says what is being waited for "
+                        help="after this many seconds without a shard from Ray, note how many are still to come "
                              "(default 600)")
     parser.add_argument("--gpu", type=gpu_number, metavar="GPU",
                         help="number of the GPU; with --ray, any number gives each worker a GPU (default: the CPU)")
@@ -134,10 +134,10 @@ def add_serve(commands):
     parser.add_argument("--name", dest="names", action="append", default=[], metavar="HOST",
                         help="a host name that clients use for this machine, in addition to localhost and numeric "
                              "addresses; may be given several times")
-    add_token(parser, "what clients have to send")
+    add_token(parser, "the token that clients have to send")
     parser.add_argument("--access-log", action="store_true", help="print a line for each request")
     parser.add_argument("--shards", type=number(int, 1, 4096), default=1, metavar="N",
-                        help="parts of the index that are searched at once (default 1)")
+                        help="number of parts of the index that are searched at the same time (default 1)")
     parser.add_argument("--ray", type=ray_address, metavar="ADDRESS",
                         help="one Ray process for each shard: `local` starts Ray here; `auto`, or HOST:PORT, joins a "
                              "cluster (default: all shards in this process)")
@@ -223,13 +223,18 @@ def check_query(options, refuse):
 
 def main():
     options = parse_arguments()
+    if options.command in ("build", "encode"):
+        from models.checkpoint import unexported_alexnet
+        if alexnet := unexported_alexnet(options.checkpoint):
+            from models.make_encoder import export_alexnet  # loads the package onnx
+            export_alexnet(options.checkpoint, alexnet)
     if options.command == "build":
         from retrieval import build, searcher
-        name = options.checkpoint.stem if options.name is None else options.name
-        build.build(options.checkpoint, options.dataset, options.out or searcher.named_folder(name, options.root),
-                    root=options.root, trained_on=options.trained_on, crops=options.crops,
-                    inverted_lists=options.lists, skip_bad=options.skip_bad, seed=options.seed, gpu=options.gpu,
-                    prune=options.prune, keep_embeddings=options.keep_embeddings, vectors=options.vectors)
+        out = options.out if options.name is None else searcher.named_folder(options.name, options.root)
+        build.build(options.checkpoint, options.dataset, out, root=options.root, trained_on=options.trained_on,
+                    crops=options.crops, inverted_lists=options.lists, skip_bad=options.skip_bad, seed=options.seed,
+                    gpu=options.gpu, prune=options.prune, keep_embeddings=options.keep_embeddings,
+                    vectors=options.vectors)
     elif options.command == "query":
         if options.server is not None:
             from server.client import Remote
@@ -258,8 +263,7 @@ def main():
         if options.ray is not None:
             from retrieval import ray_cluster
             ray_cluster.check_reachable(options.ray)
-            encode_shards = partial(ray_cluster.encode_by_ray, address=options.ray, workers=options.workers,
-                                    patience=options.patience)
+            encode_shards = ray_cluster.Workers(options.ray, options.workers, options.patience).encode_shards
         from retrieval import encode
         encode.encode(options.checkpoint, options.images, options.out, options.shard, crops=options.crops,
                       trained_on=options.trained_on, seed=options.seed, gpu=options.gpu, root=options.root,
@@ -285,15 +289,20 @@ def open_index(name, checkpoint=None, gpu=None, images=None, root=ROOT):
         gpu: number of the GPU that embeds queries, None for the CPU.
         images: where the indexed photos are now, if they were moved.
     """
-    from retrieval import searcher  # here, so that `--help` answers at once
-    return searcher.open_index(searcher.find_index(name, root), checkpoint, gpu, images)
+    from retrieval.searcher import Photos, QueryEmbedder, find_index, load_index  # here, so that `--help` is quick
+    loaded, known_labels = load_index(find_index(name, root), images), None
+    facts, label_names = loaded.content.facts, loaded.content.label_names
+    if label_names:
+        from retrieval.labels import KnownLabels  # loads SciPy, which other indexes do without
+        known_labels = KnownLabels(facts, len(label_names))
+    return Photos(loaded, QueryEmbedder(loaded.folder, facts, checkpoint, gpu), known_labels)
 
 
 def ask(options, searcher):
     """The results of the query, a list of Result."""
     if options.words is None:
-        return searcher.by_photo(options.photo, options.topk, **probes(options))
-    return searcher.by_words(options.words, options.topk, **probes(options))
+        return searcher.by_photo(options.photo, options.topk, options.nprobe)
+    return searcher.by_words(options.words, options.topk, options.nprobe)
 
 
 def answer_list(options, searcher):
@@ -303,7 +312,7 @@ def answer_list(options, searcher):
     """
     paths = read_list(options.list)
     refused = 0
-    for path, found in searcher.by_photos(paths, options.topk, **probes(options)):
+    for path, found in searcher.by_photos(paths, options.topk, options.nprobe):
         if isinstance(found, UserError):
             refused += 1
             print(json.dumps({"query": path, "error": str(found)}, ensure_ascii=False) if options.json
@@ -322,11 +331,6 @@ def read_list(path):
     if not paths or "\0" in text:
         raise UserError(f"{path}: expected the path of a photo in each line, found {'a NUL byte' if paths else 'none'}")
     return paths
-
-
-def probes(options):
-    """The argument of `Index.search` for --nprobe."""
-    return {} if options.nprobe is None else {"probes": options.nprobe}
 
 
 # ---------------------------------------------------------------- output

@@ -91,9 +91,12 @@ def main():
     report(options.checkpoint.with_name(f"{experiment}_metrics.json"), retrieval, results, topk,
            {"dataset": options.dataset, "sources": {**made_from, **labels}}, log)
     if options.figures:
-        figures.write_all(options.checkpoint.with_name(f"{experiment}_figures"), retrieval, results,
-                          read_label_names(folder, retrieval.db_label.shape[1]), image_paths(folder, splits),
-                          options.root / "logs" / f"{experiment}.log", options.seed, log)
+        drawn = options.checkpoint.with_name(f"{experiment}_figures")
+        missing = figures.write_all(drawn, retrieval, results, read_label_names(folder, retrieval.db_label.shape[1]),
+                                    image_paths(folder, splits), options.root / "logs" / f"{experiment}.log",
+                                    options.seed)
+        for line in (*missing, f"saved the figures in {drawn}."):
+            log.info(line)
 
 
 # ---------------------------------------------------------------- embeddings and codes

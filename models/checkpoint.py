@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from models.encoder import ImageEncoder, PhotoEmbedder, encoder_next_to
+from models.encoder import ImageEncoder, PhotoEmbedder, encoder_next_to, was_made_from
 from quantization import quantizer
 from quantization.neighbourhoods import averages
 from storage.arrays import CODEBOOKS, FIT, NEIGHBOURS, read_weights
@@ -150,11 +150,12 @@ class TrainingOptions(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What is used of the JSON file next to a checkpoint. fingerprints: {name: SHA-256} of the files that it was
-    trained on; encoder: SHA-256 of the image encoder, of a last layer on its features; no_words: why no words were
-    learned, if none were."""
+    """What is used of the JSON file next to a checkpoint. options: those of train.py; fingerprints: {name: SHA-256} of
+    the files that it was trained on; sha256: {name: SHA-256} of the checkpoint's own file; encoder: SHA-256 of the
+    image encoder, of a last layer on its features; no_words: why no words were learned, if none were."""
     options: TrainingOptions = TrainingOptions()
     fingerprints: dict[str, str] = {}
+    sha256: dict[str, str] = {}
     encoder: str | None = None
     no_words: str | None = None
 
@@ -187,6 +188,19 @@ def embedder_of(path, checkpoint, crops=None, gpu=None):
     """
     encoder = checkpoint_encoder(path, checkpoint, gpu)
     return PhotoEmbedder(encoder, checkpoint.weights[LAST], checkpoint.fitted, crops or encoder.record.crops)
+
+
+def unexported_alexnet(path):
+    """The Checkpoint in a file, if it has AlexNet but no encoder exported from it next to it; otherwise None.
+
+    Neither the encoder nor a checkpoint whose SHA-256 is in its record is read in vain. Raises UserError.
+    """
+    record = read_checkpoint_record(path)
+    if record.encoder is not None or not path.is_file():
+        return None
+    sha256 = record.sha256.get(path.name) or fingerprint(path)
+    checkpoint = None if was_made_from(sha256, encoder_next_to(path)) else read_checkpoint(path)
+    return checkpoint if checkpoint and checkpoint.is_alexnet else None
 
 
 def checkpoint_encoder(path, checkpoint, gpu):

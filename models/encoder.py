@@ -77,6 +77,16 @@ def read_encoder_record(path):
     return record
 
 
+def was_made_from(source, target):
+    """Whether the encoder in the file `target` is there and was made from the file of this SHA-256.
+
+    A kill while it was written may have left it without its record; then it has to be written again. Its content is
+    checked only when it is opened. Raises UserError for another kind of record.
+    """
+    record = target.with_suffix(".json")
+    return target.is_file() and record.is_file() and read_record(record, EncoderRecord).source == source
+
+
 def crops_of(count, size, resize):
     """The crops of a resized photo: (top and left in pixels, whether the photo is flipped first), `count` times.
 

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from models.checkpoint import CROP_SIDE, CROPS, LRN, MEAN
-from models.encoder import NEEDED, ImageEncoder, encoder_next_to, read_encoder_record
+from models.encoder import NEEDED, ImageEncoder, encoder_next_to, was_made_from
 from storage.files import exclusive_lock, with_checksums
 from storage.images import IMAGE_SIDE, map_photos
 from util import UserError, cores, one_line, stream
@@ -62,12 +62,6 @@ def write_encoder(path, model, record):
     """Write an ONNX model and its record, without its SHA-256, next to it."""
     with with_checksums(path.with_suffix(".json"), record, path) as (temporary,):
         onnx.save(model, temporary)
-
-
-def was_made_from(source, target):
-    """Whether the encoder in the file `target` is there and was made from the file of this SHA-256. A kill while it was
-    written may have left it without its record; then it is to be written anew. Raises UserError if it was altered."""
-    return target.is_file() and target.with_suffix(".json").is_file() and read_encoder_record(target).source == source
 
 
 # ---------------------------------------------------------------- AlexNet

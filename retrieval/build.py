@@ -14,11 +14,9 @@ import dataset
 from models.checkpoint import LAST, check_trained_with, embedder_of, read_checkpoint, read_checkpoint_record
 from models.encoder import embed, encoder_next_to, read_encoder_record
 from models.features import features_file, kept_features
-from models.make_encoder import export_alexnet
 from retrieval import index, photos
 from retrieval.retrieval_file import read_retrieval, sources
-from retrieval.searcher import check_checkpoint
-from storage.files import fingerprint
+from retrieval.searcher import check_checkpoint, named_folder
 from storage.fingerprints import NUMBERS, content_digests, take_fingerprints
 from storage.images import image_faults, list_faults
 from storage.log import provenance
@@ -32,7 +30,8 @@ def build(checkpoint, images, out=None, *, root=ROOT, trained_on=None, crops=Non
           seed=0, gpu=None, prune=False, keep_embeddings=False, vectors=None):
     """Make the index of a data set's database or of a folder of photos, or bring the existing one up to date.
 
-    Photos that are new or whose content changed are embedded; the others keep their codes.
+    Photos that are new or whose content changed are embedded; the others keep their codes. A checkpoint with AlexNet
+    needs its encoder next to it, see `models.make_encoder`.
 
     Args:
         images: name of a data set, a folder of photos, or what `search.py encode` wrote.
@@ -46,18 +45,16 @@ def build(checkpoint, images, out=None, *, root=ROOT, trained_on=None, crops=Non
     Returns the `index.Index`. Raises UserError.
     """
     checkpoint, root = Path(checkpoint), Path(root)
-    out = Path(out) if out else root / "indexes" / checkpoint.stem
+    out = Path(out) if out else named_folder(checkpoint.stem, root)
     source = photos.photo_source(str(images), root)
     with index.writing(out) as save:  # from here on no other process may write the index
         old = index.load(out) if index.has_index(out) else None
-        trained, tagged = ready_checkpoint(checkpoint), None
         if old:
-            before = old.content
+            before, trained, tagged = old.content, None, None
             check_settings(out, before, checkpoint, source, crops, seed)
         else:
-            tagged = training_dataset(checkpoint, source, root, trained_on)
-            before = new_content(checkpoint, trained.codebooks, source, tagged, root,
-                                 crops or default_crops(checkpoint), seed)
+            trained, tagged = read_checkpoint(checkpoint), training_dataset(checkpoint, source, root, trained_on)
+            before = new_content(checkpoint, trained, source, tagged, root, crops or default_crops(checkpoint), seed)
             if keep_embeddings:
                 before.embeddings = np.empty((0, DIMENSIONS), np.float16)
         check_embeddings(out, before, source, keep_embeddings)
@@ -72,6 +69,7 @@ def build(checkpoint, images, out=None, *, root=ROOT, trained_on=None, crops=Non
         else:
             if found:
                 before = replace(before, vocabulary=found[0], facts={**before.facts, "vectors": found[1]})
+            trained = trained or read_checkpoint(checkpoint, before.facts["checkpoint_sha256"])
             made = save(changed_content(before, source, changes, rows, checkpoint, trained, gpu), lists)
     print(summary(out, source, before, changes, rows, lists))
     return made
@@ -97,14 +95,6 @@ def summary(out, source, before, changes, rows, lists):
 
 # ---------------------------------------------------------------- the checkpoint
 
-def ready_checkpoint(path):
-    """The Checkpoint in a file, after its AlexNet was exported to ONNX, if it has one. Raises UserError."""
-    trained = read_checkpoint(path)
-    if trained.is_alexnet:
-        export_alexnet(path, trained)
-    return trained
-
-
 def default_crops(path):
     """How many crops of a photo a checkpoint's encoder sees by default; 1 if it has none."""
     encoder = encoder_next_to(path)
@@ -124,8 +114,8 @@ def training_dataset(checkpoint, source, root, name):
         return None
     name = name or record.options.dataset or (source.dataset and source.dataset.name)
     if name is None:
-        raise UserError(f"{checkpoint.with_suffix('.json')}: no such file: say with --trained-on which data set "
-                        f"{checkpoint.name} learned")
+        raise UserError(f"{checkpoint}: no JSON file next to it says which data set it learned, so name that by "
+                        "--trained-on")
     found = dataset.find_dataset(name, root)
     check_trained_with(checkpoint, found.tag_embeddings)
     return found
@@ -185,26 +175,29 @@ def _faults(source, names):
     """{place in names: what is wrong} of the photos that cannot be used."""
     if source.dataset:
         return dataset.faults_in(source.folder, names)
-    faults = {row: fault for row, name in enumerate(names) if (fault := photos.name_fault(name))}
+    faults = {row: fault for row, name in enumerate(names) if (fault := dataset.photo_name_fault(name))}
     return image_faults([source.folder / name for name in names]) | faults  # a person's own folder may hold any links
 
 
 # ---------------------------------------------------------------- the content
 
-def new_content(checkpoint, codebooks, source, tagged, root, crops, seed):
-    """The content of an index without photos. `tagged`: the data set whose tags the checkpoint learned, or None."""
+def new_content(checkpoint, trained, source, tagged, root, crops, seed):
+    """The content of an index without photos.
+
+    `trained`: the Checkpoint in the file `checkpoint`; `tagged`: the data set whose tags it learned, or None.
+    """
     if tagged:
         names = dataset.read_tag_names(tagged.tag_list)
         groups, tag_embeddings = dataset.read_tags(tagged, len(names))
     else:
         names, groups, tag_embeddings = [], [], np.empty((0, DIMENSIONS), np.float32)
     facts = {"experiment": checkpoint.stem, "checkpoint": str(checkpoint.resolve()),
-             "checkpoint_sha256": fingerprint(checkpoint), "crops": crops, "seed": seed,
+             "checkpoint_sha256": trained.sha256, "crops": crops, "seed": seed,
              "images": os.path.realpath(source.folder), "dataset": source.dataset and source.dataset.name,
              "root": str(root.resolve()), "trained_on": tagged and tagged.name,
              "no_words": read_checkpoint_record(checkpoint).no_words, "versions": provenance({})["versions"]}
     return index.Content(
-        codes=np.empty((0, len(codebooks)), np.uint8), codebooks=codebooks, images=[],
+        codes=np.empty((0, len(trained.codebooks)), np.uint8), codebooks=trained.codebooks, images=[],
         tag_names=[[names[column] for column in group] for group in groups], tag_embeddings=tag_embeddings,
         labels=None if source.labels is None else source.labels[:0], label_names=list(source.label_names), facts=facts)
 
@@ -327,7 +320,8 @@ def embedding_function(paths, fingerprints, checkpoint, trained, facts, gpu):
 def features_of_training(checkpoint, trained, facts):
     """The features that training computed, {SHA-256 of a photo, bytes: (F,)}; none if the index has more crops."""
     record = read_checkpoint_record(checkpoint)
-    if trained.is_alexnet or record.encoder is None or facts["crops"] != 1 or record.options.dataset is None:
+    name, encoder = record.options.dataset, record.encoder
+    if trained.is_alexnet or encoder is None or facts["crops"] != 1 or name is None:
         return {}
-    return kept_features(features_file(Path(facts["root"]), record.options.dataset, record.encoder), record.encoder,
-                         len(trained.weights[LAST][0]), note)
+    path = features_file(Path(facts["root"]), name, encoder)
+    return kept_features(path, encoder, len(trained.weights[LAST][0]), note)

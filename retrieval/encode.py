@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from dataset import read_tag_embeddings
+from dataset import photo_name_fault, read_tag_embeddings
 from models.checkpoint import embedder_of, read_checkpoint
 from retrieval import encoded
-from retrieval.build import default_crops, ready_checkpoint, training_dataset
-from retrieval.photos import listed_source, name_fault
+from retrieval.build import default_crops, training_dataset
+from retrieval.photos import listed_source
 from storage.files import exclusive_lock, fingerprint, read_record
 from storage.images import try_image
 from util import DIMENSIONS, ROOT, UserError, cores, note, progress, stream
@@ -32,14 +32,14 @@ def encode(checkpoint, images, out, shard, *, crops=None, trained_on=None, seed=
         others: those of the command line.
     """
     encoded.need_arrow()
-    trained = ready_checkpoint(checkpoint)
+    trained = read_checkpoint(checkpoint)
     crops = crops or default_crops(checkpoint)
     source = listed_source(images)
     tagged = training_dataset(checkpoint, source, root, trained_on)
     if tagged:  # otherwise the checkpoint learned no tags
         tagged.check_tags()
     settings = {
-        "checkpoint_sha256": fingerprint(checkpoint), "tags_sha256": tagged and fingerprint(tagged.tag_embeddings),
+        "checkpoint_sha256": trained.sha256, "tags_sha256": tagged and fingerprint(tagged.tag_embeddings),
         "images": str(source.folder), "crops": crops, "seed": seed, "shard": shard,
         "codebooks": len(trained.codebooks), "versions": versions()}
     with exclusive_lock(out / ".lock", f"{out}: another run is at work there"):
@@ -77,7 +77,7 @@ def photos_to_add(job, missing, names):
     if gone := listed.difference(names):
         note(f"{len(gone):,} photos of {job.out} are not in {job.folder} any more, such as {min(gone)}; their codes "
              "stay")
-    left_out = [name for name in job.left_out(missing) if name not in gone and not name_fault(name, utf_8=True)]
+    left_out = [name for name in job.left_out(missing) if name not in gone and not photo_name_fault(name, utf_8=True)]
     with ThreadPoolExecutor(cores()) as pool:
         faults = pool.map(lambda name: try_image(f"{job.folder}/{name}")[1], left_out)
         back = {name for name, fault in zip(left_out, faults, strict=True) if not fault}
@@ -132,7 +132,7 @@ class ShardEncoder:
         `advance(photos)` is called with the number of photos that are done. Raises UserError if an embedding is NaN,
         and if no photo can be read because their folder is not there.
         """
-        faults = {row: fault for row, name in enumerate(names) if (fault := name_fault(name, utf_8=True))}
+        faults = {row: fault for row, name in enumerate(names) if (fault := photo_name_fault(name, utf_8=True))}
         rows = [row for row in range(len(names)) if row not in faults]
         embeddings, bad = self._embedder.embed_sound([f"{self._folder}/{names[row]}" for row in rows], advance)
         advance(len(faults))

@@ -240,8 +240,12 @@ def read_shard(path, codebooks):
     """The names of a shard's n photos, and their codes, uint8 (n, M). Raises UserError for a file that is no shard."""
     schema = pyarrow.schema([("path", pyarrow.string()), ("code", pyarrow.list_(pyarrow.uint8(), codebooks))])
     try:
-        table = parquet.read_table(path, columns=schema.names).cast(schema).combine_chunks()
+        table = parquet.read_table(path, columns=schema.names).cast(schema)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: expected the names and codes of photos, found something else ({one_line(error)})"
                         ) from None
-    return table["path"].to_pylist(), table["code"].combine_chunks().flatten().to_numpy().reshape(-1, codebooks)
+    names, codes = (table[name].combine_chunks() for name in schema.names)
+    numbers = codes.flatten()
+    if names.null_count or codes.null_count or numbers.null_count:
+        raise UserError(f"{path}: expected the names and codes of photos, found empty cells among them")
+    return names.to_pylist(), numbers.to_numpy().reshape(-1, codebooks)

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from quantization import quantizer
-from retrieval.manifest import check_codes
 from storage.files import naming
 from util import UserError, cores, one_line, progress
 
@@ -40,19 +39,17 @@ def search(engine, queries, topk, probes):
         options["params"] = faiss.SearchParametersIVF(nprobe=min(probes, engine.nlist))
     queries = np.tile(queries, (1, engine.d // queries.shape[1]))  # repeated M times, for GPQ once
     if len(queries) == 1:
-        return _ask_faiss(engine, queries, topk, options)
+        return _search_batch(engine, queries, topk, options)
     with ThreadPoolExecutor(faiss.omp_get_max_threads(), initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
-        found = pool.map(lambda start: _ask_faiss(engine, queries[start:start + QUERIES_AT_ONCE], topk, options),
-                         range(0, len(queries), QUERIES_AT_ONCE))
+        batches = [queries[start:start + QUERIES_AT_ONCE] for start in range(0, len(queries), QUERIES_AT_ONCE)]
+        found = pool.map(lambda batch: _search_batch(engine, batch, topk, options), batches)
         scores, rows = zip(*found, strict=True)
     return np.concatenate(scores), np.concatenate(rows)
 
 
-def _ask_faiss(engine, queries, topk, options):
-    """FAISS keeps any of the images that tie for the last place, so where it cuts a tie, more results are asked for.
-
-    This is done for all queries, since scores are rounded by the size of a batch.
-    """
+def _search_batch(engine, queries, topk, options):
+    """Scores and rows of a few queries. FAISS keeps any of the images that tie for the last place, so where it cuts a
+    tie, all queries are searched for again with more results: the size of a batch decides how scores are rounded."""
     scores, rows = engine.search(queries, min(topk + 1, engine.ntotal), **options)
     if topk < engine.ntotal and ((scores[:, -1] == scores[:, topk - 1]) & (rows[:, -1] >= 0)).any():
         scores, rows = engine.search(queries, min(MOST_TIED * topk, engine.ntotal), **options)
@@ -82,8 +79,10 @@ def make(codes, codebooks, inverted_lists, seed):
 
 
 def flat_engine(codes, codebooks):
-    """FAISS's index that scans all codes. It holds them as they are: nothing is encoded by FAISS's own rule."""
-    check_codes(codes, codebooks)
+    """FAISS's index that scans all codes. It holds them as they are: nothing is encoded by FAISS's own rule.
+
+    FAISS checks nothing, so codes and codebooks have to be checked, as `manifest.check_codes` does.
+    """
     m, codewords, d = codebooks.shape
     bits = codewords.bit_length() - 1
     engine = faiss.IndexPQ(m * d, m, bits, faiss.METRIC_INNER_PRODUCT)
@@ -102,9 +101,8 @@ def inverted_engine(codes, codebooks, inverted_lists, seed):
     """FAISS's index with the codes sorted into `inverted_lists` lists, of which a query searches some.
 
     The lists are the clusters of k-means on reconstructions. A list's centre c is repeated M times and divided by M, so
-    that a query repeated M times gives q · c, the mean score of the list's images.
+    that a query repeated M times gives q · c, the mean score of the list's images. For codes see `flat_engine`.
     """
-    check_codes(codes, codebooks)
     m, _, d = codebooks.shape
     rng = np.random.default_rng(seed)
     sample = codes[np.sort(rng.permutation(len(codes))[:SAMPLED * inverted_lists])]
@@ -180,8 +178,7 @@ def add_to_inverted_lists(engine, codes, assigned, first_row):
 # ---------------------------------------------------------------- files
 
 def write(engine, temporary, path):
-    """Write an engine to `temporary`, which is to become `path`. Raises UserError, naming `path`, if the disk is full.
-    """
+    """Write an engine to `temporary`, which is to become `path`. Raises UserError for a full disk, naming `path`."""
     with naming(path), open(temporary, "wb") as file:
         faiss.write_index(engine, faiss.PyCallbackIOWriter(file.write))
 
@@ -189,7 +186,7 @@ def write(engine, temporary, path):
 def open_mapped(path):
     """The engine in a file, which stays on the disk and is read as it is used. Raises UserError for another file.
 
-    FAISS trusts its files, so open only those of people you trust.
+    FAISS does not check what a file holds, so open only files of people whom you trust.
     """
     try:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)

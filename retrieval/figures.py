@@ -45,8 +45,8 @@ NAMED_LABELS = 10  # labels with a colour of their own
 
 # ---------------------------------------------------------------- all of them
 
-def write_all(folder, retrieval, results, names, paths, training_log, seed, log):
-    """Write every figure, and the curves as text, into `folder`; the log names the figures that cannot be drawn.
+def write_all(folder, retrieval, results, names, paths, training_log, seed):
+    """Write every figure, and the curves as text, into `folder`.
 
     Args:
         retrieval: retrieval_file.Retrieval.
@@ -54,7 +54,9 @@ def write_all(folder, retrieval, results, names, paths, training_log, seed, log)
         names: L names of labels.
         paths: `{"database": N image files, "test": Q image files}`, in the order of the retrieval's rows.
         training_log: the log file that train.py wrote.
+    Returns a line for each figure that cannot be drawn, with the reason.
     """
+    missing = []
     qualities = {name: quality for name, (quality, _) in results.items()}
     write_curves(folder, qualities)
     precision_recall_figure(folder / "precision_recall.png", qualities)
@@ -66,7 +68,7 @@ def write_all(folder, retrieval, results, names, paths, training_log, seed, log)
         if len(content):
             figure(folder / name, content)
         else:
-            log.info(f"no {name}: {why_not}.")
+            missing.append(f"no {name}: {why_not}.")
 
     draw("rankings.png", sample_rankings(retrieval, names, paths, seed), ranking_figure,
          "no query has a relevant image in the database")
@@ -74,7 +76,7 @@ def write_all(folder, retrieval, results, names, paths, training_log, seed, log)
     draw("tsne.png", retrieval.db_features if len(retrieval.db_features) > 3 else (),
          lambda path, features: tsne_figure(path, features, retrieval.db_label, names, seed),
          "the database holds too few images for a map")
-    log.info(f"saved the figures in {folder}.")
+    return missing
 
 
 def _save(figure, path):

@@ -253,7 +253,7 @@ def write_lines(path, lines):
 # ---------------------------------------------------------------- writing
 
 def default_inverted_lists(images):
-    """The default number of inverted lists for so many images; 0: none, a query scans all codes."""
+    """The default number of inverted lists for this many images; 0: none, a query scans all codes."""
     if images <= FLAT_IMAGES:
         return 0
     return min(MOST_INVERTED_LISTS, 2 ** round(np.log2(4 * np.sqrt(images))))

@@ -189,7 +189,7 @@ def check_content(content, names):
 
 
 def check_loaded(content, path, names):
-    """The same for content that was read, and raise UserError unless the manifest `path` fits it."""
+    """As `check_content`, for content that was read from files; the manifest `path` has to fit it too."""
     check_content(content, names)
     for key, part in (("count", content.codes), ("codebooks", content.codebooks)):
         if content.facts[key] != len(part):
@@ -221,7 +221,7 @@ def _check_labels(content, names):
         raise UserError(f"{names['labels']}: expected 0 and 1, found {labels.max()}")
 
 
-def check_codes(codes, codebooks, codes_name="the codes", codebooks_name="the codebooks"):
+def check_codes(codes, codebooks, codes_name, codebooks_name):
     """Raise UserError for what FAISS would accept without an error: shapes that do not fit, codewords that are NaN."""
     codewords = codebooks.shape[1] if codebooks.ndim == 3 else 0
     if not 2 <= codewords <= quantizer.CODEWORDS or codewords & (codewords - 1) or not codebooks.size:

@@ -41,14 +41,10 @@ def photo_source(name, root):
     if "/" in name or not (root / "data" / dataset.RELEASE_FOLDERS.get(name, name)).is_dir():
         return folder_source(Path(name), dataset.known_datasets(root))
     found = dataset.find_dataset(name, root)
-    images, matrix = found.split_files("database")
-    if not images.is_file():  # the data set is for training only
+    if not found.split_files("database")[0].is_file():  # the data set is for training only
         return Source(found.images, dataset.read_image_list(found.split_files("train")[0]), dataset=found)
-    names = dataset.read_image_list(images)
-    labels = dataset.read_binary_matrix(matrix).toarray()
-    if len(labels) != len(names):
-        raise UserError(f"{matrix} has {len(labels)} rows, but {images} lists {len(names)} images")
-    return Source(found.images, names, labels, dataset.read_label_names(found, labels.shape[1]), found)
+    names, labels = dataset.read_split(found, "database")
+    return Source(found.images, names, labels.toarray(), dataset.read_label_names(found, labels.shape[1]), found)
 
 
 def folder_source(folder, known):
@@ -69,16 +65,6 @@ def listed_source(images):
     return Source(Path(os.path.realpath(folder)), names)
 
 
-def name_fault(name, utf_8=False):
-    """Why a list of photos, one on a line, cannot hold this name; or None. `utf_8`: whether it has to be UTF-8."""
-    if utf_8 and not name.isascii():
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            return "has a name that is not UTF-8"
-    return "has a line break in its name" if "\n" in name else None
-
-
 # ---------------------------------------------------------------- a folder
 
 def photo_names(folder):
@@ -92,10 +78,8 @@ def photo_names(folder):
 
 def photos_and_descriptions(folder):
     """The same photos, and the files that may describe them, such as `photo.jpg.xmp`, which are not reported."""
-    try:
-        os.path.realpath(folder).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{folder}: expected a folder whose name is UTF-8, found another") from None
+    if not dataset.is_utf_8(os.path.realpath(folder)):
+        raise UserError(f"{folder}: expected a folder whose name is UTF-8, found another")
     files, closed = visible_files(folder)
     names, descriptions, others = [], [], []
     for name in files:

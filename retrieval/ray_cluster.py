@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -124,33 +125,38 @@ def checkpoint_files(checkpoint):
     return {file.name: file.read_bytes() for file in files if file.is_file()}
 
 
-def encode_by_ray(job, missing, checkpoint, factor, gpu, bar, *, address, workers=None, patience=600):
-    """The same as `encode.encode_here`, but by Ray's workers, so shards come in the order in which they finish.
+@dataclass(frozen=True)
+class Workers:
+    """Ray's workers, which encode photos.
 
-    Args:
-        address: of the cluster, see `start`.
-        workers (int): how many, or None for as many as there is room for.
-        patience: seconds without a shard after which a note says what is being waited for.
+    address: of the cluster, see `start`; count: how many, or None for as many as there is room for; patience: seconds
+    without a shard after which a note says how many are still to come.
     """
-    with quiet_logging():
-        try:
-            workers = join(address, workers, gpu)
-            made = start_encoding(min(workers, len(missing)), job, missing, checkpoint, factor, gpu)
-            left = set(missing)
-            with waiting(patience, lambda: note_waiting(patience, len(left), workers)) as came:
-                for table in made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-                    came()
-                    row = table.to_pylist()[0]
-                    if row["error"]:
-                        raise UserError(row["error"])
-                    shard, faults = row["shard"], {int(i): fault for i, fault in json.loads(row["faults"]).items()}
-                    left.remove(shard)
-                    yield shard, np.frombuffer(row["codes"], np.uint8).reshape(-1, job.plan["codebooks"]), faults
-                    bar.update(len(job.shards[shard]))
-        except ray.exceptions.RayError as error:
-            raise UserError(f"Ray could not go on: {one_line(str(error).strip().splitlines()[-1])}") from error
-        finally:
-            ray.shutdown()
+    address: str
+    count: int | None
+    patience: float
+
+    def encode_shards(self, job, missing, checkpoint, factor, gpu, bar):
+        """The same as `encode.encode_here`, but shards come in the order in which they are finished."""
+        with quiet_logging():
+            try:
+                count = join(self.address, self.count, gpu)
+                made = start_encoding(min(count, len(missing)), job, missing, checkpoint, factor, gpu)
+                left = set(missing)
+                with waiting(self.patience, lambda: note_waiting(self.patience, len(left), count)) as came:
+                    for table in made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+                        came()
+                        row = table.to_pylist()[0]
+                        if row["error"]:
+                            raise UserError(row["error"])
+                        shard, faults = row["shard"], {int(i): fault for i, fault in json.loads(row["faults"]).items()}
+                        left.remove(shard)
+                        yield shard, np.frombuffer(row["codes"], np.uint8).reshape(-1, job.plan["codebooks"]), faults
+                        bar.update(len(job.shards[shard]))
+            except ray.exceptions.RayError as error:
+                raise UserError(f"Ray could not continue: {one_line(str(error).strip().splitlines()[-1])}") from error
+            finally:
+                ray.shutdown()
 
 
 def start_encoding(workers, job, missing, checkpoint, factor, gpu):
@@ -227,13 +233,17 @@ def note_waiting(patience, left, workers):
 # ---------------------------------------------------------------- searching shards
 
 def connect(address, shards):
-    """Join or start Ray with room for so many shards. Returns what opens them, given a list of `shards.Part`."""
+    """Join or start Ray with room for this many shards. Returns the class that opens them."""
     start(address, shards + 1)
     return Actors
 
 
 class Actors:
-    """Shards in processes of Ray, which is connected. One that ends is started again, and its query is repeated."""
+    """Shards in processes of Ray, which is connected. One that ends is started again, and its query is repeated.
+
+    Args:
+        parts: list of shards.Part.
+    """
 
     def __init__(self, parts):
         actor = ray.remote(num_cpus=SHARD_CPUS, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(

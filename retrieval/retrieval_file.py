@@ -81,7 +81,7 @@ def read_retrieval(path, expected, labels):
         expected, labels: the attributes that it has to have, see `sources`.
     Returns:
         The Retrieval, or None if the file is damaged or was made from other files; whether its labels are the present
-        ones; and why it cannot be used as it is.
+        ones; and a sentence: that the files match, or why it cannot be used as it is.
     """
     if not path.is_file():
         return None, False, f"{path} is not there yet"
@@ -90,29 +90,27 @@ def read_retrieval(path, expected, labels):
         return next((f"{path} was made with another {name.removeprefix('sha256 of ')}"
                      for name, value in attributes.items() if found.get(name) != value), None)
     try:
-        found = read_attributes(path)
-        if why := changed(expected):
-            return None, False, why
-        content = read_content(path)
+        with open_hdf5(path) as file:
+            found = dict(file.attrs)
+            if why := changed(expected):
+                return None, False, why
+            content = _content(path, file)
     except UserError as error:
         return None, False, str(error)
     why = changed(labels)
     return content, why is None, why or "the files match"
 
 
-def read_attributes(path):
-    """`{name: value}` of what a retrieval file depends on, see `sources`. Raises UserError."""
-    with open_hdf5(path) as file:
-        return dict(file.attrs)
-
-
 def read_content(path):
     """The Retrieval in a file. Raises UserError for what is missing, damaged or does not fit together."""
     with open_hdf5(path) as file:
-        missing = [name for name in NAMES if not isinstance(file.get(name), h5py.Dataset)]
-        if missing:
-            raise UserError(f"{path}: expected the datasets {', '.join(NAMES)}, found no {', '.join(missing)}")
-        arrays = {name: file[name][()] for name in (*NAMES, AVERAGES) if name in file}
+        return _content(path, file)
+
+
+def _content(path, file):
+    if missing := [name for name in NAMES if not isinstance(file.get(name), h5py.Dataset)]:
+        raise UserError(f"{path}: expected the datasets {', '.join(NAMES)}, found no {', '.join(missing)}")
+    arrays = {name: file[name][()] for name in (*NAMES, AVERAGES) if name in file}
     check_shapes(path, arrays)
     check_values(path, arrays)
     return Retrieval(**arrays | {name: np.ascontiguousarray(arrays[name], np.float32)

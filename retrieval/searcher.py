@@ -1,5 +1,4 @@
 """Searching an index by words and by photos, and the tags of a photo."""
-import filecmp
 import os
 import threading
 from dataclasses import dataclass
@@ -8,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-import dataset
 from models.checkpoint import embedder_of, read_checkpoint
 from quantization.neighbourhoods import averages
 from retrieval import faiss_index, index
+from retrieval.index import DEFAULT_PROBES
 from storage.files import fingerprint
 from storage.images import decodable_images, image_fault, try_image
 from util import DIMENSIONS, ROOT, UserError, first_few, note, one_line
@@ -86,17 +85,12 @@ def load_index(folder, images=None, private=False):
     return loaded
 
 
-def open_index(folder, checkpoint=None, gpu=None, images=None):
-    """The photos of an index, a Photos: see `search.open_index`."""
-    loaded = load_index(folder, images)
-    return Photos(loaded, QueryEmbedder(folder, loaded.content.facts, checkpoint, gpu))
-
-
 def check_checkpoint(folder, facts, checkpoint):
-    """The SHA-256 of a checkpoint. Raises UserError if the index in `folder` was made with another one, or if it is
-    missing."""
+    """The SHA-256 of a checkpoint. Raises UserError if it is missing, or if the index in `folder` was made with another
+    one."""
     if not checkpoint.is_file():
-        raise UserError(f"{checkpoint}: no such file, but {folder} was made with it; --checkpoint names it if it moved")
+        raise UserError(f"{checkpoint}: no such file, but {folder} was made with it; if it was moved, name it by "
+                        "--checkpoint")
     sha256 = fingerprint(checkpoint)
     if sha256 != facts["checkpoint_sha256"]:
         raise UserError(f"{folder} is an index of another checkpoint ({facts['experiment']}), not of {checkpoint}")
@@ -144,19 +138,15 @@ class QueryEmbedder:
 # ---------------------------------------------------------------- searching
 
 class Searcher:
-    """An index that is searched by words.
-
-    Attributes:
-        index: index.Index.
-    """
+    """An index, index.Index, that is searched by words."""
 
     def __init__(self, index):
         self.index = index
 
-    def by_words(self, words, topk=DEFAULT_TOPK, **options):
+    def by_words(self, words, topk=DEFAULT_TOPK, probes=None):
         """The photos that one or more words describe best, best first: a list of Result.
 
-        `options`: of `Index.search`.
+        `probes`: inverted lists to search, if there are any; None for DEFAULT_PROBES.
         """
         if not isinstance(words, str):
             raise UserError(f"expected a text of one or more words, found {type(words).__name__}")
@@ -167,13 +157,14 @@ class Searcher:
             column = names.get(word, names.get(word.lower()))  # the rule by which tags are found
             if column is not None:
                 labels[column] = 1
-        return self._results(query, labels if labels.any() else None, topk, options)
+        return self._results(query, labels if labels.any() else None, topk, probes)
 
-    def _results(self, query, labels, topk, options):
-        """The best photos of a query, float32 (D,), whose labels, uint8 (L,), may be known."""
-        for name, value in {"topk": topk, **options}.items():
-            check_count(name, value)
-        scores, rows = (found[0] for found in self.index.search(query[None], topk, **options))
+    def _results(self, query, labels, topk, probes):
+        """The best photos of a query, float32 (D,), a list of Result. `labels`: its labels, uint8 (L,), or None."""
+        probes = DEFAULT_PROBES if probes is None else probes
+        check_count("topk", topk)
+        check_count("probes", probes)
+        scores, rows = (found[0] for found in self.index.search(query[None], topk, probes))
         rows = rows[rows >= 0]  # the lists that were searched may hold too few
         cosines = self.index.cosines(query, rows)
         known = labels is not None and self.index.content.labels is not None
@@ -193,11 +184,12 @@ class Photos(Searcher):
 
     Args:
         embedder: QueryEmbedder.
+        known_labels: labels.KnownLabels of an index with labels, otherwise None.
     """
 
-    def __init__(self, index, embedder):
+    def __init__(self, index, embedder, known_labels=None):
         super().__init__(index)
-        self._embedder = embedder
+        self._embedder, self._known_labels = embedder, known_labels
         self._decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
 
     def embed(self, photo, name=None):
@@ -221,19 +213,19 @@ class Photos(Searcher):
             raise UserError(f"{name or photo} {fault}")
         return self._embedder.embed([image])[0]
 
-    def by_photo(self, photo, topk=DEFAULT_TOPK, name=None, **options):
+    def by_photo(self, photo, topk=DEFAULT_TOPK, probes=None, name=None):
         """The photos most like a photo, best first: a list of Result; for a list of photos, a list of such lists.
 
         Args:
             photo, name: see `embed`.
-            options: of `Index.search`.
+            probes: see `by_words`.
         """
         if isinstance(photo, list):
-            return [self._results(embedding, self._labels_of(each), topk, options)
+            return [self._results(embedding, self._labels_of(each), topk, probes)
                     for each, embedding in zip(photo, self.embed(photo), strict=True)]
-        return self._results(self.embed(photo, name), self._labels_of(photo, name), topk, options)
+        return self._results(self.embed(photo, name), self._labels_of(photo, name), topk, probes)
 
-    def by_photos(self, paths, topk=DEFAULT_TOPK, **options):
+    def by_photos(self, paths, topk=DEFAULT_TOPK, probes=None):
         """Yield for each of many paths, texts, the path and what `by_photo` returns for it, or the UserError that says
         why it cannot be searched for."""
         for start in range(0, len(paths), LISTED_AT_ONCE):
@@ -244,7 +236,7 @@ class Photos(Searcher):
                 if row in faults:
                     yield path, UserError(f"{path} {faults[row]}")
                 else:
-                    yield path, self._results(next(rows), self._labels_of(path), topk, options)
+                    yield path, self._results(next(rows), self._labels_of(path), topk, probes)
 
     def tags(self, photo):
         """The model's tags for a photo, best first: a list of (cosine, names of the merged tag); for a list of photos,
@@ -257,35 +249,11 @@ class Photos(Searcher):
         rows, cosines = self.index.tags(embedding)
         return [(float(cosine), self.index.content.tag_names[row]) for row, cosine in zip(rows, cosines, strict=True)]
 
-    @cached_property
-    def _labelled(self):
-        """Of the data set's queries and database, if they are still there: paths of photos, and labels (N, L)."""
-        facts, splits = self.index.content.facts, []
-        if facts["dataset"] is None:
-            return splits
-        try:
-            found = dataset.find_dataset(facts["dataset"], Path(facts["root"]))
-            for split in ("test", "database"):
-                names, matrix = dataset.read_split(found, split)
-                splits.append(([str(found.images / name) for name in names], matrix))
-        except UserError:  # the data set is not there any more
-            pass
-        return splits
-
     def _labels_of(self, photo, name=None):
-        """The labels of a photo among the data set's queries or database, uint8 (L,), or None.
-
-        It is one of these if its file name and its content are equal. `name`: what the file is called, if not by its
-        path.
-        """
-        if self.index.content.labels is None or isinstance(photo, np.ndarray):
+        """The labels of a photo, uint8 (L,), or None if they are not known."""
+        if self._known_labels is None or isinstance(photo, np.ndarray):
             return None
-        name = Path(name or photo).name
-        for paths, matrix in self._labelled:
-            for row, path in enumerate(paths):
-                if path.endswith(f"/{name}") and os.path.isfile(path) and filecmp.cmp(path, photo, shallow=False):
-                    return matrix[[row]].toarray()[0]
-        return None
+        return self._known_labels.of(photo, name)
 
 
 def check_photo(photo):

@@ -95,7 +95,7 @@ def _engine_of(whole, start, end):
 # ---------------------------------------------------------------- searching
 
 class Shard:
-    """A shard's file, opened by the process that searches it, with so many threads."""
+    """A shard's file, opened by the process that searches it. threads (int): how many may search it at once."""
 
     def __init__(self, part, threads):
         path = Path(part.path)
@@ -109,7 +109,7 @@ class Shard:
         self._first = part.first
 
     def search(self, queries, topk, probes):
-        """Scores and rows as returned by `Index.search`, among this shard's rows; and the number of the process."""
+        """Scores and rows as returned by `Index.search`, of this shard's images; and the number of the process."""
         scores, rows = faiss_index.search(self._engine, queries, min(topk, self._engine.ntotal), probes)
         return scores, rows + self._first, os.getpid()
 

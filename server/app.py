@@ -109,10 +109,10 @@ class WebApp:
                 if await self._run(self._drawing, self.service.is_outdated):
                     self.service = await self._run(self._drawing, self._open_service)
                     note(f"the index was rewritten: {len(self.service.index):,} photos")
-            except (UserError, OSError) as error:
+            except Exception as error:  # also of Ray: the server must try again and not stop without a word
                 if str(error) != reported:
                     reported = str(error)
-                    note(f"the server continues with the index that it has: {reported}")
+                    note(f"the server continues with the index that it has: {one_line(error)}")
 
     def close(self):
         """Cancel whatever has not begun yet."""
@@ -230,7 +230,7 @@ def answering(handler):
             return refused(503, "the server is shutting down")
         except UserError as error:
             return refused(getattr(error, "status", 400), str(error))
-        except Exception as error:  # a fault of the server, which goes on answering others
+        except Exception as error:  # a fault of the server, which continues to answer others
             note(f"the server failed: {one_line(error)}")
             return refused(500, f"the server failed: {one_line(error)}")
     return answer

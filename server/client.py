@@ -1,4 +1,4 @@
-"""The client of a server: an index that `search.py serve` has opened, asked over HTTP like one on this machine."""
+"""A client of `search.py serve`: it searches the server's index over HTTP like one on this machine."""
 import http.client
 import json
 import os
@@ -7,10 +7,17 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+import msgspec
+
 from retrieval.searcher import DEFAULT_TOPK, Result
 from util import UserError, one_line
 
 ANSWER_SECONDS = 120  # that a server may take: a photo may wait for many others
+
+
+class Answer(msgspec.Struct):
+    """What is used of a server's answer to a query."""
+    results: list[Result]
 
 
 class Refused(UserError):
@@ -18,7 +25,10 @@ class Refused(UserError):
 
 
 class Remote:
-    """The photos of an index on a server, asked as Photos is. The paths in its answers are the server's."""
+    """An index on a server, searched as by `searcher.Photos`. The paths in its answers are the server's.
+
+    Of its methods, `probes` is the number of inverted lists to search, or None for the server's default.
+    """
 
     def __init__(self, address, token=None):
         self._url = address if address.startswith(("http://", "https://")) else f"http://{address}"
@@ -35,7 +45,7 @@ class Remote:
                          "application/octet-stream")
 
     def by_photos(self, paths, topk=DEFAULT_TOPK, probes=None):
-        """Give each of many paths in turn, with the results of `by_photo` or the UserError that says what is wrong.
+        """Yield for each of many paths the path and what `by_photo` returns for it, or the UserError that says why not.
 
         Raises UserError if no server answers.
         """
@@ -59,14 +69,12 @@ class Remote:
             request = urllib.request.Request(f"{self._url.rstrip('/')}/{path}", body,
                                              {"Content-Type": kind, **self._authorization})
             with direct.open(request, timeout=ANSWER_SECONDS) as answer:
-                return [Result(int(found["rank"]), int(found["row"]), float(found["score"]), float(found["cosine"]),
-                               str(found["path"]), None if found["hit"] is None else bool(found["hit"]))
-                        for found in json.load(answer)["results"]]
+                return msgspec.convert(json.load(answer), Answer).results
         except urllib.error.HTTPError as error:
             raise (Refused if error.code in (400, 413) else UserError)(_refusal(error)) from None
         except (OSError, http.client.HTTPException) as error:
             raise UserError(f"{self._url}: no server answered: {one_line(getattr(error, 'reason', error))}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, msgspec.ValidationError) as error:
             raise UserError(f"{self._url}: expected an answer from `search.py serve`, found something else "
                             f"({one_line(error)})") from None
 
@@ -75,5 +83,5 @@ def _refusal(error):
     """The sentence in a server's HTTPError."""
     try:
         return str(json.load(error)["error"])
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, http.client.HTTPException):
         return f"{error.url}: {error}"

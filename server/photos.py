@@ -45,6 +45,8 @@ def make_ordinary(path, name):
         raise UserError(f"{name} has {width:,}×{height:,} pixels, more than {MOST_ORDINARY_PIXELS:,}; a JPEG may have "
                         f"{MOST_PIXELS:,}")
     photo = decode_reduced(content, SMALLER_SIDE)
+    if photo is None:  # only its structure is sound
+        raise UserError(f"{name} is not an image that OpenCV reads")
     if photo.shape[0] * photo.shape[1] > MOST_ORDINARY_PIXELS:
         photo = shrink(photo, SMALLER_SIDE)
     path.write_bytes(cv2.imencode(".png", photo, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])

@@ -3,6 +3,7 @@ import sys
 from functools import cached_property
 
 from retrieval import faiss_index, manifest, shards
+from retrieval.labels import KnownLabels
 from retrieval.searcher import Photos, QueryEmbedder, load_index
 from server.service import Service
 from storage.files import fingerprint
@@ -16,7 +17,7 @@ except ModuleNotFoundError as error:
 SWITCH_SECONDS = 0.001  # after which a thread lets others run Python: with many clients words take half as long
 
 
-def serve(opener, host, port, names=(), token=None, access_log=False):
+def serve(opener, host, port, names, token, access_log):
     """Answer until SIGTERM or Ctrl-C. Raises UserError.
 
     Args:
@@ -52,13 +53,13 @@ class Opener:
         folder (Path): of the index.
         checkpoint (Path): where the checkpoint is now, or None if it was not moved.
         gpu: number of the GPU that embeds photos, None for the CPU.
-        probes (int): inverted lists to look into, unless a query has its own number.
-        shard_count (int): how many parts of the index are searched at once.
-        connect: returns what opens the parts, given how many there are, as `ray_cluster.connect` with an address does;
-            or None for parts in this process.
+        probes (int): inverted lists to search, unless a query has its own number.
+        shard_count (int): how many shards of the index are searched at once.
+        connect: a function of the number of shards that joins Ray and returns `ray_cluster.Actors`; None for shards in
+            this process.
     """
 
-    def __init__(self, folder, checkpoint, gpu, probes, shard_count=1, connect=None):
+    def __init__(self, folder, checkpoint, gpu, probes, shard_count, connect):
         self._folder = folder
         self._checkpoint, self._gpu = checkpoint, gpu
         self._probes = probes
@@ -70,13 +71,14 @@ class Opener:
         source = None
         while source != (now := fingerprint(self._folder / manifest.MANIFEST)):  # again if rewritten meanwhile
             source, loaded = now, load_index(self._folder, private=True)
-        photos = Photos(loaded, self._embedder_of(loaded.content.facts))
-        photos.index = shards.Sharded(loaded, self._open_shards(shards.cut(loaded, self._shard_count, source)))
-        return Service(photos, self._probes, source)
+        facts, label_names = loaded.content.facts, loaded.content.label_names
+        sharded = shards.Sharded(loaded, self._open_shards(shards.cut(loaded, self._shard_count, source)))
+        known_labels = KnownLabels(facts, len(label_names)) if label_names else None
+        return Service(Photos(sharded, self._embedder_of(facts), known_labels), self._probes, source)
 
     @cached_property
     def _open_shards(self):
-        """What opens shards, given their `shards.Part`s. Ray is started here, after the index has been read."""
+        """What opens shards, `shards.Threads` or Actors. Ray is started here, after the index has been read."""
         return shards.Threads if self._connect is None else self._connect(self._shard_count)
 
     def _embedder_of(self, facts):

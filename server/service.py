@@ -34,9 +34,8 @@ class Service:
     """Answers requests with plain containers for JSON. Raises UserError for requests that cannot be answered.
 
     Args:
-        photos: has `index`, a retrieval.index.Index; `embed(path, name)` → float32 (D,); and, for lists of results,
-            `by_words(words, topk, probes=)` and `by_photo(path, topk, name=, probes=)`.
-        probes (int): inverted lists to look into, unless a query has its own number.
+        photos: searcher.Photos.
+        probes (int): inverted lists to search, unless a query has its own number.
         source: SHA-256 of the index's manifest, taken before the index was read.
     """
 
@@ -75,12 +74,12 @@ class Service:
         """The photos that words describe best."""
         settings = self._read_settings(body)
         topk, probes = self._options(settings, MOST_RESULTS)
-        return _as_answer(self.photos.by_words(read_words(settings.get("words")), topk, probes=probes))
+        return _as_answer(self.photos.by_words(read_words(settings.get("words")), topk, probes))
 
     def photo(self, path, settings):
         """The photos most like the one in the file `path`. `settings`: topk, nprobe and name as texts."""
         topk, probes = self._options(as_numbers(settings), MOST_RESULTS)
-        return _as_answer(self.photos.by_photo(path, topk, name=photo_name(settings), probes=probes))
+        return _as_answer(self.photos.by_photo(path, topk, probes, photo_name(settings)))
 
     def tags(self, path, settings):
         """The model's tags for the photo in the file `path`."""
@@ -198,7 +197,7 @@ class Service:
         return read_object(body)
 
     def _options(self, settings, most):
-        """topk, up to `most`, and the number of inverted lists to look into."""
+        """topk, up to `most`, and the number of inverted lists to search."""
         return (whole_number(settings, "topk", DEFAULT_TOPK, most),
                 whole_number(settings, "nprobe", self._probes, 10**9))
 

@@ -145,6 +145,12 @@ def test_search_never_loads_tensorflow(name):
                 waiting.append((other, step))
 
 
+def test_searching_and_building_load_no_package_that_only_making_an_encoder_needs():
+    wrong = [name for name in MODULES if package_of(name) in ("retrieval", "server")
+             and "models.make_encoder" in all_needs(name)]
+    assert not wrong
+
+
 # ---------------------------------------------------------------- programs
 
 def is_program(path):

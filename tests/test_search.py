@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import search
+from models.encoder import encoder_next_to
 from quantization import quantizer
 from retrieval import build, faiss_index, index
 from server.client import Remote
 from servers import post, served
-from tiny import EXPERIMENT, TRAINING, make_tiny, run, train_in_fixture, validate
+from tiny import EXPERIMENT, TRAINING, export_encoder, make_tiny, run, train_in_fixture, validate
 from util import UserError, unit_length
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -24,6 +25,7 @@ def root(tmp_path_factory, small):
     root = make_tiny(tmp_path_factory.mktemp("search"))
     (root / "data/tiny/labels.txt").write_text("a\nz\n")
     train_in_fixture(root, iterations=1)
+    export_encoder(root / "checkpoints" / f"{EXPERIMENT}.npy")
     return root
 
 
@@ -341,6 +343,16 @@ def test_a_photo_gives_the_same_json_with_a_server_and_without(root, photos, tmp
         assert (tmp_path / "f.png").is_file()
 
 
+def test_a_data_set_whose_labels_are_others_by_now_gives_no_hits(root, photos, tmp_path):
+    shutil.copytree(root / "data", tmp_path / "data")
+    (tmp_path / "datasets").symlink_to(root / "datasets")
+    for split, count in (("test", 3), ("database", TRAINING)):
+        (tmp_path / f"data/tiny/{split}_label.txt").write_text("1 0 1\n" * count)
+    moved = search.open_index(root / "indexes" / EXPERIMENT)
+    moved.index.content.facts["root"] = str(tmp_path)
+    assert {result.hit for result in moved.by_photo(photo(root, TRAINING + 1))} == {None}
+
+
 def test_a_result_that_was_deleted_is_noted(root, checkpoint, tmp_path, run_here):
     folder = tmp_path / "photos"
     shutil.copytree(root / "datasets/tiny", folder)
@@ -395,10 +407,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(root, photos, tmp_path, run_h
     assert sentence in output
 
 
-def test_an_index_has_the_name_that_it_is_given(run_here, root, checkpoint, photos):
+def test_an_index_has_the_name_that_it_is_given_and_a_missing_encoder_is_exported(run_here, root, checkpoint, photos):
+    encoder_next_to(checkpoint).unlink()
     code, output = run_here("search.py", "build", checkpoint, "tiny", "--crops", 1, "--root", root, "--name", "t")
     assert code == 0, output
     assert len(search.open_index("t", root=root).index) == TRAINING
+    assert encoder_next_to(checkpoint).is_file()
     shutil.rmtree(root / "indexes/t")
     code, output = run_here("search.py", "build", checkpoint, "tiny", "--root", root, "--name", "a/b")
     assert (code, "--name: expected a name without slashes" in output) == (2, True)

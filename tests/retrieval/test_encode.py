@@ -16,7 +16,7 @@ from models.checkpoint import embedder_of, fit_entries, read_checkpoint
 from retrieval import build, encode, encoded, index, ray_cluster
 from storage.arrays import write_weights
 from storage.files import fingerprint
-from tiny import EXPERIMENT, TRAINING, call
+from tiny import EXPERIMENT, TRAINING, call, export_encoder
 from util import UserError, stream
 
 SHARD = 4
@@ -122,6 +122,7 @@ def test_a_checkpoint_that_learned_no_tags_encodes_too(root, checkpoint, tmp_pat
     fit = fit_entries(trained.codebooks, np.eye(300, dtype=np.float32), [np.zeros((1, 300), np.float32),
                                                                          np.ones(1, np.float32)])
     write_weights(tmp_path / "u.npy", {**trained.weights, **fit}, {"no_words": "The photos had no tags."})
+    export_encoder(tmp_path / "u.npy")
     again(root, tmp_path / "u.npy", tmp_path / "out")
     assert len(encoded.read_encoded(tmp_path / "out").names) == TRAINING + 3
 
@@ -310,7 +311,8 @@ def test_a_manifest_of_codes_that_does_not_fit_is_one_sentence(out, change, sent
 
 
 @pytest.mark.parametrize("table", [{"path": ["a.jpg"]}, {"path": ["a.jpg"], "code": ["text"]},
-                                   {"path": [7], "code": [[1, 300]]}, None])
+                                   {"path": [7], "code": [[1, 300]]}, {"path": [None], "code": [[1, 2]]},
+                                   {"path": ["a.jpg"], "code": [None]}, {"path": ["a.jpg"], "code": [[1, None]]}, None])
 def test_a_shard_that_is_none_is_one_sentence(out, table):
     path = out / "shard-00001.parquet"
     if table:

@@ -20,14 +20,15 @@ def test_a_client_sends_the_photo_at_a_path(server, tmp_path, kind):
         remote.by_photo([tmp_path / "é.jpg"])
 
 
-def test_a_server_that_does_not_answer_is_one_sentence():
+@pytest.mark.parametrize("content", [b"[1]", b"[" * 10**5, b'{"results": [{"rank": Infinity}]}'])
+def test_a_server_that_does_not_answer_is_one_sentence(content):
     with socket.create_server(("127.0.0.1", 0)) as other:
         def answer():
             connection, _ = other.accept()
             asked = b""
             while b'"words"' not in asked:
                 asked += connection.recv(2**16)
-            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n[1]")
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + content)
             connection.close()
         threading.Thread(target=answer).start()
         for address, sentence in ((f"127.0.0.1:{other.getsockname()[1]}", "expected an answer from `search.py serve`"),

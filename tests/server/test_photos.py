@@ -62,6 +62,19 @@ def test_other_kinds_of_photos_are_answered_alike(server, folder, suffix):
     assert server.ask("POST", "/photo", cv2.imencode(suffix, photo, options)[1].tobytes())[2] == expected[2]
 
 
+def hollow_jpeg():
+    """A JPEG of 30 megapixels by its header, with nothing in it that could be decoded."""
+    size = struct.pack(">HH", 5000, 6000)
+    return (b"\xff\xd8\xff\xc0\0\x11\x08" + size + b"\3\1\x11\0\2\x11\0\3\x11\0"
+            b"\xff\xda\0\x0c\3\1\0\2\0\3\0\0\x3f\0data\xff\xd9")
+
+
+def test_a_sound_jpeg_that_cannot_be_decoded_is_reported_by_the_name_that_the_client_gave(server):
+    status, _, answer = server.ask("POST", "/embedding?name=beach", hollow_jpeg())
+    assert status == 400
+    assert "beach is not an image that OpenCV reads" in answer["error"]
+
+
 # ---------------------------------------------------------------- pictures for the page
 
 def test_thumbnails_are_upright_small_and_known_by_their_etag(tmp_path):

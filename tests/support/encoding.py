@@ -3,13 +3,14 @@ import os
 import shutil
 from pathlib import Path
 
-from tiny import TRAINING, make_tiny, train_in_fixture
+from tiny import EXPERIMENT, TRAINING, export_encoder, make_tiny, train_in_fixture
 
 
 def make_root(folder):
     """The tiny data set, a complete checkpoint, and in photos/ 13 sound photos among 7 bad ones."""
     root = make_tiny(folder)
     train_in_fixture(root, iterations=0)
+    export_encoder(root / "checkpoints" / f"{EXPERIMENT}.npy")
     photos, sound = root / "photos", root / "datasets/tiny"
     (photos / "sub").mkdir(parents=True)
     for number in range(TRAINING + 3):

@@ -51,8 +51,8 @@ class Photos(Searcher):
             time.sleep(0.5)
         return embed(read_image(path))
 
-    def by_photo(self, path, topk, name, probes):
-        return self._results(self.embed(path, name), None, topk, {"probes": probes})
+    def by_photo(self, path, topk, probes, name):
+        return self._results(self.embed(path, name), None, topk, probes)
 
 
 def open_service(folder):

@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
-from models.checkpoint import LAST
+from models import make_encoder
+from models.checkpoint import LAST, read_checkpoint
 from storage.arrays import write_weights
 from util import run_program, stream
 
@@ -82,6 +83,11 @@ def random_weights(_small):
 def train(root, *options, run=run, **arguments):
     """Train, with `run` or the fixture `run_here`."""
     return run(*training(root, *options, **arguments))
+
+
+def export_encoder(checkpoint):
+    """Write the encoder of a checkpoint with AlexNet next to it, as `search.py build` and `encode` do."""
+    make_encoder.export_alexnet(checkpoint, read_checkpoint(checkpoint))
 
 
 def train_in_fixture(root, *options, **arguments):
