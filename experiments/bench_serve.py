@@ -1,8 +1,7 @@
-"""Queries a second over HTTP with two shards on Ray and with one process, and how long a killed shard delays an answer:
-`python experiments/bench_serve.py`.
+"""Queries a second over HTTP, from shards on Ray and from one process: `python experiments/bench_serve.py`.
 
-The codes are generated. Several clients send batches of vectors alternately to both servers, so that other load on the
-machine affects both alike.
+Then a shard is killed, and the seconds until the next answer are printed. The codes are random. Several clients send
+batches of vectors to the two servers in turns, so that other load on the machine affects both alike.
 """
 import argparse
 import base64
@@ -21,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from retrieval import index
-from util import DIMENSIONS, ROOT, number, stream
+from util import DIMENSIONS, ROOT, number, run_program, stream
 
 CODEBOOKS, TOPK, ROUNDS = 4, 100, 5
 
@@ -38,7 +37,7 @@ def make_index(folder, images, lists):
 
 @contextlib.contextmanager
 def served(folder, *options):
-    """The address of a server that ends with the block."""
+    """The address of a server that runs during the block."""
     process = subprocess.Popen([sys.executable, "search.py", "serve", str(folder), "--port", "0", *options],
                                cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
@@ -67,11 +66,11 @@ def rate(address, clients, batches, body, batch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=number(int, 10), default=1_000_000, help="codes (default a million)")
+    parser.add_argument("--images", type=number(int, TOPK), default=1_000_000, help="codes (default a million)")
     parser.add_argument("--lists", type=number(int, 0), default=0, help="lists of the index (default 0: none)")
     parser.add_argument("--shards", type=number(int, 1), default=2, help="shards on Ray (default 2)")
     parser.add_argument("--batch", type=number(int, 1), default=32, help="vectors a request (default 32)")
-    parser.add_argument("--clients", type=number(int, 1), default=4, help="clients that ask at once (default 4)")
+    parser.add_argument("--clients", type=number(int, 1), default=4, help="clients at the same time (default 4)")
     parser.add_argument("--batches", type=number(int, 1), default=40, help="requests a round (default 40)")
     options = parser.parse_args()
     vectors = stream(0, "bench queries").normal(size=(options.batch, DIMENSIONS)).astype(np.float32)
@@ -98,4 +97,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
