@@ -109,8 +109,9 @@ def import_faiss():
 
 def check_enough(path, content):
     """Raise UserError for a Retrieval that FAISS cannot learn from, or that has no MAP."""
-    if len(content.db_features) < quantizer.CODEWORDS or not len(content.qry_features):
-        raise UserError(f"{path}: expected at least {quantizer.CODEWORDS} database images and one query, found "
+    least = padded(len(content.codebooks))
+    if len(content.db_features) < least or not len(content.qry_features):
+        raise UserError(f"{path}: expected at least {least} database images and one query, found "
                         f"{len(content.db_features):,} and {len(content.qry_features):,}")
     packed = (metrics.pack_labels(labels) for labels in (content.qry_label, content.db_label))
     if not metrics.count_relevant(*packed).any():
@@ -200,7 +201,11 @@ BINARY = ("LSH", "ITQ")  # whose codes are compared by Hamming distance
 
 
 def padded(m):
-    """D, or the next multiple of `m`: all sub-spaces of a product quantizer have the same width."""
+    """D, or the next multiple of `m`: all sub-spaces of a product quantizer have the same width.
+
+    At least as many images are needed for training: OPQ begins with a PCA of so many dimensions, and RQ with one of D.
+    With fewer images, FAISS 1.15 writes beyond its memory.
+    """
     return -(-DIMENSIONS // m) * m
 
 

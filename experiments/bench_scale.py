@@ -18,8 +18,9 @@ import numpy as np
 
 from retrieval import faiss_index, index
 from retrieval.retrieval_file import read_content
-from util import number, run_program, stream
+from util import UserError, number, run_program, stream
 
+CODEBOOKS = 4
 NEIGHBOURS, REPLACED = 16, 0.25
 TOPK, QUERIES = 100, 100
 PROBES = (8, 32, 128)
@@ -113,7 +114,10 @@ def main():
     parser.add_argument("--images", type=number(int, 1), nargs="+", default=[10**6, 10**7, 10**8], metavar="N",
                         help="codes (default 1, 10 and 100 million)")
     options = parser.parse_args()
-    read_content(options.retrieval)  # a file that cannot be used is refused here, in one sentence
+    codebooks = len(read_content(options.retrieval).codebooks)
+    if codebooks != CODEBOOKS:
+        raise UserError(f"{options.retrieval}: expected codes of {CODEBOOKS} codebooks, which is 32 bits, found "
+                        f"{codebooks}")
     print(f"{'codes':>11}  {'index':24}{'build s':>8}{'peak GiB':>9}{'disk GB':>8}{'load s':>8}{'peak GiB':>9}"
           f"{'queries/s':>11}{'recall':>9}")
     for count in options.images:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dataset import find_dataset, read_split
 from experiments.ablations import prepare_tags, program, without_graph
-from experiments.baselines import BASELINES, Quantizers, additive_score, import_faiss, training_images
+from experiments.baselines import BASELINES, Quantizers, additive_score, import_faiss, padded, training_images
 from models.checkpoint import LAST, fit_entries, read_checkpoint
 from models.encoder import ImageEncoder, embed
 from models.features import features_file, photo_features
@@ -101,9 +101,9 @@ def main():
 
 def check_enough(name, root):
     """Raise UserError if a data set has too few training images for FAISS's quantizers."""
-    images = len(read_split(find_dataset(name, root), "train")[0])
-    if images < quantizer.CODEWORDS:
-        raise UserError(f"{name}: expected at least {quantizer.CODEWORDS} training images for --faiss, found {images}")
+    images, least = len(read_split(find_dataset(name, root), "train")[0]), max(map(padded, COMPARED))
+    if images < least:
+        raise UserError(f"{name}: expected at least {least} training images for --faiss, found {images}")
 
 
 def labels_of(name, same, root):
