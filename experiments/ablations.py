@@ -56,10 +56,10 @@ def parse_arguments():
     parser.add_argument("--steps", type=number(int, 1), default=300, help="gradient steps (default 300)")
     parser.add_argument("--batch-size", type=number(int, 1), default=64, help="images a step (default 64)")
     parser.add_argument("--codebooks", type=number(int, 1, MOST_CODEBOOKS), default=4,
-                        help="8 bits each (default 4: 32 bits, as the paper's)")
+                        help="number of codebooks, 8 bits each (default 4: 32 bits, as in the paper)")
     parser.add_argument("--seeds", type=number(int, 1), default=3, help="runs of each variant (default 3)")
     parser.add_argument("--crops", type=int, choices=(10, 5, 1), default=1,
-                        help="crops an image in the validation (default 1)")
+                        help="crops of each image in the validation (default 1)")
     parser.add_argument("--threshold", type=number(float, -1, 1), default=0.75,
                         help="threshold of the tag graph (default 0.75)")
     parser.add_argument("--weights", type=Path, metavar="FILE",

@@ -44,7 +44,7 @@ MADE_BY = "prepare/photos.py --from-photos"
 
 @dataclass(frozen=True)
 class Photo:
-    """What was read of a photo.
+    """What was read from a photo.
 
     stamps: {file: [size, time of the last change in ns]} of the photo and of the files that describe it;
     tags: as people typed them; fault: why the photo cannot be used, or None; unread: why some tags could not be read.
@@ -104,12 +104,12 @@ def check_origin(splits, folder):
                         "choose another name")
 
 
-# ---------------------------------------------------------------- what the photos say
+# ---------------------------------------------------------------- reading the photos
 
 def read_photos(folder, splits, before):
-    """{name: Photo} of a folder, which is also saved in `splits`. What is unchanged since `before` is not read again.
+    """{name: Photo} of a folder. They are also saved in `splits`.
 
-    `before`: {name: Photo} of the last run.
+    `before`: {name: Photo} of the last run. Photos that have not changed since are not read again.
     """
     names, descriptions = photos_and_descriptions(folder)
     described = descriptions_of(names, descriptions)
@@ -131,9 +131,9 @@ def read_photos(folder, splits, before):
 
     photos, pool = {}, ThreadPoolExecutor(cores())
     try:
-        found = pool.map(read, *zip(*enumerate(names), strict=True))
-        for photo in progress(found, total=len(names), desc="reading tags", unit="photo", leave=False):
-            photos[names[len(photos)]] = photo
+        found = progress(pool.map(read, range(len(names)), names), total=len(names), desc="reading tags", unit="photo",
+                         leave=False)
+        photos.update(zip(names, found, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
         write_memory(splits, photos if len(photos) == len(names) else {**before, **photos})
@@ -156,7 +156,7 @@ def usable_photos(folder, photos, skip_bad):
     return [name for name in photos if name not in faults], faults
 
 
-# ---------------------------------------------------------------- what the last run read
+# ---------------------------------------------------------------- memory of the last run
 
 def read_memory(splits):
     """{name: Photo} of the last run; empty if there was none or if its file cannot be used."""
