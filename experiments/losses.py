@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import find_dataset, read_split
-from experiments.ablations import prepare_tags, program, without_graph
+from experiments.ablations import add_options, prepare_tags, program, without_graph
 from experiments.baselines import BASELINES, Quantizers, additive_score, import_faiss, padded, training_images
 from models.checkpoint import LAST, fit_entries, read_checkpoint
 from models.encoder import ImageEncoder, embed
@@ -21,7 +21,7 @@ from retrieval import metrics
 from storage.arrays import CODEBOOKS, FIT, NEIGHBOURS
 from storage.files import write_json
 from storage.log import experiment_name
-from util import DIMENSIONS, ROOT, UserError, number, run_program, stream
+from util import DIMENSIONS, UserError, run_program, stream
 
 COUNTS = (1, 2, 3, 4)  # of codebooks
 QUANTIZERS = ("PQ", "OPQ", "RQ", "LSQ")
@@ -50,23 +50,16 @@ def parse_arguments():
         description="Train the last layer on an encoder's features with each loss, with and without the tag graph and "
                     "with several seeds, and print one table of MAP over the whole database: that of float embeddings "
                     "and that of codes from fitted codebooks. A finished training is not repeated.")
-    parser.add_argument("dataset", metavar="DATASET", help="a data set that can be trained and validated")
-    parser.add_argument("vectors", metavar="WORD_VECTORS", help="word vectors, see tag_processing.py --help")
-    parser.add_argument("gpu", metavar="GPU", help="number of the GPU; -1 or cpu for the CPU")
+    add_options(parser)
     parser.add_argument("--encoder", type=Path, metavar="FILE.onnx", required=True,
                         help="an image encoder, see train.py --help")
     parser.add_argument("--also", metavar="DATASET", action="append", default=[],
                         help="also measure MAP with the labels of this data set, which has the same images")
-    parser.add_argument("--seeds", type=number(int, 1), default=3, help="runs of each variant (default 3)")
     parser.add_argument("--only", metavar="NAME", action="append", choices=VARIANTS,
-                        help=f"a row of the table: {', '.join(VARIANTS)} (default: all)")
+                        help=f"a row of the table: {'; '.join(VARIANTS)} (default: all)")
     parser.add_argument("--faiss", action="store_true",
                         help="also measure FAISS's quantizers on the same embeddings, with "
                              f"{' and '.join(map(str, COMPARED))} codebooks")
-    parser.add_argument("--threshold", type=number(float, -1, 1), default=0.75,
-                        help="threshold of the tag graph (default 0.75)")
-    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
-                        help="folder that holds data/ and the rest (default: this program's folder)")
     return parser.parse_args()
 
 
