@@ -65,8 +65,13 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
-    faiss = import_faiss()
-    from retrieval.faiss_index import flat_engine
+    try:
+        import faiss
+
+        from retrieval.faiss_index import flat_engine
+    except ImportError as error:
+        raise UserError("baselines need faiss: pip install -e '.[search]'") from error
+
     content = read_content(options.retrieval)
     check_enough(options.retrieval, content)
     m, images = len(content.codebooks), len(content.db_label)
@@ -96,15 +101,6 @@ def main():
         print(f"saved {options.json}")
 
 
-def import_faiss():
-    """The module faiss, which is optional and slow to load. Raises UserError if it is not installed."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError("FAISS's quantizers need faiss: pip install -e '.[search]'") from error
-    return faiss
-
-
 # ---------------------------------------------------------------- what is compared
 
 def check_enough(path, content):
@@ -129,7 +125,7 @@ def training_images(features, seed):
 class Quantizers:
     """FAISS's quantizers to M bytes, each an untrained index of embeddings.
 
-    faiss: the module, see `import_faiss`.
+    faiss: the module. It is optional and slow to load, so main() imports it.
     """
     faiss: ModuleType
     m: int

@@ -11,7 +11,7 @@ import numpy as np
 
 from dataset import find_dataset, read_split
 from experiments.ablations import add_options, prepare_tags, program, without_graph
-from experiments.baselines import BASELINES, Quantizers, additive_score, import_faiss, padded, training_images
+from experiments.baselines import BASELINES, Quantizers, additive_score, padded, training_images
 from models.checkpoint import LAST, fit_entries, read_checkpoint
 from models.encoder import ImageEncoder, embed
 from models.features import features_file, photo_features
@@ -67,7 +67,10 @@ def main():
     options = parse_arguments()
     faiss = None
     if options.faiss:
-        faiss = import_faiss()
+        try:
+            import faiss
+        except ImportError as error:
+            raise UserError("--faiss needs faiss: pip install -e '.[search]'") from error
         check_enough(options.dataset, options.root)
     from quantization.codebooks import final_fit  # loads scikit-learn
     prepare_tags(options.root, options.dataset, options.vectors, options.gpu, options.threshold)

@@ -213,7 +213,7 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path, monkeypatch, capsys):
 def test_without_faiss_it_is_said_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
     error = refused(monkeypatch, capsys, write(tmp_path / "x.h5"))
-    assert error == "error: FAISS's quantizers need faiss: pip install -e '.[search]'\n"
+    assert error == "error: baselines need faiss: pip install -e '.[search]'\n"
 
 
 def test_help_answers_without_tensorflow_and_faiss():
