@@ -49,24 +49,29 @@ VARIANTS = (
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("dataset", metavar="DATASET", help="a data set that can be trained and validated")
-    parser.add_argument("vectors", metavar="WORD_VECTORS", help="word vectors, see tag_processing.py --help")
-    parser.add_argument("gpu", metavar="GPU", help="number of the GPU; -1 or cpu for the CPU")
+    add_options(parser)
     parser.add_argument("--lr", type=number(float, 0), default=0.0001, help="learning rate (default 0.0001)")
     parser.add_argument("--steps", type=number(int, 1), default=300, help="gradient steps (default 300)")
     parser.add_argument("--batch-size", type=number(int, 1), default=64, help="images a step (default 64)")
     parser.add_argument("--codebooks", type=number(int, 1, MOST_CODEBOOKS), default=4,
-                        help="8 bits each (default 4: 32 bits, as the paper's)")
-    parser.add_argument("--seeds", type=number(int, 1), default=3, help="runs of each variant (default 3)")
+                        help="number of codebooks, 8 bits each (default 4: 32 bits, as in the paper)")
     parser.add_argument("--crops", type=int, choices=(10, 5, 1), default=1,
-                        help="crops an image in the validation (default 1)")
-    parser.add_argument("--threshold", type=number(float, -1, 1), default=0.75,
-                        help="threshold of the tag graph (default 0.75)")
+                        help="crops of each image in the validation (default 1)")
     parser.add_argument("--weights", type=Path, metavar="FILE",
                         help="weights to start from (default alexnet.npy in --root)")
-    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
-                        help="folder that holds data/ and the rest (default: this program's folder)")
     return parser.parse_args()
+
+
+def add_options(parser):
+    """Add the arguments of programs that train variants on one data set with several seeds."""
+    parser.add_argument("dataset", metavar="DATASET", help="a data set that can be trained and validated")
+    parser.add_argument("vectors", metavar="WORD_VECTORS", help="word vectors, see tag_processing.py --help")
+    parser.add_argument("gpu", metavar="GPU", help="number of the GPU; -1 or cpu for the CPU")
+    parser.add_argument("--seeds", type=number(int, 1), default=3, help="runs of each variant (default 3)")
+    parser.add_argument("--threshold", type=number(float, -1, 1), default=0.75,
+                        help="threshold of the tag graph (default 0.75)")
+    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
+                        help="folder that holds data/ and the rest (default: the folder of train.py)")
 
 
 def main():

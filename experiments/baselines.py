@@ -1,4 +1,4 @@
-"""A retrieval file's codes next to FAISS's codes of the same length: `python experiments/baselines.py RETRIEVAL_H5`.
+"""Compares a retrieval file's codes with FAISS's of the same length: `python experiments/baselines.py RETRIEVAL_H5`.
 
 Letters: N database images, Q queries, D = 300, M codebooks of K = 256 codewords, L labels.
 """
@@ -55,8 +55,8 @@ def parse_arguments():
     parser.add_argument("--topk", type=number(int, 1), default=5000, metavar="K",
                         help="results a query that count in MAP@K, at most the size of the database (default 5000)")
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0,
-                        help="drives every random choice; two runs with one seed, and as many threads, give the same "
-                             "MAPs (default 0)")
+                        help="seed of every random choice; two runs with the same seed and the same number of threads "
+                             "give the same MAPs (default 0)")
     parser.add_argument("--threads", type=number(int, 1, 1024), default=1, metavar="N",
                         help="threads that train and search (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
@@ -105,8 +105,9 @@ def main():
 
 def check_enough(path, content):
     """Raise UserError for a Retrieval that FAISS cannot learn from, or that has no MAP."""
-    if len(content.db_features) < quantizer.CODEWORDS or not len(content.qry_features):
-        raise UserError(f"{path}: expected at least {quantizer.CODEWORDS} database images and one query, found "
+    least = padded(len(content.codebooks))
+    if len(content.db_features) < least or not len(content.qry_features):
+        raise UserError(f"{path}: expected at least {least} database images and one query, found "
                         f"{len(content.db_features):,} and {len(content.qry_features):,}")
     packed = (metrics.pack_labels(labels) for labels in (content.qry_label, content.db_label))
     if not metrics.count_relevant(*packed).any():
@@ -196,7 +197,11 @@ BINARY = ("LSH", "ITQ")  # whose codes are compared by Hamming distance
 
 
 def padded(m):
-    """D, or the next multiple of `m`: all sub-spaces of a product quantizer have the same width."""
+    """D, or the next multiple of `m`: all sub-spaces of a product quantizer have the same width.
+
+    At least as many images are needed for training: OPQ begins with a PCA of so many dimensions, and RQ with one of D.
+    With fewer images, FAISS 1.15 writes beyond its memory.
+    """
     return -(-DIMENSIONS // m) * m
 
 

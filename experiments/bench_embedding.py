@@ -1,8 +1,8 @@
-"""Photos a second that are embedded, decoding included: `python experiments/bench_embedding.py [FOLDER]`.
+"""Photos embedded a second, decoding included: `python experiments/bench_embedding.py [FOLDER]`.
 
-1. EfficientNet-Lite0 by ONNX Runtime, as it is and in eight bits, one crop.
-2. AlexNet with random weights, ten crops, by ONNX Runtime and by TensorFlow.
-The kinds of a part take turns in one process; the first turn is not counted.
+1. EfficientNet-Lite0 in ONNX Runtime, as it is and in eight bits, one crop.
+2. AlexNet with random weights, ten crops, in TensorFlow and in ONNX Runtime.
+The variants of a part take turns in one process; the first turn is not counted.
 """
 import argparse
 import statistics
@@ -14,7 +14,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-import net_val
 from models.checkpoint import ALEXNET, CROPS, LAST, embedder_of, read_checkpoint
 from models.encoder import ImageEncoder, PhotoEmbedder
 from models.make_encoder import export_alexnet, write_eight_bit
@@ -22,7 +21,7 @@ from retrieval.photos import photo_names
 from storage.arrays import CODEBOOKS, write_weights
 from util import DIMENSIONS, ROOT, run_program, stream
 
-DRAWN, TURNS = 512, 4
+DRAWN, TURNS = 512, 4  # photos; turns that are counted
 
 
 def parse_arguments():
@@ -30,12 +29,14 @@ def parse_arguments():
     parser.add_argument("folder", metavar="FOLDER", type=Path, nargs="?",
                         help=f"photos to embed (default: {DRAWN} drawn ones of 500×375 pixels)")
     parser.add_argument("--encoder", type=Path, default=ROOT / "efficientnet_lite0.onnx", metavar="FILE.onnx",
-                        help="the encoder of the first part (default: efficientnet_lite0.onnx)")
+                        help="the encoder of the first part (default: efficientnet_lite0.onnx, which "
+                             "prepare/efficientnet.py writes)")
     return parser.parse_args()
 
 
 def main():
     options = parse_arguments()
+    import net_val  # loads TensorFlow
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         paths = draw_photos(folder) if options.folder is None else [
@@ -56,7 +57,7 @@ def main():
 
 
 def draw_photos(folder):
-    """Photos of coarse colours under noise, as JPEG files."""
+    """Draw photos, smooth random colours with noise, into `folder`. Returns their paths."""
     rng, paths = stream(0, "bench"), [folder / f"{number}.jpg" for number in range(DRAWN)]
     for path in paths:
         coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -80,7 +81,7 @@ def random_alexnet(path, rng):
 
 
 def compare(title, paths, kinds):
-    """Print the median photos a second of each kind, {name: function of paths}, and its ratio to the first."""
+    """Print the median photos a second of each of `kinds`, {name: function of paths}, and its ratio to the first."""
     rates = {name: [] for name in kinds}
     for turn in range(1 + TURNS):
         for name, embed in kinds.items():

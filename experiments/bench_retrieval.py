@@ -1,9 +1,10 @@
-"""Queries and codes a second: how fast codes are made and ranked: `python experiments/bench_retrieval.py`.
+"""How fast codes are made and ranked: `python experiments/bench_retrieval.py`.
 
-Each part says what it times; peak memory is the process's so far. Ranking is timed beside the plain way in NumPy:
-dense products of the queries with all images, and np.argsort of each query's scores. They take turns, and the median of
-the ratios counts.
+Each part prints what it times; peak memory is that of the process so far. Ranking is compared with the plain way in
+NumPy: dense products of the queries with all images, and np.argsort of each query's scores. They take turns, and the
+median of the ratios counts.
 """
+import argparse
 import contextlib
 import resource
 import tempfile
@@ -16,9 +17,9 @@ import dataset
 from quantization import quantizer
 from quantization.codebooks import random_codebooks, update_codebooks
 from retrieval import metrics
-from util import stream
+from util import number, run_program, stream
 
-DATABASE, QUERIES, TOPK = 193_000, 2_000, 5_000  # of NUS-WIDE
+IMAGES, QUERIES, TOPK = 193_000, 2_000, 5_000  # as in NUS-WIDE
 PLAIN_BLOCK = 64  # queries of the plain way
 TURNS = 3
 
@@ -50,21 +51,21 @@ def encode(rng):
         update_codebooks(embeddings, codes, codebooks)
 
 
-def rank(rng):
-    database = rng.normal(size=(DATABASE, 300)).astype(np.float32)
+def rank(rng, images):
+    database = rng.normal(size=(images, 300)).astype(np.float32)
     queries = rng.normal(size=(QUERIES, 300)).astype(np.float32)
-    codes = rng.integers(0, 256, (DATABASE, 4)).astype(np.uint8)
+    codes = rng.integers(0, 256, (images, 4)).astype(np.uint8)
     codebooks = random_codebooks(4, rng)
-    labels = [rng.random((n, 21)) < 0.1 for n in (QUERIES, DATABASE)]
-    print(f"MAP@{TOPK} of {QUERIES:,} queries and {DATABASE:,} images:")
+    labels = [rng.random((n, 21)) < 0.1 for n in (QUERIES, images)]
+    print(f"MAP@{TOPK} of {QUERIES:,} queries and {images:,} images:")
     compare("32-bit codes (AQD, SQD)", queries, quantizer.reconstruct(codes, codebooks), labels,
             lambda q: quantizer.quantized_scores(queries[q], codes, codebooks))
     compare("embeddings (feats)", queries, database, labels, lambda q: queries[q] @ database.T)
 
 
 def compare(what, queries, vectors, labels, score):
-    """Time `metrics.evaluate` with a score function, and the plain way with what the codes stand for, in turns."""
-    ways = {"ours": lambda: metrics.evaluate(score, *labels, TOPK).map,
+    """Time `metrics.evaluate` with a score function, and the plain way with the decoded `vectors`, in turns."""
+    ways = {"this project": lambda: metrics.evaluate(score, *labels, TOPK).map,
             "plain": lambda: plain_map(queries, vectors, *labels, TOPK)}
     seconds, maps = {name: [] for name in ways}, {}
     for _ in range(TURNS):
@@ -72,16 +73,16 @@ def compare(what, queries, vectors, labels, score):
             began = time.perf_counter()
             maps[name] = way()
             seconds[name].append(time.perf_counter() - began)
-            if name == "ours" and len(seconds[name]) == 1:
+            if name == "this project" and len(seconds[name]) == 1:
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    ratio = np.median(np.divide(seconds["plain"], seconds["ours"]))
-    print(f"    {what}: plain {np.median(seconds['plain']):.2f} s, ours {np.median(seconds['ours']):.2f} s, "
-          f"{ratio:.1f} times as fast; MAP {maps['plain']:.6f} and {maps['ours']:.6f} (peak memory of ours "
-          f"{peak:.2f} GiB)", flush=True)
+    plain, own = seconds["plain"], seconds["this project"]
+    print(f"    {what}: plain {np.median(plain):.2f} s, this project {np.median(own):.2f} s, "
+          f"{np.median(np.divide(plain, own)):.1f} times as fast; MAP {maps['plain']:.6f} and "
+          f"{maps['this project']:.6f} (peak memory of this project {peak:.2f} GiB)", flush=True)
 
 
 def plain_map(queries, vectors, query_labels, database_labels, topk):
-    """What one would write first, a block of queries at a time."""
+    """MAP in the plain way, a block of queries at a time."""
     precision = []
     for start in range(0, len(queries), PLAIN_BLOCK):
         block = slice(start, start + PLAIN_BLOCK)
@@ -93,6 +94,15 @@ def plain_map(queries, vectors, query_labels, database_labels, topk):
     return np.mean(precision)
 
 
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=number(int, TOPK), default=IMAGES, metavar="N",
+                        help=f"images that are ranked, at least {TOPK:,} (default {IMAGES:,}, as in NUS-WIDE)")
+    options = parser.parse_args()
+    parse_matrix(stream(0, "parse_matrix"))
+    encode(stream(0, "encode"))
+    rank(stream(0, "rank"), options.images)
+
+
 if __name__ == "__main__":
-    for part in (parse_matrix, encode, rank):
-        part(stream(0, part.__name__))
+    run_program(main)

@@ -1,26 +1,26 @@
 """An index of 1, 10 and 100 million 32-bit codes, flat and in lists: `python experiments/bench_scale.py RETRIEVAL_H5`.
 
-RETRIEVAL_H5 is what validation.py wrote for a trained model. Codes are drawn from those of its database: each byte of
-a real image's code is replaced, with probability ¼, by one of the 16 codewords nearest to it. Queries are its queries'
-embeddings. Every build and every search is a process of its own, whose seconds and peak memory are told. Recall counts,
-among the first 100 results, those that score at least as much as the 100th of the exact scan: images of equal code
-are equally good.
+validation.py wrote RETRIEVAL_H5 for a trained model. Codes are drawn around those of its database: each byte of a real
+image's code is replaced, with probability ¼, by one of the 16 nearest codewords. The queries are embeddings of its
+queries. Every build and every search runs in a process of its own, whose seconds and peak memory are printed. Recall is
+the share of the first 100 results that score at least as high as the 100th of the exact scan, because images with the
+same code are equally good.
 """
 import argparse
-import json
+import multiprocessing
 import resource
-import subprocess
-import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from retrieval import faiss_index, index
 from retrieval.retrieval_file import read_content
-from util import run_program, stream
+from util import UserError, number, run_program, stream
 
+CODEBOOKS = 4
 NEIGHBOURS, REPLACED = 16, 0.25
 TOPK, QUERIES = 100, 100
 PROBES = (8, 32, 128)
@@ -28,7 +28,7 @@ SLACK = 1e-4  # of scores, which FAISS sums in another order than the exact scan
 
 
 class Names:
-    """`00000000.jpg` and so on, made when they are written."""
+    """Names `000000000.jpg` and so on, each made when it is written, so that they take no memory."""
 
     def __init__(self, count):
         self._count = count
@@ -41,7 +41,7 @@ class Names:
 
 
 def draw_codes(real, codebooks, count):
-    """Codes as those of real images, uint8 (count, M)."""
+    """Codes that resemble those of real images, uint8 (count, M)."""
     rng = stream(0, "bench scale")
     codes = np.empty((count, len(codebooks)), np.uint8)
     for start in range(0, count, faiss_index.BLOCK):
@@ -56,7 +56,7 @@ def draw_codes(real, codebooks, count):
 
 
 def build(retrieval, folder, count, lists):
-    """Save the index of `count` codes; tell seconds, peak memory and bytes on disk."""
+    """Save the index of `count` codes: its seconds, peak memory, distinct codes and bytes on disk."""
     real = read_content(retrieval)
     content = index.Content(draw_codes(real.db_codes, real.codebooks, count), real.codebooks, Names(count), [["tag"]],
                             real.codebooks[0, :1], None, [], {"seed": 0, "images": "."})
@@ -69,9 +69,9 @@ def build(retrieval, folder, count, lists):
 
 
 def ask(retrieval, folder, exact):
-    """Load and search; tell seconds, peak memory, and for each number of lists looked into queries/s and recall.
+    """Load an index and search it: seconds, peak memory, and `{probed lists: (queries/s, recall)}`.
 
-    exact: file of the flat index's scores, which it writes and the other one reads.
+    `exact`: the file of the scores of the exact scan. The search of the flat index writes it, the other one reads it.
     """
     queries = read_content(retrieval).queries[:QUERIES]
     began = time.perf_counter()
@@ -91,14 +91,14 @@ def ask(retrieval, folder, exact):
 
 
 def peak():
-    """GiB at most so far; Linux counts in KiB."""
+    """The process's peak memory so far, in GiB; Linux counts in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def in_child(*arguments):
-    """What `build` or `ask` tells in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, *map(str, arguments)], check=True, stdout=subprocess.PIPE)
-    return json.loads(done.stdout.splitlines()[-1])
+def in_child(function, *arguments):
+    """What a function returns in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def report(count, lists, built, asked):
@@ -110,11 +110,14 @@ def report(count, lists, built, asked):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("retrieval", metavar="RETRIEVAL_H5", type=Path)
-    parser.add_argument("--images", type=int, nargs="+", default=[10**6, 10**7, 10**8],
+    parser.add_argument("retrieval", metavar="RETRIEVAL_H5", type=Path, help="an <experiment>_retrieval.h5")
+    parser.add_argument("--images", type=number(int, 1), nargs="+", default=[10**6, 10**7, 10**8], metavar="N",
                         help="codes (default 1, 10 and 100 million)")
     options = parser.parse_args()
-    read_content(options.retrieval)  # a file that cannot be used is refused here, in one sentence
+    codebooks = len(read_content(options.retrieval).codebooks)
+    if codebooks != CODEBOOKS:
+        raise UserError(f"{options.retrieval}: expected codes of {CODEBOOKS} codebooks, which is 32 bits, found "
+                        f"{codebooks}")
     print(f"{'codes':>11}  {'index':24}{'build s':>8}{'peak GiB':>9}{'disk GB':>8}{'load s':>8}{'peak GiB':>9}"
           f"{'queries/s':>11}{'recall':>9}")
     for count in options.images:
@@ -122,15 +125,10 @@ def main():
             folder, exact = Path(temporary), Path(temporary) / "exact.npy"
             for lists in (0, index.default_inverted_lists(max(count, 2 * index.FLAT_IMAGES))):
                 place = folder / f"lists-{lists}"
-                built = in_child("build", options.retrieval, place, count, lists)
-                report(count, lists, built, in_child("ask", options.retrieval, place, exact))
+                built = in_child(build, options.retrieval, place, count, lists)
+                report(count, lists, built, in_child(ask, options.retrieval, place, exact))
         print(f"{'':13}{built['distinct']:,} distinct codes; FAISS's file {built['engine'] / count:.2f} bytes a code")
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "build":
-        print(json.dumps(build(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))))
-    elif sys.argv[1] == "ask":
-        print(json.dumps(ask(Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))))
-    else:
-        run_program(main)
+    run_program(main)

@@ -1,7 +1,7 @@
 """Queries a second on a million 32-bit codes: `python experiments/bench_search.py`.
 
-This project's additive index, a plain product quantizer of FAISS with the same bytes, FAISS's own additive index and
-NumPy, in turns in one run, so that what else the machine does falls on all.
+This project's additive index, FAISS's plain product quantizer with as many bytes, FAISS's own additive index and NumPy
+search in turns in one run, so that other load on the machine affects all alike.
 """
 import argparse
 import os
@@ -14,13 +14,13 @@ import faiss
 import numpy as np
 
 from retrieval import index
-from util import DIMENSIONS, stream
+from util import DIMENSIONS, number, run_program, stream
 
 CODEBOOKS, TOPK, QUERIES, ROUNDS = 4, 100, 200, 15
 
 
 def additive(codes, codebooks):
-    """FAISS's own index of additive codes, with norms left out as for inner products."""
+    """FAISS's own index of additive codes, without norms, which inner products do not need."""
     engine = faiss.IndexLocalSearchQuantizer(DIMENSIONS, CODEBOOKS, 8, faiss.METRIC_INNER_PRODUCT)
     faiss.copy_array_to_vector(codebooks.ravel(), engine.lsq.codebooks)
     engine.lsq.is_trained = engine.is_trained = True
@@ -30,7 +30,7 @@ def additive(codes, codebooks):
 
 
 def plain_product(codes, rng):
-    """The usual product quantizer of the same bytes: each codebook knows 75 of the 300 columns."""
+    """The usual product quantizer with as many bytes: each codebook covers 75 of the 300 dimensions."""
     engine = faiss.IndexPQ(DIMENSIONS, CODEBOOKS, 8, faiss.METRIC_INNER_PRODUCT)
     faiss.copy_array_to_vector(rng.normal(size=256 * DIMENSIONS).astype(np.float32), engine.pq.centroids)
     engine.is_trained = True
@@ -39,7 +39,7 @@ def plain_product(codes, rng):
 
 
 def make_kinds(images, folder):
-    """{what: function of queries}, and the index on disk."""
+    """{name: function that searches for queries}, and this project's index, which is saved in `folder`."""
     rng = stream(0, "bench search")
     codes = rng.integers(0, 256, (images, CODEBOOKS), dtype=np.uint8)
     codebooks = rng.normal(size=(CODEBOOKS, 256, DIMENSIONS)).astype(np.float32)
@@ -55,8 +55,9 @@ def make_kinds(images, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=1_000_000, help="codes (default a million)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of FAISS (default 1)")
+    parser.add_argument("--images", type=number(int, TOPK), default=1_000_000, metavar="N",
+                        help="codes (default a million)")
+    parser.add_argument("--threads", type=number(int, 1), default=1, metavar="N", help="threads of FAISS (default 1)")
     options = parser.parse_args()
     faiss.omp_set_num_threads(options.threads)
     queries = stream(0, "bench queries").normal(size=(QUERIES, DIMENSIONS)).astype(np.float32)
@@ -74,8 +75,9 @@ def main():
             print(f"{name:26}{rate:8.1f} queries/s, {rate / plain:.2f} times the plain one")
         size = os.path.getsize(next(Path(folder).glob("engine*")))
         fixed = ours.content.codebooks.nbytes
-        print(f"FAISS's file: {size:,} bytes, {(size - fixed) / options.images:.3f} a vector beside the codebooks")
+        print(f"FAISS's file: {size:,} bytes; without the codebooks, {(size - fixed) / options.images:.3f} bytes a "
+              "vector")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,9 +1,9 @@
-"""How fast and how large training is at the size of MIRFLICKR-25K: `python experiments/bench_training.py`.
+"""Time and memory of training in batches as for MIRFLICKR-25K: `python experiments/bench_training.py`.
 
-1. Seconds from the start of train.py to its second step against what cannot be avoided, the import of TensorFlow and
-   one and a half bare steps; its peak memory with --cache-gb 0.
-2. A training step with everything (loading, losses, codes) against a bare AlexNet forward/backward/Adam step,
-   in turns in one process, so that what else the machine does falls on both.
+1. Seconds from the start of train.py to its second step, compared with those of the import of TensorFlow, one and a
+   half bare steps, and 2 s; its peak memory with --cache-gb 0.
+2. A training step with everything (loading, losses, codes), compared with a bare AlexNet forward/backward/Adam step,
+   in turns in one process, so that other load on the machine affects both alike.
 """
 import argparse
 import re
@@ -30,15 +30,15 @@ from quantization import quantizer
 from quantization.codebooks import random_codebooks
 from storage.arrays import read_weights, write_weights
 from tag_processing import write_tags
-from util import ROOT, stream
+from util import ROOT, number, run_program, stream
 
 TAGS, TAGS_AN_IMAGE, IMAGES = 1178, 8, 1024
-BARE_STEPS = 3  # that the start is compared with
-ROUNDS, STEPS = 3, 4  # of each kind in turn; the first step of a round is not counted
+BARE_STEPS = 3  # timed steps, with whose median the start is compared
+ROUNDS, STEPS = 3, 4  # of each kind, in turns; the first step of a round is not counted
 
 
 def make_data(root):
-    """A data set `bench` of photo-sized JPEG files with random tags, and random weights."""
+    """Make a data set `bench` of JPEG files of 500×375 pixels with random tags, and random weights."""
     rng = stream(0, "bench")
     splits, images = root / "data" / "bench", root / "datasets" / "bench"
     (splits / "tags").mkdir(parents=True)
@@ -112,10 +112,10 @@ def timed(kinds, rounds, times):
     seconds = {name: [] for name in kinds}
     for _ in range(rounds):
         for name, run in kinds.items():
-            for number in range(times):
+            for call in range(times):
                 began = time.perf_counter()
                 run()
-                if number:
+                if call:
                     seconds[name].append(time.perf_counter() - began)
     return seconds
 
@@ -134,19 +134,14 @@ def compare_steps(root, batch_size):
 
 
 def seconds_of(function):
-    """What `function()` gives, and its seconds."""
+    """What `function()` returns, and its seconds."""
     began = time.perf_counter()
     result = function()
     return result, time.perf_counter() - began
 
 
-def seconds_of_import(module):
-    return seconds_of(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, check=True,
-                                             stderr=subprocess.DEVNULL))[1]
-
-
 def start_to_second_step(root, batch_size):
-    """Seconds from the start of train.py until its second step begins, and those of its first step."""
+    """Seconds from the start of train.py until its second step begins, and the seconds of its first step."""
     began = datetime.now()
     done = subprocess.run([sys.executable, ROOT / "train.py", "bench", "0.00001", "2", "0.0001", "4", "WSDQH", "bench",
                            "cpu", "--root", root, "--cache-gb", "0", "--batch-size", str(batch_size)],
@@ -156,9 +151,10 @@ def start_to_second_step(root, batch_size):
 
 
 def start_and_memory(root, batch_size):
-    """Print what the start of train.py takes, its peak memory, and its share of what is allowed."""
+    """Print the seconds of train.py's start, their ratio to what is allowed, and its peak memory."""
     start_to_second_step(root, batch_size)  # so that all files are in memory
-    tensorflow = seconds_of_import("tensorflow")
+    _, tensorflow = seconds_of(lambda: subprocess.run([sys.executable, "-c", "import tensorflow"], check=True,
+                                                      stderr=subprocess.DEVNULL))
     second, first_step = start_to_second_step(root, batch_size)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     step = bare_step(batch_size)
@@ -173,7 +169,8 @@ def start_and_memory(root, batch_size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batch-size", type=int, default=256, help="images a step (default 256)")
+    parser.add_argument("--batch-size", type=number(int, 1, IMAGES), default=256, metavar="N",
+                        help="images a step (default 256)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make_data(Path(folder))
@@ -182,4 +179,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,4 +1,4 @@
-"""Which loss to train the last layer with: `python experiments/losses.py DATASET WORD_VECTORS GPU --encoder FILE.onnx`.
+"""Compare losses of the last layer: `python experiments/losses.py DATASET WORD_VECTORS GPU --encoder FILE.onnx`.
 
 Letters: N images, Q queries, L labels, D = 300, M codebooks.
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from dataset import find_dataset, read_split
-from experiments.ablations import prepare_tags, program, without_graph
-from experiments.baselines import BASELINES, Quantizers, additive_score, training_images
+from experiments.ablations import add_options, prepare_tags, program, without_graph
+from experiments.baselines import BASELINES, Quantizers, additive_score, padded, training_images
 from models.checkpoint import LAST, fit_entries, read_checkpoint
 from models.encoder import ImageEncoder, embed
 from models.features import features_file, photo_features
@@ -21,7 +21,7 @@ from retrieval import metrics
 from storage.arrays import CODEBOOKS, FIT, NEIGHBOURS
 from storage.files import write_json
 from storage.log import experiment_name, margin_form, softmax_form
-from util import DIMENSIONS, ROOT, UserError, number, run_program, stream
+from util import DIMENSIONS, UserError, run_program, stream
 
 COUNTS = (1, 2, 3, 4)  # of codebooks
 QUANTIZERS = ("PQ", "OPQ", "RQ", "LSQ")
@@ -47,22 +47,19 @@ VARIANTS = {variant.name: variant for variant in (
 
 def parse_arguments():
     parser = argparse.ArgumentParser(
-        description="Train the last layer on an encoder's features with each loss, with and without the tag graph, "
-                    "over several seeds, and print one table of MAP over the whole database: of float embeddings, and "
-                    "of codes of fitted codebooks. A finished training is not repeated.")
-    parser.add_argument("dataset", metavar="DATASET", help="a data set that can be trained and validated")
-    parser.add_argument("vectors", metavar="WORD_VECTORS", help="see tag_processing.py")
-    parser.add_argument("gpu", metavar="GPU", help="number of the GPU; -1 or cpu for the CPU")
-    parser.add_argument("--encoder", type=Path, metavar="FILE.onnx", required=True, help="see train.py")
+        description="Train the last layer on an encoder's features with each loss, with and without the tag graph and "
+                    "with several seeds, and print one table of MAP over the whole database: that of float embeddings "
+                    "and that of codes from fitted codebooks. A finished training is not repeated.")
+    add_options(parser)
+    parser.add_argument("--encoder", type=Path, metavar="FILE.onnx", required=True,
+                        help="an image encoder, see train.py --help")
     parser.add_argument("--also", metavar="DATASET", action="append", default=[],
-                        help="a data set with the same images and other labels that is measured too")
-    parser.add_argument("--seeds", type=number(int, 1), default=3, help="runs of each variant (default 3)")
+                        help="also measure MAP with the labels of this data set, which has the same images")
     parser.add_argument("--only", metavar="NAME", action="append", choices=VARIANTS,
-                        help=f"a row of the table: {', '.join(VARIANTS)} (default: all)")
-    parser.add_argument("--faiss", action="store_true", help="FAISS's quantizers on the same embeddings too")
-    parser.add_argument("--threshold", type=number(float, -1, 1), default=0.75, help="of the tag graph (default 0.75)")
-    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR",
-                        help="folder that holds data/ and the rest (default: this program's folder)")
+                        help=f"a row of the table: {'; '.join(VARIANTS)} (default: all)")
+    parser.add_argument("--faiss", action="store_true",
+                        help="also measure FAISS's quantizers on the same embeddings, with "
+                             f"{' and '.join(map(str, COMPARED))} codebooks")
     return parser.parse_args()
 
 
@@ -70,14 +67,21 @@ def main():
     options = parse_arguments()
     faiss = None
     if options.faiss:
-        import faiss
+        try:
+            import faiss
+        except ImportError as error:
+            raise UserError("--faiss needs faiss: pip install -e '.[search]'") from error
+        check_enough(options.dataset, options.root)
     from quantization.codebooks import final_fit  # loads scikit-learn
     prepare_tags(options.root, options.dataset, options.vectors, options.gpu, options.threshold)
     labels = {name: labels_of(name, options.dataset, options.root) for name in (options.dataset, *options.also)}
     table = {}
     for name in options.only or VARIANTS:
+        variant = VARIANTS[name]
+        dataset = options.dataset if variant.graph else without_graph(options.dataset)
         for seed in range(options.seeds):
-            checkpoint, features = trained(options, VARIANTS[name], seed)
+            path = train(options.root, dataset, variant, options.encoder, options.gpu, seed)
+            checkpoint, features = read_checkpoint(path), features_of(options.root, dataset, path)
             embeddings = {split: embed(found[:, None], checkpoint.weights[LAST], unit=True)
                           for split, found in features.items()}
             for m in COUNTS:
@@ -89,6 +93,13 @@ def main():
         print_row(name, table[name])
         write_json(options.root / "logs" / f"{options.dataset}_losses.json",
                    {"options": {key: str(value) for key, value in vars(options).items()}, "map": table})
+
+
+def check_enough(name, root):
+    """Raise UserError if a data set has too few training images for FAISS's quantizers."""
+    images, least = len(read_split(find_dataset(name, root), "train")[0]), max(map(padded, COMPARED))
+    if images < least:
+        raise UserError(f"{name}: expected at least {least} training images for --faiss, found {images}")
 
 
 def labels_of(name, same, root):
@@ -103,26 +114,29 @@ def labels_of(name, same, root):
     return labels
 
 
-def trained(options, variant, seed):
-    """The Checkpoint of one training, which is done unless it is there, and `{split: features, float16 (N, F)}`."""
-    name = options.dataset if variant.graph else without_graph(options.dataset)
+def train(root, dataset, variant, encoder, gpu, seed):
+    """Train a Variant, unless that was done before. Returns the path of the checkpoint."""
     form = softmax_form(0.1, variant.pairs) if variant.loss in ("MILNCE", "SOFTMAX") else margin_form(1)
-    experiment = experiment_name(name, variant.loss, 2, form, 0, f"losses{seed}")
-    path = options.root / "checkpoints" / f"{experiment}.npy"
+    experiment = experiment_name(dataset, variant.loss, 2, form, 0, f"losses{seed}")
+    path = root / "checkpoints" / f"{experiment}.npy"
     if not path.is_file():
         pairs = ["--pairs", variant.pairs] if variant.pairs else []
-        program("train.py", name, 0.003, variant.steps, 0, 2, variant.loss, f"losses{seed}", options.gpu, "--encoder",
-                options.encoder, "--batch-size", variant.batch, *pairs, "--seed", seed, "--root", options.root)
-    folder = find_dataset(name, options.root)
-    encoder = ImageEncoder(path.with_name(f"{path.stem}_encoder.onnx"))
-    return read_checkpoint(path), {
-        split: photo_features(folder, split, np.arange(len(read_split(folder, split)[0])), encoder,
-                              features_file(options.root, name, encoder.sha256), lambda line: None)
-        for split in ("train", "database", "test")}
+        program("train.py", dataset, 0.003, variant.steps, 0, 2, variant.loss, f"losses{seed}", gpu, "--encoder",
+                encoder, "--batch-size", variant.batch, *pairs, "--seed", seed, "--root", root)
+    return path
+
+
+def features_of(root, dataset, checkpoint):
+    """`{split: float16 (N, F)}` by the encoder of the checkpoint at this path."""
+    folder = find_dataset(dataset, root)
+    encoder = ImageEncoder(checkpoint.with_name(f"{checkpoint.stem}_encoder.onnx"))
+    return {split: photo_features(folder, split, np.arange(len(read_split(folder, split)[0])), encoder,
+                                  features_file(root, dataset, encoder.sha256), lambda line: None)
+            for split in ("train", "database", "test")}
 
 
 def scores(embeddings, checkpoint, fit, seed, faiss):
-    """Yield the name and the score function (see `metrics.evaluate`) of floats, of codes, and of FAISS's codes.
+    """Yield name and score function (see `metrics.evaluate`) for floats, for codes, and for FAISS's codes.
 
     Args:
         embeddings: `{split: float32 (N, D)}`.
@@ -151,7 +165,7 @@ def scores(embeddings, checkpoint, fit, seed, faiss):
 
 
 def print_row(name, values):
-    """Mean and standard deviation over the seeds of every ranking, whose `{seed: MAP}` are given."""
+    """Print mean and standard deviation over the seeds. `values`: {ranking: {seed: MAP}}."""
     print(f"\n{name}")
     for key, by_seed in sorted(values.items()):
         numbers = list(by_seed.values())

@@ -39,7 +39,8 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description="Convert public AlexNet weights into alexnet.npy, from which train.py starts: TensorFlow's "
                     "bvlc_alexnet.npy, a .caffemodel or an ONNX model.")
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="the weights; their content tells the format")
+    parser.add_argument("source", metavar="SOURCE", type=Path,
+                        help="the weights; the format is recognised by the content")
     parser.add_argument("target", metavar="TARGET", type=Path, help="the file to write, alexnet.npy")
     parser.add_argument("--channels", choices=("reverse", "keep"),
                         help="reverse: conv1's BGR kernels are reversed and the means adjusted, so that each kernel "

@@ -1,4 +1,4 @@
-"""Draw the demo data set: photo-like scenes, their labels, and tags such as people give.
+"""Draw the demo data set: photo-like scenes with labels, and with tags like those that people give.
 
     python prepare/demo.py OUT_DIR [--images 1500] [--seed 0]
 
@@ -31,7 +31,7 @@ cv2.setNumThreads(1)  # pictures this small gain nothing from threads
 
 @dataclass
 class Scene:
-    """A picture in the making. Colours are RGB, 0 to 1, of shape (3, 1, 1); pictures (3, SIDE, SIDE)."""
+    """A picture that is being painted. Colours are RGB, 0 to 1, of shape (3, 1, 1); pictures (3, SIDE, SIDE)."""
     rng: np.random.Generator
     shown: tuple  # the concepts, back to front
     light: np.ndarray  # a colour that is multiplied by the colour of everything that gives no light itself
@@ -505,7 +505,7 @@ def main():
     parser.add_argument("--images", type=number(int, QUERY_PERIOD, 100_000), default=1500,
                         help="number of images; two in 15 are queries (default 1500)")
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0,
-                        help="drives every random choice (default 0)")
+                        help="seed of every random choice (default 0)")
     options = parser.parse_args()
     make_demo(options.folder, options.images, options.seed)
     print(f"{options.folder / 'photos.csv'}: {options.images} images")

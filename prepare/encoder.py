@@ -14,17 +14,18 @@ from util import UserError, number, run_program
 
 def parse_arguments():
     parser = argparse.ArgumentParser(
-        description="Write FILE.json, the record of how photos are prepared for an image encoder in ONNX, after trying "
-                    "that the encoder runs so; train.py --encoder FILE.onnx then trains on its features.")
+        description="Write FILE.json, the record of how photos are prepared for an image encoder in ONNX, after a "
+                    "trial run of the encoder. train.py --encoder FILE.onnx then trains on its features.")
     parser.add_argument("model", metavar="FILE.onnx", type=Path,
-                        help="an image encoder: images × 3 × S × S or images × S × S × 3, floats or uint8, to images × "
-                             "features, or to maps of features, whose mean over height and width is taken")
+                        help="an image encoder, whose input is images × 3 × S × S or images × S × S × 3, floats or "
+                             "uint8, and whose output is images × features, or maps of features, which are averaged "
+                             "over height and width")
     parser.add_argument("--size", type=number(int, 1, MOST_SIDE), required=True, metavar="S",
                         help="pixels of the square that the model sees")
     parser.add_argument("--mean", type=number(float), nargs=3, default=(0, 0, 0), metavar=("R", "G", "B"),
                         help="subtracted from pixel values, which are 0 to 1 (default 0 0 0)")
     parser.add_argument("--std", type=number(float, 1e-6), nargs=3, default=(1, 1, 1), metavar=("R", "G", "B"),
-                        help="what they are divided by afterwards (default 1 1 1)")
+                        help="divisors of the differences (default 1 1 1)")
     parser.add_argument("--resize", type=number(int, 1, MOST_SIDE), metavar="SIDE",
                         help="pixels to which the middle square of a photo is resized, before the middle S × S is cut "
                              "out (default S)")

@@ -21,11 +21,9 @@ from prepare.download import check_md5, md5, md5_digits, source
 from prepare.split_files import (
     Collection,
     Rows,
-    counts,
     draw_queries,
     draw_training,
     finish,
-    finish_moving,
     link_images,
     ones_of,
     only_preparation,
@@ -52,8 +50,7 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 def main():
     options = parse_options()
     place, splits = options.root / "datasets" / FOLDER, options.root / "data" / FOLDER
-    with only_preparation(place):
-        finish_moving(splits)
+    with only_preparation(place, splits):
         labels_url, images_url = (options.url_base + name if options.download else None
                                   for name in (ANNOTATIONS, IMAGES))
         labels_file = source(options.annotations, [place / ANNOTATIONS], labels_url, "--annotations", read_annotations)
@@ -62,8 +59,10 @@ def main():
         annotations = read_annotations(labels_file)
         folder = unpacked(images, place / "mirflickr", options.md5) if images.is_file() else images_folder(images)
         collection = read_collection(folder, annotations, labels_file)
+        rng = stream(options.seed, "flickr25k splits")
+        test, database = draw_queries(len(collection.names), options.queries, rng)  # the same under both protocols
         training = options.training if options.protocol == "sampled" else None
-        rows = draw(collection, options.queries, training, stream(options.seed, "flickr25k splits"))
+        rows = Rows(draw_training(collection, database, training, rng), database, test)
         link_images(place / "mirflickr", folder, options.root)
         details = {"dataset": "flickr", "protocol": options.protocol, "seed": options.seed}
         finish(collection, rows, splits, details, options.force)
@@ -294,20 +293,6 @@ def decoded(text):
         return text.decode("utf-8-sig")
     except UnicodeDecodeError:
         return text.decode("latin-1")
-
-
-# ---------------------------------------------------------------- the splits
-
-def draw(collection, queries, training, rng):
-    """The rows of each split; a seed gives the same queries under both protocols. Raises UserError.
-
-    `training`: number of training images; None takes every database image with a common tag.
-    """
-    test, database = draw_queries(len(collection.names), queries, rng)
-    tagged = database[counts(collection.tags)[database] > 0]
-    if not len(tagged):
-        raise UserError("expected database images with a common tag to train on, found none")
-    return Rows(tagged if training is None else draw_training(tagged, training, rng), database, test)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from prepare.split_files import (
     draw_queries,
     draw_training,
     finish,
-    finish_moving,
     link_images,
     only_preparation,
 )
@@ -36,8 +35,7 @@ def main():
     for folder in (options.release, images):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder")
-    with only_preparation(place):
-        finish_moving(splits)
+    with only_preparation(place, splits):
         collection, total = read_collection(options.release, images)
         rows = draw(collection, options.queries, options.per_concept, options.training,
                     stream(options.seed, "nus-wide splits"))
@@ -151,8 +149,7 @@ def draw(collection, queries, per_concept, training, rng):
         database = np.setdiff1d(np.arange(count), test)
     else:
         test, database = draw_queries(count, queries, rng)
-    tagged = database[counts(collection.tags)[database] > 0]
-    return Rows(draw_training(tagged, training, rng), database, test)
+    return Rows(draw_training(collection, database, training, rng), database, test)
 
 
 def draw_per_concept(collection, each, rng):

@@ -8,6 +8,7 @@ import stat
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 from dataset import TAG_LISTS, links_out, name_fault
 from prepare.photo_tags import descriptions_of, read_tags
@@ -15,19 +16,19 @@ from prepare.split_files import (
     DROPPED_TAGS,
     REPORT,
     SPLIT_FILES,
-    finish_moving,
+    check_faults,
     install,
     link_images,
     ones_of,
     only_preparation,
-    tags_are_stale,
+    stale_tags_note,
     temporary_folder,
     write_lines,
     write_splits,
 )
 from retrieval.photos import photos_and_descriptions
 from storage.files import read_json, write_json, write_text
-from storage.images import image_fault, list_faults
+from storage.images import image_fault
 from tags.spelling import fold
 from util import UserError, cores, first_few, note, progress
 
@@ -43,7 +44,7 @@ MADE_BY = "prepare/photos.py --from-photos"
 
 @dataclass(frozen=True)
 class Photo:
-    """What was read of a photo.
+    """What was read from a photo.
 
     stamps: {file: [size, time of the last change in ns]} of the photo and of the files that describe it;
     tags: as people typed them; fault: why the photo cannot be used, or None; unread: why some tags could not be read.
@@ -60,8 +61,7 @@ def import_photos(root, dataset, folder, min_tag_count, skip_bad, folder_tags):
     `folder_tags`: whether the names of the folders that a photo is in count as its tags.
     """
     splits, link = root / "data" / dataset, root / "datasets" / dataset
-    with only_preparation(splits):
-        finish_moving(splits)
+    with only_preparation(splits, splits):
         check_origin(splits, folder)
         before = read_memory(splits)
         photos = read_photos(folder, splits, before)
@@ -87,12 +87,10 @@ def import_photos(root, dataset, folder, min_tag_count, skip_bad, folder_tags):
             else:
                 write_splits(new, {"train": (usable, None)}, left_out=left_out)
             write_notes(new, report, dropped)
-            stale = ready and tags_are_stale(splits, new / TAG_LISTS[0])
+            stale = stale_tags_note(splits, new / TAG_LISTS[0]) if ready else ""
             done = install(new, splits, force=True)
-    print_report(report, dropped, {name: photo.unread for name, photo in photos.items() if photo.unread}, splits)
-    print(f"{done}, linked {link}")
-    if stale:
-        print(f"note: {splits / 'tags'} was made from another tag list: run tag_processing.py again")
+    print_report(report, dropped, [photo.unread for photo in photos.values() if photo.unread], splits)
+    print(f"{done}, linked {link}{stale}")
     return ready
 
 
@@ -106,12 +104,12 @@ def check_origin(splits, folder):
                         "choose another name")
 
 
-# ---------------------------------------------------------------- what the photos say
+# ---------------------------------------------------------------- reading the photos
 
 def read_photos(folder, splits, before):
-    """{name: Photo} of a folder, which is also saved in `splits`. What is unchanged since `before` is not read again.
+    """{name: Photo} of a folder. They are also saved in `splits`.
 
-    `before`: {name: Photo} of the last run.
+    `before`: {name: Photo} of the last run. Photos that have not changed since are not read again.
     """
     names, descriptions = photos_and_descriptions(folder)
     described = descriptions_of(names, descriptions)
@@ -133,9 +131,9 @@ def read_photos(folder, splits, before):
 
     photos, pool = {}, ThreadPoolExecutor(cores())
     try:
-        found = pool.map(read, *zip(*enumerate(names), strict=True))
-        for photo in progress(found, total=len(names), desc="reading tags", unit="photo", leave=False):
-            photos[names[len(photos)]] = photo
+        found = progress(pool.map(read, range(len(names)), names), total=len(names), desc="reading tags", unit="photo",
+                         leave=False)
+        photos.update(zip(names, found, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
         write_memory(splits, photos if len(photos) == len(names) else {**before, **photos})
@@ -154,17 +152,11 @@ def stamp(path):
 def usable_photos(folder, photos, skip_bad):
     """The names of the photos that can be used, and {name: fault} of the others. Raises UserError unless `skip_bad`."""
     faults = {name: photo.fault for name, photo in photos.items() if photo.fault}
-    if faults:
-        names = list(faults)
-        shown = list_faults(dict(enumerate(faults.values())), lambda i: repr(names[i]))
-        bad = f"{len(faults):,} of {len(photos):,} photos cannot be used"
-        if not skip_bad:
-            raise UserError(f"{folder}: {bad} (--skip-bad leaves them out): {shown}")
-        print(f"left out: {bad}: {shown}")
+    check_faults(folder, faults, len(photos), repr, skip_bad)
     return [name for name in photos if name not in faults], faults
 
 
-# ---------------------------------------------------------------- what the last run read
+# ---------------------------------------------------------------- memory of the last run
 
 def read_memory(splits):
     """{name: Photo} of the last run; empty if there was none or if its file cannot be used."""
@@ -228,14 +220,13 @@ def write_notes(new, report, dropped):
 
 
 def print_report(report, dropped, unread, splits):
-    """Print what was found, and why tags were dropped."""
+    """Print what was found, and why tags were dropped. `unread`: of each photo with such tags, what is wrong."""
     known = report["changes"]
     since = "" if known is None else (f"; since the last run {known['new']:,} new, {known['changed']:,} changed, "
                                       f"{known['deleted']:,} deleted")
     print(f"photos: {report['photos']:,}{since}")
     if unread:
-        note(f"some tags of {len(unread):,} photos could not be read: "
-             + first_few([fault for faults in unread.values() for fault in faults]))
+        note(f"some tags of {len(unread):,} photos could not be read: " + first_few([*chain.from_iterable(unread)]))
     print(f"tags: {report['tags']:,} kept" + (f"; dropped, and listed in {splits / DROPPED_TAGS}:" if dropped else ""))
     for why, found in dropped.items():
         print(f"{len(found):10,} that {why}: {', '.join([*found][:SHOWN_TAGS])}{', …' * (len(found) > SHOWN_TAGS)}")

@@ -3,6 +3,7 @@
 They are keywords of IPTC, XMP and EXIF in its file, XMP in a file next to it, and the tags of Flickr's data export.
 Pillow and defusedxml read the formats; both are optional, so import this module only where such tags are wanted.
 """
+import contextlib
 import json
 import logging
 import os
@@ -73,40 +74,28 @@ def read_tags(photo, descriptions):
     """
     tags, faults = [], []
 
-    def collect(path, read, *arguments):
+    @contextlib.contextmanager
+    def noting_faults(path):
         try:
-            tags.extend(read(*arguments))
+            yield
         except Exception as error:  # damaged files make these libraries raise errors of any kind
             faults.append(f"{path} ({one_line(error)})")
 
-    collect(photo, photo_keywords, photo, lambda read, *arguments: collect(photo, read, *arguments))
+    with noting_faults(photo), contextlib.suppress(UnidentifiedImageError), Image.open(photo, formats=FORMATS) as image:
+        for read in (read_to_the_end, exif_keywords, iptc_keywords, xmp_in_image):
+            with noting_faults(photo):
+                tags += read(image)
     for path in descriptions:
-        collect(path, xmp_file_keywords if str(path).lower().endswith(".xmp") else flickr_tags, path)
+        with noting_faults(path):
+            tags += xmp_in_file(path) if str(path).lower().endswith(".xmp") else flickr_tags(path)
     last_parts = (tag.split("|")[-1].strip() for tag in tags)
     return list(dict.fromkeys(tag for tag in last_parts if tag)), faults
 
 
-def photo_keywords(path, collect):
-    """Have `collect(read, argument)` read each kind of keywords in a photo's file. Returns no tags of its own.
-
-    A file of another format has none.
-    """
-    try:
-        image = Image.open(path, formats=FORMATS)
-    except UnidentifiedImageError:
-        return []
-    with image:
-        if image.format == "PNG" and "xmp" not in image.info:
-            collect(read_to_the_end, image)
-        collect(exif_keywords, image)
-        collect(iptc_keywords, image)
-        collect(xmp_keywords, image.info.get("xmp") or b"")
-    return []
-
-
 def read_to_the_end(image):
-    """Read a PNG's pixels, because its keywords may come after them; `image.info` then holds them."""
-    image.load()
+    """Read a PNG's pixels, because its keywords may come after them; `image.info` then holds them. No tags."""
+    if image.format == "PNG" and "xmp" not in image.info:
+        image.load()
     return []
 
 
@@ -128,6 +117,14 @@ def _decoded(keyword):
         return keyword.decode("latin-1")
 
 
+def xmp_in_image(image):
+    return xmp_keywords(image.info.get("xmp") or b"")
+
+
+def xmp_in_file(path):
+    return xmp_keywords(read_small(path))
+
+
 def xmp_keywords(packet):
     """The keywords of an XMP packet, bytes. Raises errors of any kind, also for a DTD, which an entity bomb needs."""
     if len(packet) > MOST_BYTES:
@@ -142,10 +139,6 @@ def xmp_keywords(packet):
         for element in root.iter(name):
             keywords += [item.text for item in element.iter(f"{RDF}li")] or [element.text]
     return [keyword for keyword in keywords if keyword]
-
-
-def xmp_file_keywords(path):
-    return xmp_keywords(read_small(path))
 
 
 def flickr_tags(path):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dataset import RELEASE_FOLDERS, faults_in, name_fault, read_text
 from prepare.split_files import (
+    check_faults,
     check_link,
     counts,
     finish_moving,
@@ -27,7 +28,6 @@ from prepare.split_files import (
     temporary_folder,
     write_splits,
 )
-from storage.images import list_faults
 from util import ROOT, UserError, leads_out, number, run_program
 
 REQUIRED = ("image", "tags", "split")
@@ -223,13 +223,7 @@ def image_folder(path):
 def sound_photos(path, photos, images, skip_bad):
     """The photos whose files can be used. Others raise a UserError, or with `skip_bad` are left out and reported."""
     faults = faults_in(images, [photo.image for photo in photos])
-    if not faults:
-        return photos
-    shown = list_faults(faults, lambda i: f"{photos[i].image} (row {photos[i].row})")
-    bad = f"{len(faults):,} of {len(photos):,} photos cannot be used"
-    if not skip_bad:
-        raise UserError(f"{path}: {bad} (--skip-bad leaves them out): {shown}")
-    print(f"left out: {bad}: {shown}")
+    check_faults(path, faults, len(photos), lambda i: f"{photos[i].image} (row {photos[i].row})", skip_bad)
     return [photo for i, photo in enumerate(photos) if i not in faults]
 
 

@@ -14,6 +14,7 @@ import scipy.sparse
 
 from dataset import TAG_LISTS, link_folder, read_tag_names
 from storage.files import exclusive_lock, fingerprint, read_json, sync, write_json, write_text
+from storage.images import list_faults
 from util import UserError
 
 MATRICES = {"train": "train_tag.txt", "database": "database_label.txt", "test": "test_label.txt"}
@@ -60,8 +61,13 @@ def draw_queries(count, queries, rng):
     return np.sort(order[:queries]), np.sort(order[queries:])
 
 
-def draw_training(tagged, wanted, rng):
-    """`wanted` of the rows `tagged`, ascending. Raises UserError if there are fewer."""
+def draw_training(collection, database, wanted, rng):
+    """`wanted` of the rows `database` that have a tag, or all if `wanted` is None, ascending. Raises UserError."""
+    tagged = database[counts(collection.tags)[database] > 0]
+    if not len(tagged):
+        raise UserError("expected database images with a tag of the tag list to train on, found none")
+    if wanted is None:
+        return tagged
     if len(tagged) < wanted:
         raise UserError(f"expected at least {wanted:,} database images with a tag to train on, found "
                         f"{len(tagged):,} (--training takes fewer)")
@@ -82,6 +88,24 @@ def ones_of(sets, names):
     starts = np.cumsum([0, *map(len, rows)])
     columns = np.fromiter(chain.from_iterable(rows), np.int64, starts[-1])
     return scipy.sparse.csr_array((np.ones(len(columns), np.uint8), columns, starts), shape=(len(rows), len(column)))
+
+
+# ---------------------------------------------------------------- images that cannot be used
+
+def check_faults(where, faults, count, name, skip_bad):
+    """Raise UserError if there are photos that cannot be used, or with `skip_bad` print that they are left out.
+
+    Args:
+        where: the file or folder that names the photos.
+        faults: {row: what is wrong}, of `count` photos.
+        name: function of a row.
+    """
+    if not faults:
+        return
+    bad, shown = f"{len(faults):,} of {count:,} photos cannot be used", list_faults(faults, name)
+    if not skip_bad:
+        raise UserError(f"{where}: {bad} (--skip-bad leaves them out): {shown}")
+    print(f"left out: {bad}: {shown}")
 
 
 # ---------------------------------------------------------------- writing
@@ -127,10 +151,16 @@ def write_matrix(path, matrix):
 
 # ---------------------------------------------------------------- all files in their place, or none
 
-def only_preparation(folder):
-    """A lock that keeps other preparations out of `folder` for the block."""
-    return exclusive_lock(folder.with_name(f".{folder.name}.lock"),
-                          f"{folder}: another preparation is running here, wait until it has ended")
+@contextlib.contextmanager
+def only_preparation(folder, splits):
+    """A lock that keeps other preparations out of `folder` for the block.
+
+    If an interrupted one was moving its files to `splits`, the rest of them is moved first.
+    """
+    with exclusive_lock(folder.with_name(f".{folder.name}.lock"),
+                        f"{folder}: another preparation is running here, wait until it has ended"):
+        finish_moving(splits)
+        yield
 
 
 @contextlib.contextmanager
@@ -196,15 +226,16 @@ def tags_made_from(splits):
         return None
 
 
-def tags_are_stale(splits, tag_list):
-    """Whether there is a `tags/` that was made from another tag list than the file `tag_list`."""
+def stale_tags_note(splits, tag_list):
+    """A line to print if `tags/` was made from another tag list than the file `tag_list`, else an empty text."""
     if not (splits / "tags" / "FinalTagEmbs.txt").is_file():
-        return False
-    made_from = tags_made_from(splits)
+        return ""
+    made_from, old = tags_made_from(splits), splits / tag_list.name
     if made_from is None:
-        old = splits / tag_list.name
-        return not (old.is_file() and read_tag_names(old) == read_tag_names(tag_list))
-    return made_from != fingerprint(tag_list)
+        fits = old.is_file() and read_tag_names(old) == read_tag_names(tag_list)
+    else:
+        fits = made_from == fingerprint(tag_list)
+    return "" if fits else f"\nnote: {splits / 'tags'} was made from another tag list: run tag_processing.py again"
 
 
 def check_link(link, images):
@@ -242,12 +273,10 @@ def finish(collection, rows, splits, details, force):
         report = {**details, **summary(collection, rows),
                   "files": {path.name: fingerprint(path) for path in sorted(new.iterdir())}}
         write_json(new / REPORT, report)
-        stale = tags_are_stale(splits, new / collection.tag_list)
+        note = stale_tags_note(splits, new / collection.tag_list)
         done = install(new, splits, force)
     print_report(report)
-    print(done)
-    if stale:
-        print(f"note: {splits / 'tags'} was made from another tag list: run tag_processing.py again")
+    print(done + note)
 
 
 def summary(collection, rows):

@@ -4,6 +4,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install dev
 
 "$PYTHON" -m ruff check .
-unset PYTHONDONTWRITEBYTECODE  # or every program that a test starts is compiled anew
+unset PYTHONDONTWRITEBYTECODE  # otherwise every program that a test starts would be compiled again
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1  # two workers, each on a core of its own
 "$PYTHON" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

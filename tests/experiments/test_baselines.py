@@ -50,6 +50,16 @@ def content(tmp_path_factory):
     return read_content(write(tmp_path_factory.mktemp("h5") / "x_retrieval.h5"))
 
 
+@pytest.mark.parametrize(("m", "name"), [(2, "OPQ"), (2, "RQ"), (8, "OPQ")])
+def test_the_fewest_images_suffice_for_training(m, name):
+    vectors = stream(0, "few").normal(size=(baselines.padded(m), 300)).astype(np.float32)
+    quantizers = baselines.Quantizers(faiss, m, 0)
+    index = baselines.BASELINES[name](quantizers)
+    index.train(vectors)
+    index.add(vectors)
+    assert quantizers.codes(index).shape == (len(vectors), m)
+
+
 # ---------------------------------------------------------------- the table
 
 @pytest.fixture(scope="module")
@@ -156,8 +166,8 @@ def refused(monkeypatch, capsys, *arguments):
 
 @pytest.mark.parametrize(("changed", "sentence"), [
     (lambda a: {"db_codes": a["db_codes"][1:]}, "expected db_codes with shape (600, 2), found (599, 2)"),
-    (lambda a: {name: a[name][:255] for name in ("db_features", "db_label", "db_codes")},
-     "expected at least 256 database images and one query, found 255 and 20"),
+    (lambda a: {name: a[name][:299] for name in ("db_features", "db_label", "db_codes")},
+     "expected at least 300 database images and one query, found 299 and 20"),
     (lambda a: {"qry_label": a["qry_label"] * 0}, "no query shares a label with a database image"),
 ])
 def test_a_retrieval_file_that_does_not_fit_is_refused(tmp_path, monkeypatch, capsys, changed, sentence):

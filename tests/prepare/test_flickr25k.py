@@ -214,7 +214,7 @@ def test_killed_while_replacing_never_mixes_old_and_new(flickr, capsys, monkeypa
 
 
 def test_two_preparations_at_once(flickr, refused):
-    with only_preparation(flickr.link.parent):
+    with only_preparation(flickr.link.parent, flickr.splits):
         assert "another preparation is running here" in refused(flickr)
 
 
