@@ -239,7 +239,7 @@ def features_of(published):
     def features_of(paths):
         batches = [np.stack([middle(decode(path)[0]) for path in paths[start:start + 16]])
                    for start in range(0, len(paths), 16)]
-        return np.concatenate([session.run(None, {network.INPUT: batch})[0] for batch in batches])
+        return np.concatenate([session.run(None, {"images": batch})[0] for batch in batches])
     return features_of
 
 
