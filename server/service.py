@@ -3,7 +3,6 @@
 Letters: D = 300 numbers of an embedding, Q queries.
 """
 import base64
-import json
 import time
 from dataclasses import asdict
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from retrieval import manifest
 from retrieval.searcher import DEFAULT_TOPK
-from storage.files import fingerprint
+from storage.files import fingerprint, json_object
 from tags.spelling import fold
 from util import UserError, one_line, unit_length
 
@@ -194,7 +193,7 @@ class Service:
 
     def _read_settings(self, body):
         check_json_size(body, self.index.content.query_length)
-        return read_object(body)
+        return json_object(body)
 
     def _options(self, settings, most):
         """topk, up to `most`, and the number of inverted lists to search."""
@@ -267,17 +266,6 @@ def check_json_size(body, length):
     if lists > MOST_VECTORS + 2 or parts > MOST_VECTORS * length:
         raise UserError(f"expected at most {MOST_VECTORS:,} vectors of {length} numbers, found JSON with {lists:,} "
                         f"brackets and {parts:,} commas")
-
-
-def read_object(body):
-    """The dict in a body of JSON. Raises UserError."""
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"expected JSON, found something else ({one_line(error)})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def read_vectors(given, length):

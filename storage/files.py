@@ -238,15 +238,23 @@ def _as_json(content):
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
+def json_object(content):
+    """The dict in a text of JSON, str or bytes. Raises UserError for anything else."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"expected JSON, found something else ({one_line(error)})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"expected a JSON object, found {type(found).__name__}")
+    return found
+
+
 def read_json(path):
     """The dict in a JSON file. Raises UserError for anything else."""
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: expected JSON, found something else ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
+        return json_object(path.read_bytes())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def read_record(path, kind):
